@@ -1,0 +1,10 @@
+"""Attention operations that also report what they kept and how they scored it.
+
+Each operation is a folder: `reference.py` reads as the equation and runs anywhere, `kernel.py` is the Triton version,
+and `__init__.py` checks the arguments and chooses between them.
+"""
+
+from kernels.evict_scan import NEVER, EvictScan, evict_scan
+from kernels.flash_column_score import ColumnScore, flash_column_score
+
+__all__ = ["NEVER", "ColumnScore", "EvictScan", "evict_scan", "flash_column_score"]

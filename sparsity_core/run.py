@@ -1,0 +1,405 @@
+"""run: one forward of a text under a pipeline, as a Trace. generate: the same with tokens that the model adds."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsity_core.method import EvictionMethod, LayerShape, Pipeline, PrefillRule
+from sparsity_core.metrics import AgainstDense, probe_steps
+from sparsity_core.models import Model, load
+from sparsity_core.record import Enough, Recorder, recording
+from sparsity_core.text import pieces, shown, token_class
+from sparsity_core.trace import Provenance, RunSpec, Trace
+
+Progress = Callable[[float, str], None]  # (share done in 0…1, what is being done); raises to cancel
+_SNAPSHOT_ELEMENTS = 6_000_000  # of a trace's scores: 24 MB of float32
+
+
+def _silent(share: float, doing: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What the model wrote under a pipeline. `trace` covers the prompt and the new tokens."""
+
+    text: str
+    token_ids: list[int]
+    trace: Trace
+    kv_bytes: int
+    kv_bytes_dense: int
+
+
+@torch.inference_mode()
+def run(
+    model: Model,
+    prompt: str | Sequence[int],
+    pipeline: Pipeline | None = None,
+    *,
+    seed: int = 0,
+    n_prefill: int | None = None,
+    snapshots: int = 64,
+    against_dense: bool = True,
+    progress: Progress = _silent,
+) -> Trace:
+    """One forward over the text, every query of it a decode step, so that it gives perplexity too.
+
+    Args:
+        prompt: text, or token ids.
+        n_prefill: tokens that a method of one cut (SnapKV, A2SF prefill) reads densely before it; half the text where
+            None. Methods that drop as they go ignore it.
+        snapshots: how many times, at most, the accumulated scores are copied into the trace.
+        against_dense: a second, dense pass for regret, the ideal mask and KL.
+
+    Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
+    """
+    pipeline = pipeline or Pipeline()
+    method = _eviction_of(pipeline)
+    ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    _check_ids(model, ids)
+    n = len(ids)
+    if n_prefill is None:
+        n_prefill = _default_prefill(model, method, n)
+    began = time.perf_counter()
+    texts, groups = pieces(model.tokenizer, ids)
+    classes = [token_class(t) for t in texts]
+    weight = 0.5 if against_dense and method is not None else 1.0
+    recorder = Recorder(
+        model,
+        method,
+        n_tokens=n,
+        n_prefill=n_prefill,
+        token_classes=classes,
+        snapshot_steps=snapshot_steps(model, n, snapshots),
+        seed=seed,
+        on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
+    )
+    progress(0.0, "reading the prompt")
+    tensor = torch.tensor([ids])
+    with recording(recorder):
+        hidden = model.hidden(tensor, use_cache=False)[0]
+    recorder.check_fired(1)
+    forward_seconds = time.perf_counter() - began
+    draft = _draft(model, pipeline, method, recorder, ids, texts, groups, classes, n, n_prefill, seed)
+    per_key = 2 * model.arch.head_dim * model.dtype.itemsize
+    draft = replace(draft, kv_bytes=recorder.n_cached() * per_key, kv_bytes_dense=_dense_bytes(model, n))
+    return _complete(model, draft, hidden, method is not None and against_dense, began, forward_seconds, weight, progress)
+
+
+@torch.inference_mode()
+def generate(
+    model: Model,
+    prompt: str | Sequence[int],
+    pipeline: Pipeline | None = None,
+    *,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    temperature: float = 0.0,
+    snapshots: int = 64,
+    against_dense: bool = True,
+    stop_at_eos: bool = True,
+    progress: Progress = _silent,
+) -> Generation:
+    """Tokens after a prompt, from a cache that physically loses what the pipeline evicts.
+
+    Args:
+        max_new_tokens: at least 1.
+        temperature: 0 takes the likeliest token; above it, samples with `seed`.
+        others: as in `run`.
+
+    Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
+    """
+    from transformers import DynamicCache
+
+    pipeline = pipeline or Pipeline()
+    method = _eviction_of(pipeline)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
+    ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    n_prompt = len(ids)
+    _check_ids(model, ids, extra=max_new_tokens)
+    total = n_prompt + max_new_tokens - 1  # the last new token is never an input
+    began = time.perf_counter()
+    texts, _ = pieces(model.tokenizer, ids)
+    classes = [token_class(t) for t in texts]
+    cache = DynamicCache()  # without the model's config: our own masks decide what is seen, sliding windows included
+    share = 0.5 if against_dense and method is not None else 1.0
+    step_share = share / (1 + max_new_tokens)
+    recorder = Recorder(
+        model,
+        method,
+        n_tokens=total,
+        n_prefill=n_prompt,
+        token_classes=classes,
+        snapshot_steps=snapshot_steps(model, total, snapshots),
+        seed=seed,
+        cache=cache,
+        on_layer=lambda i: progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None,
+    )
+    states: list[torch.Tensor] = []
+    sampler = torch.Generator().manual_seed(seed)
+    feed = torch.tensor([ids])
+    with recording(recorder):
+        for step in range(max_new_tokens):
+            position = torch.arange(recorder.start, recorder.start + feed.shape[1], device=model.device)[None]
+            states.append(model.hidden(feed, past_key_values=cache, position_ids=position, use_cache=True)[0])
+            recorder.start += feed.shape[1]
+            token = _next_token(model.logits(states[-1][-1]), temperature, sampler)
+            ids.append(token)
+            progress(step_share * (step + 2), f"token {step + 1} of {max_new_tokens}")
+            if stop_at_eos and token in _eos_ids(model):
+                break
+            classes.append(token_class(model.tokenizer.decode([token])))
+            feed = torch.tensor([[token]])
+    recorder.check_fired(len(states))
+    forward_seconds = time.perf_counter() - began
+    seen = ids[:-1]
+    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    texts, groups = pieces(model.tokenizer, seen)
+    classes = [token_class(t) for t in texts]
+    draft = _draft(model, pipeline, method, recorder, seen, texts, groups, classes, n_prompt, n_prompt, seed)
+    draft = replace(draft, kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(model, len(seen)))
+    hidden = torch.cat(states)
+    trace = _complete(model, draft, hidden, method is not None and against_dense, began, forward_seconds, share, progress)
+    new = ids[n_prompt:]
+    text = model.tokenizer.decode(new, skip_special_tokens=True)
+    trace = replace(trace, continuation=text)
+    return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=draft.kv_bytes_dense)
+
+
+def execute(spec: RunSpec, progress: Progress = _silent) -> Trace:
+    """What a spec asks for, with its model loaded by name: the one entry of jobs and the command line.
+
+    Raises ValueError for anything in the spec that does not fit.
+    """
+    pipeline = Pipeline.parse(spec.pipeline)
+    progress(0.0, f"loading {spec.model}")
+    model = load(spec.model, device=spec.device, dtype=spec.dtype)
+    if not spec.generate:
+        return run(model, spec.prompt, pipeline, seed=spec.seed, progress=progress)
+    return generate(
+        model, spec.prompt, pipeline, max_new_tokens=spec.generate, seed=spec.seed, progress=progress
+    ).trace
+
+
+def snapshot_steps(model: Model, n: int, most: int) -> list[int]:
+    """Evenly spaced queries, the last among them, so few that the scores stay below 24 MB."""
+    room = _SNAPSHOT_ELEMENTS // max(1, model.arch.n_layers * model.arch.n_kv_heads * n)
+    count = min(most, n, max(2, room))
+    return sorted(set(np.linspace(0, n - 1, count).round().astype(int).tolist())) if count else []
+
+
+@torch.inference_mode()
+def refill(
+    model: Model, trace: Trace, pipeline: Pipeline, layer: int, *, steps: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One layer's accumulated scores at more steps than a trace keeps: (steps [S], scores [Hkv, S, T]).
+
+    Runs the layers up to this one again over the trace's tokens. Every step where None, up to 512 of them.
+    """
+    n = trace.n_tokens
+    wanted = list(steps) if steps is not None else sorted(set(np.linspace(0, n - 1, min(n, 512)).round().astype(int)))
+    recorder = Recorder(
+        model,
+        _eviction_of(pipeline),
+        n_tokens=n,
+        n_prefill=trace.n_prefill,
+        token_classes=trace.classes,
+        snapshot_steps=[int(s) for s in wanted],
+        seed=trace.provenance.seed,
+        only_layer=layer,
+    )
+    with recording(recorder), contextlib.suppress(Enough):
+        model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
+    return np.asarray(wanted, np.int32), recorder.layer_snapshots(layer)
+
+
+def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
+    others = [stage for stage in pipeline.methods if stage != "eviction"]
+    if others:
+        raise ValueError(f"the {others[0]} stage cannot be run yet: only eviction methods can")
+    return pipeline.eviction
+
+
+def _check_ids(model: Model, ids: Sequence[int], extra: int = 0) -> None:
+    if not ids:
+        raise ValueError("the prompt is empty: type or choose some text")
+    model.check_length(len(ids))
+    if len(ids) + extra > model.arch.max_positions:
+        raise ValueError(
+            f"{len(ids):,} prompt tokens and {extra:,} new ones pass the {model.arch.max_positions:,} positions of "
+            f"{model.name}: shorten the prompt or generate at most {model.arch.max_positions - len(ids):,}"
+        )
+
+
+def _rules(model: Model, method: EvictionMethod | None) -> list[Any]:
+    arch = model.arch
+    return [] if method is None else [method.rule(LayerShape(i, arch.n_layers, arch.n_kv_heads)) for i in range(arch.n_layers)]
+
+
+def _default_prefill(model: Model, method: EvictionMethod | None, n: int) -> int:
+    """Half the text for methods of one cut, so that the other half shows its cost; all of it for the dense model."""
+    one_cut = any(isinstance(r, PrefillRule) and r.budget is not None for r in _rules(model, method))
+    return n // 2 if one_cut else n
+
+
+def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:
+    if temperature <= 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(torch.softmax(logits.cpu() / temperature, -1), 1, generator=sampler))
+
+
+def _eos_ids(model: Model) -> set[int]:
+    configured = getattr(model.hf.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in [*ids, getattr(model.tokenizer, "eos_token_id", None)] if i is not None}
+
+
+def _draft(
+    model: Model,
+    pipeline: Pipeline,
+    method: EvictionMethod | None,
+    recorder: Recorder,
+    ids: Sequence[int],
+    texts: list[str],
+    groups: list[int],
+    classes: list[str],
+    n_prompt: int,
+    n_prefill: int,
+    seed: int,
+) -> Trace:
+    """The trace as far as the pruned pass alone tells it."""
+    n = len(ids)
+    arch = model.arch
+    rules = _rules(model, method)
+    notes = []
+    evicted_at = recorder.evicted_at(n)
+    if method is not None and not (evicted_at < n).any():
+        notes.append(f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget.")
+    one_cut = any(isinstance(r, PrefillRule) and r.budget is not None for r in rules)
+    nothing = np.full(n, np.nan, np.float32)
+    steps = [s for s in recorder.snapshot_steps if s < n]
+    return Trace(
+        provenance=Provenance(
+            model=model.name,
+            fingerprint=model.fingerprint,
+            pipeline=str(pipeline),
+            seed=seed,
+            dtype=model.dtype_name,
+            device=str(model.device),
+            backends=tuple(sorted(recorder.backends)),
+            prompt_hash=hashlib.sha256(np.asarray(ids[:n_prompt], np.int64).tobytes()).hexdigest()[:12],
+            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+            seconds={},
+        ),
+        n_prompt=n_prompt,
+        n_prefill=n_prefill if one_cut else 0,
+        n_heads=arch.n_heads,
+        budgets=_per_layer(rules, "budget", n, arch.n_layers),
+        n_sink=_per_layer(rules, "n_sink", 0, arch.n_layers),
+        recent=_per_layer(rules, "recent", 0, arch.n_layers),
+        token_ids=np.asarray(ids, np.int32),
+        texts=texts,
+        tokens=shown(texts, groups),
+        groups=np.asarray(groups, np.int32),
+        classes=classes,
+        evicted_at=evicted_at,
+        threshold=recorder.threshold(n),
+        snapshot_steps=np.asarray(steps, np.int32),
+        snapshots=recorder.snapshots(n)[:, :, : len(steps)],
+        nll=nothing,
+        dense_nll=nothing,
+        kl_to_dense=nothing,
+        top1_agrees=nothing,
+        regret=np.zeros((0, 0, 0), np.float32),
+        probe_steps=probe_steps(n),
+        ideal_recall=np.zeros((0, 0, 0), np.float32),
+        ideal_cosine=np.zeros((0, 0, 0), np.float32),
+        ideal_mass=np.zeros((0, 0, 0), np.float32),
+        kv_bytes=0,
+        kv_bytes_dense=0,
+        continuation="",
+        notes=tuple(notes),
+    )
+
+
+def _per_layer(rules: list[Any], name: str, otherwise: int, n_layers: int) -> np.ndarray:
+    values = [getattr(rule, name) for rule in rules] or [None] * n_layers
+    return np.asarray([otherwise if v is None else v for v in values], np.int32)
+
+
+def _complete(
+    model: Model,
+    draft: Trace,
+    hidden: torch.Tensor,
+    against_dense: bool,
+    began: float,
+    forward_seconds: float,
+    share: float,
+    progress: Progress,
+) -> Trace:
+    """Adds the loss of the pruned pass and, with a dense pass, what the pruning cost."""
+    ids = torch.from_numpy(draft.token_ids.astype(np.int64))
+    seconds = {"forward": round(forward_seconds, 3)}
+    found: dict[str, Any] = {}
+    if against_dense:
+        dense = AgainstDense(
+            draft.evicted_at,
+            draft.n_heads,
+            lambda i: progress(share + (0.95 - share) * i / model.arch.n_layers, f"dense layer {i + 1}, to compare"),
+        )
+        with recording(dense):
+            dense_hidden = model.hidden(ids[None], use_cache=False)[0]
+        found |= _compared_losses(model, ids, hidden, dense_hidden)
+        found |= {
+            "regret": dense.regret,
+            "ideal_recall": dense.recall,
+            "ideal_cosine": dense.cosine,
+            "ideal_mass": dense.mass,
+        }
+        seconds["dense"] = round(time.perf_counter() - began - forward_seconds, 3)
+    else:
+        nll = np.full(len(ids), np.nan, np.float32)
+        for start, end, log_p in model.logit_rows(hidden):
+            nll[start:end] = _nll(log_p, ids[start + 1 : end + 1])
+        found["nll"] = nll
+        if draft.provenance.pipeline == "dense":
+            zero = np.zeros(len(ids), np.float32)
+            found |= {"dense_nll": nll, "kl_to_dense": zero, "top1_agrees": zero + 1}
+    progress(1.0, "done")
+    return replace(draft, provenance=replace(draft.provenance, seconds=seconds), **found)
+
+
+def _compared_losses(model: Model, ids: torch.Tensor, hidden: torch.Tensor, dense_hidden: torch.Tensor) -> dict[str, Any]:
+    n = len(ids)
+    nll, dense_nll = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+    kl, agrees = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    rows = zip(model.logit_rows(hidden), model.logit_rows(dense_hidden), strict=True)
+    for (start, end, log_p), (_, _, log_dense) in rows:
+        following = ids[start + 1 : end + 1]
+        nll[start:end], dense_nll[start:end] = _nll(log_p, following), _nll(log_dense, following)
+        kl[start:end] = (log_dense.exp() * (log_dense - log_p)).sum(-1).clamp_min(0).cpu().numpy()
+        agrees[start:end] = (log_dense.argmax(-1) == log_p.argmax(-1)).cpu().numpy()
+    return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
+
+
+def _nll(log_p: torch.Tensor, following: torch.Tensor) -> np.ndarray:
+    """−log p of the tokens that follow; nan for a last row that nothing follows."""
+    out = np.full(log_p.shape[0], np.nan, np.float32)
+    picked = log_p[: len(following)].gather(1, following.to(log_p.device)[:, None])[:, 0]
+    out[: len(following)] = -picked.float().cpu().numpy()
+    return out
+
+
+def _dense_bytes(model: Model, n: int) -> int:
+    arch = model.arch
+    return 2 * arch.n_layers * arch.n_kv_heads * arch.head_dim * n * model.dtype.itemsize

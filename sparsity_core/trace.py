@@ -1,0 +1,195 @@
+"""The record of one run: what every table, figure and metric reads. It never refers to a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1  # raised when a stored trace can no longer be read as it was meant
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides what a run computes; its JSON is the key under which the result is stored."""
+
+    model: str
+    prompt: str
+    pipeline: str = "dense"
+    generate: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a trace comes from, as printed beneath figures."""
+
+    model: str
+    fingerprint: str
+    pipeline: str
+    seed: int
+    dtype: str
+    device: str
+    backends: tuple[str, ...]
+    prompt_hash: str
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one pipeline did to one text. L layers, H query heads, Hkv KV heads, T tokens, S snapshots, P probes."""
+
+    provenance: Provenance
+    n_prompt: int
+    n_prefill: int  # leading tokens that a one-cut method read densely; 0 where eviction runs from the first token
+    n_heads: int
+    budgets: np.ndarray  # int32 [L]: keys kept per KV head; T where the layer is dense
+    n_sink: np.ndarray  # int32 [L]
+    recent: np.ndarray  # int32 [L]
+    token_ids: np.ndarray  # int32 [T]
+    texts: list[str]
+    tokens: list[str]
+    groups: np.ndarray  # int32 [T]: tokens of one group spell one character together
+    classes: list[str]
+    evicted_at: np.ndarray  # int32 [L, Hkv, T]: first query that no longer sees the key; T where never
+    threshold: np.ndarray  # float32 [L, Hkv, T]: score of the key dropped at each query; nan where none
+    snapshot_steps: np.ndarray  # int32 [S]
+    snapshots: np.ndarray  # float32 [L, Hkv, S, T]: accumulated scores; nan where the key is not in the cache
+    nll: np.ndarray  # float32 [T]: −log p of the next token; nan on the last
+    dense_nll: np.ndarray  # float32 [T]; nan where the run was not compared with the dense model
+    kl_to_dense: np.ndarray  # float32 [T], nats; nan where not compared
+    top1_agrees: np.ndarray  # float32 [T]: 1 where dense and pruned would say the same next token; nan where not compared
+    regret: np.ndarray  # float32 [L, H, T]: dense attention on keys already evicted; empty where not compared
+    probe_steps: np.ndarray  # int32 [P]: queries at which the kept set is compared with the ideal one
+    ideal_recall: np.ndarray  # float32 [L, Hkv, P]: share of the dense model's top keys that is kept
+    ideal_cosine: np.ndarray  # float32 [L, Hkv, P]: cosine of the two masks, weighted by the dense attention
+    ideal_mass: np.ndarray  # float32 [L, Hkv, P]: dense attention that the ideal set of equal size would retain
+    kv_bytes: int  # held by the cache at the end: realised by generate, counted by run
+    kv_bytes_dense: int
+    continuation: str  # what generate wrote, its last token included; "" for run
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_layers(self) -> int:
+        return self.evicted_at.shape[0]
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.evicted_at.shape[1]
+
+    @property
+    def compared(self) -> bool:
+        """Whether the dense model was run beside this pipeline."""
+        return self.regret.size > 0
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean −log p over every token but the first."""
+        return float(np.exp(np.nanmean(self.nll))) if self.n_tokens > 1 else float("nan")
+
+    @property
+    def dense_perplexity(self) -> float:
+        known = self.dense_nll[~np.isnan(self.dense_nll)]
+        return float(np.exp(known.mean())) if known.size else float("nan")
+
+    def keep(self, layer: int) -> np.ndarray:
+        """bool [kv_head, query, key]: query q attends to key k, k ≤ q < evicted_at[k]."""
+        query = np.arange(self.n_tokens)[None, :, None]
+        key = np.arange(self.n_tokens)[None, None, :]
+        return (key <= query) & (query < self.evicted_at[layer][:, None, :])
+
+    def dropped_by(self, layer: int) -> np.ndarray:
+        """int32 [kv_head, key]: the token whose gate dropped the key; −1 elsewhere (eviction has no such token)."""
+        return np.full((self.n_kv_heads, self.n_tokens), -1, dtype=np.int32)
+
+    def visible_at(self, step: int) -> np.ndarray:
+        """bool [L, Hkv, T]: the keys that query `step` attends to, its own included."""
+        return (np.arange(self.n_tokens) <= step) & (step < self.evicted_at)
+
+    def density(self) -> float:
+        """Share of the causal (query, key) pairs that stay visible, over all layers and heads."""
+        t = self.n_tokens
+        lifetime = np.minimum(self.evicted_at, t) - np.arange(t)
+        return float(lifetime.mean() / ((t + 1) / 2))
+
+    def with_notes(self, *notes: str) -> Trace:
+        return replace(self, notes=(*self.notes, *notes))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the trace whole or not at all. Raises OSError where the folder cannot be written."""
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(self.to_bytes())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def to_bytes(self) -> bytes:
+        arrays, plain = {}, {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray):
+                arrays[item.name] = _compact(item.name, value)
+            else:
+                plain[item.name] = asdict(value) if isinstance(value, Provenance) else value
+        buffer = io.BytesIO()
+        meta = json.dumps({"format": FORMAT, **plain}, ensure_ascii=False)
+        np.savez_compressed(buffer, meta=np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Reads a saved trace. Raises ValueError for a file that is no trace, is damaged, or is of another format."""
+        try:
+            return cls.from_bytes(Path(path).read_bytes())
+        except FileNotFoundError:
+            raise ValueError(f"there is no trace at {path}") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Trace:
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                meta: dict[str, Any] = json.loads(stored["meta"].tobytes().decode("utf-8", "surrogatepass"))
+                arrays = {name: _widen(stored[name]) for name in stored.files if name != "meta"}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
+        if meta.pop("format", None) != FORMAT:
+            raise ValueError(f"this trace is of another format than {FORMAT}: run the spec again")
+        source = meta.pop("provenance")
+        try:
+            provenance = Provenance(**{**source, "backends": tuple(source["backends"])})
+            return cls(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
+        except (TypeError, KeyError) as error:
+            raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
+
+
+_HALF = {"snapshots", "regret", "ideal_recall", "ideal_cosine", "ideal_mass"}
+
+
+def _compact(name: str, value: np.ndarray) -> np.ndarray:
+    """Drawn-only arrays are stored in half precision (1 part in 2,000); what metrics are computed from is not."""
+    return value.astype(np.float16) if name in _HALF else value
+
+
+def _widen(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == np.float16 else value
