@@ -1,5 +1,7 @@
 """SparseLens, the library: run a decoder model through pruning methods and see what each one throws away."""
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sparsity_core import methods
@@ -13,6 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "Trace", "generate", "load", "methods", "run"]
 
 
+class _Package(ModuleType):
+    """Importing the submodule `run` sets it as this package's attribute; the name is the function's."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.run if name == "run" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     """`load`, `run` and `generate` bring torch and transformers in on first use, seconds that reading a Trace need not wait."""
     if name == "load":
@@ -20,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name in ("run", "generate"):
-        import importlib
+        from sparsity_core.run import generate, run
 
-        return getattr(importlib.import_module("sparsity_core.run"), name)
+        return {"run": run, "generate": generate}[name]
     raise AttributeError(f"sparsity_core has no {name!r}")

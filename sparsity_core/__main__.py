@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_core import methods
+from sparsity_core.files import read_text
 from sparsity_core.method import Pipeline
 from sparsity_core.trace import RunSpec, Trace
 
@@ -131,19 +132,6 @@ def summary(trace: Trace) -> dict[str, Any]:
         "seconds": trace.provenance.seconds,
         "notes": list(trace.notes),
     }
-
-
-def read_text(name: str, data: bytes) -> str:
-    """An uploaded or named file as text. Raises ValueError for one that is too large, or is no UTF-8 text."""
-    if len(data) > 5 * 1024**2:
-        raise ValueError(f"{name} has {len(data) / 1024**2:.0f} MB: give a text of at most 5 MB, or the part that matters")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8 text: save it as plain text (UTF-8) first") from None
-    if "\0" in text:
-        raise ValueError(f"{name} is a binary file: give plain text")
-    return text
 
 
 def _read(path: Path) -> bytes:

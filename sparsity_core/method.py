@@ -49,6 +49,7 @@ class Method:
     stage: ClassVar[str]
     name: ClassVar[str]
     source: ClassVar[str]
+    equation: ClassVar[str]  # LaTeX; shown on the pages
 
     def __post_init__(self) -> None:
         for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]

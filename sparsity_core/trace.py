@@ -119,6 +119,12 @@ class Trace:
         """int32 [kv_head, key]: the token whose gate dropped the key; −1 elsewhere (eviction has no such token)."""
         return np.full((self.n_kv_heads, self.n_tokens), -1, dtype=np.int32)
 
+    def dropped_at(self, head: int | str) -> np.ndarray:
+        """int32 [L, T]: `evicted_at` of one KV head, or of the "first" or the "last" head that drops the key."""
+        if head == "first":
+            return self.evicted_at.min(axis=1)
+        return self.evicted_at.max(axis=1) if head == "last" else self.evicted_at[:, int(head)]
+
     def visible_at(self, step: int) -> np.ndarray:
         """bool [L, Hkv, T]: the keys that query `step` attends to, its own included."""
         return (np.arange(self.n_tokens) <= step) & (step < self.evicted_at)

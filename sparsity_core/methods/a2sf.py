@@ -27,6 +27,7 @@ class A2SF(ScoredEviction):
 
     name: ClassVar[str] = "a2sf"
     source: ClassVar[str] = "arXiv:2407.20485; Dirac-Notation/A2SF"
+    equation: ClassVar[str] = r"A_{n,k} = \sum_{q=k}^{n} \alpha^{\,n-q}\, S_{q,k} = \alpha\,A_{n-1,k} + S_{n,k}"
 
     forgetting_factor: ForgettingFactor = knob(
         0.3,

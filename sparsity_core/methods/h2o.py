@@ -16,6 +16,7 @@ class H2O(ScoredEviction):
 
     name: ClassVar[str] = "h2o"
     source: ClassVar[str] = "arXiv:2306.14048; FMInference/H2O"
+    equation: ClassVar[str] = r"A_{n,k} = \sum_{q=k}^{n} S_{q,k}"
 
     recent_share: float = knob(
         0.5, low=0.0, high=1.0, at_least=0, at_most=1, help="share of the budget that the last tokens hold"

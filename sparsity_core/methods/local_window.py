@@ -12,6 +12,7 @@ class LocalWindow(EvictionMethod):
     """The last `budget` keys stay: the baseline that looks at nothing."""
 
     source: ClassVar[str] = "baseline"
+    equation: ClassVar[str] = r"K_n = \{k > n - \text{budget}\}"
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
         return ScanRule(budget=budget, recent=budget, scored=False)

@@ -15,6 +15,7 @@ class Random(EvictionMethod):
     """
 
     source: ClassVar[str] = "baseline"
+    equation: ClassVar[str] = r"A_k \sim U(0, 1),\ \text{drawn once when } k \text{ arrives}"
 
     n_sink: int = knob(0, low=0, high=64, at_least=0, help="first tokens, never dropped")
     recent: int = knob(0, low=0, high=256, at_least=0, help="last tokens, never dropped")

@@ -16,6 +16,7 @@ class SnapKV(ScoredEviction):
 
     name: ClassVar[str] = "snapkv"
     source: ClassVar[str] = "arXiv:2404.14469; FasterDecoding/SnapKV"
+    equation: ClassVar[str] = r"A_k = \operatorname{pool}\Big(\sum_{q=T-w}^{T-1} S_{q,k}\Big)"
 
     observation_window: int = knob(32, low=4, high=128, at_least=1, help="last prompt queries, which vote and stay")
     pool: int = knob(5, low=1, high=15, at_least=1, help="average pooling of the votes over this many keys (odd)")

@@ -16,6 +16,7 @@ class StreamingLLM(EvictionMethod):
     """
 
     source: ClassVar[str] = "arXiv:2309.17453; mit-han-lab/streaming-llm"
+    equation: ClassVar[str] = r"K_n = \{k < n_{\text{sink}}\} \cup \{k > n - (\text{budget} - n_{\text{sink}})\}"
 
     n_sink: int = knob(4, low=0, high=64, at_least=0, help="first tokens, never dropped")
     re_rotate: bool = knob(False, help="rotary positions within the cache in place of those in the text")

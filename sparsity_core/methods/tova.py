@@ -16,6 +16,7 @@ class TOVA(ScoredEviction):
 
     name: ClassVar[str] = "tova"
     source: ClassVar[str] = "arXiv:2401.06104"
+    equation: ClassVar[str] = r"A_{n,k} = S_{n,k}"
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
         return ScanRule(budget=budget, decay=0.0, value_norm=self.value_norm, reduction=self.reduction)

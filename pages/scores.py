@@ -1,0 +1,77 @@
+"""How did each token's score move, when did it fall below the threshold, and how far is that from the ideal?"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from ui.explain import explain_methods
+from ui.figure import show_figure
+from ui.scores import choose_tokens, refilled_scores
+from ui.session import Shown
+from ui.summary import summary
+from ui.sweeps import forgetting_sweep
+from ui.view import View
+from viz import cost, scores
+
+
+def page(shown: list[Shown], at: View) -> None:
+    summary(shown)
+    st.subheader(f"Accumulated scores, layer {at.layer}")
+    positions = choose_tokens(shown[0].trace, at)
+    log = st.toggle("Logarithmic", value=True, key="log_scores")
+    figures = []
+    for item in shown:
+        head = at.head if isinstance(at.head, int) else 0
+        fine = refilled_scores(item, at.layer)
+        table = scores.score_table(item.trace, at.layer, head, positions[item.letter], fine)
+        figures.append((item, table, scores.plot_scores(table, step=at.step, log=log), head))
+    known = [t["score"].dropna() for _, t, _, _ in figures]
+    top = max((s.max() for s in known if len(s)), default=None)
+    for column, (item, table, figure, head) in zip(st.columns(len(shown)), figures, strict=True):
+        if top is not None and not log and len(shown) > 1:
+            figure.update_yaxes(range=[0, 1.05 * top])
+        with column:
+            show_figure(
+                figure,
+                table,
+                name=f"scores_{item.letter}",
+                caption=f"Accumulated scores in layer {at.layer}, KV head {head} ({cost.label(item.trace)}).",
+                read=f"{item.letter}, KV head {head}. A token is dropped (×) when its score is the lowest that is not "
+                "protected; grey is the score of the token dropped at each step.",
+                sources=[(item.spec, item.trace)],
+            )
+    forgetting_sweep(shown[0], at.layer)
+    compared = {f"{s.letter}: {cost.label(s.trace)}": s.trace for s in shown if s.trace.compared}
+    if compared:
+        _against_dense(shown, compared, at)
+    explain_methods(shown)
+
+
+def _against_dense(shown: list[Shown], compared: dict, at: View) -> None:
+    st.subheader("Against the ideal mask")
+    sources = [(s.spec, s.trace) for s in shown]
+    measure = st.segmented_control(
+        "Measure", list(cost.MEASURES), format_func=cost.MEASURES.get, default="ideal_cosine", key="similarity", required=True
+    )
+    table = cost.similarity_table(compared, at.head)
+    show_figure(
+        cost.plot_similarity(table, measure, at.layer),
+        table,
+        name="similarity",
+        caption="Similarity of the kept keys to the dense model's own top keys of equal number, by layer.",
+        read="The ideal mask keeps, at each step, the keys that the dense model attends to most, as many as the method keeps.",
+        sources=sources,
+    )
+    st.subheader("Regret by layer and head")
+    tables = {s.letter: cost.regret_table(s.trace, at.step) for s in shown if s.trace.compared}
+    most = max(float(t["regret"].max()) for t in tables.values()) or 1e-6
+    for column, item in zip(st.columns(len(tables)), [s for s in shown if s.trace.compared], strict=True):
+        with column:
+            show_figure(
+                cost.plot_regret(tables[item.letter], most),
+                tables[item.letter],
+                name=f"regret_{item.letter}",
+                caption=f"Regret by layer and query head, mean up to step {at.step} ({cost.label(item.trace)}).",
+                read=f"{item.letter}: the share of the dense model's attention that went to keys already evicted.",
+                sources=[(item.spec, item.trace)],
+            )

@@ -1,0 +1,114 @@
+"""Which token did each layer drop, when, and what did it cost?"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from ui import view
+from ui.explain import explain_methods
+from ui.figure import show_figure, theme
+from ui.session import Shown
+from ui.strip import token_strip
+from ui.summary import summary
+from ui.tokens import strip_cells, tell_token
+from ui.view import View
+from viz import atlas, cost, strip
+
+
+def page(shown: list[Shown], at: View) -> None:
+    summary(shown)
+    st.subheader("Atlas: when each layer dropped each token")
+    latest = max(s.trace.n_tokens for s in shown) - 1
+    for column, item in zip(st.columns(len(shown)), shown, strict=True):
+        with column:
+            _atlas(item, at, latest, named=len(shown) > 1)
+    if len(shown) > 1 and atlas.common_length(shown[0].trace, shown[1].trace) > 0:
+        _difference(shown, at)
+    st.subheader(f"Tokens at step {at.step}, layer {at.layer}")
+    other = shown[::-1] if len(shown) > 1 else [None]
+    for column, item, beside in zip(st.columns(len(shown)), shown, other, strict=True):
+        with column:
+            _strip(item, beside, at)
+    st.subheader("Where forgetting hurts")
+    compared = {f"{s.letter}: {cost.label(s.trace)}": s for s in shown if s.trace.compared}
+    if compared:
+        tables = {name: cost.loss_table(s.trace) for name, s in compared.items()}
+        show_figure(
+            cost.plot_loss(tables, {name: cost.method_of(s.trace) for name, s in compared.items()}, at.step),
+            tables[next(iter(tables))],
+            name="loss",
+            caption="KL divergence of the next-token distribution from the dense model's, at each token.",
+            read="High where the pipeline would have said something else than the dense model.",
+            sources=[(s.spec, s.trace) for s in shown],
+        )
+    else:
+        st.caption("The dense model is the reference: it forgets nothing.")
+    explain_methods(shown)
+
+
+def _atlas(item: Shown, at: View, latest: int, named: bool) -> None:
+    trace, window = item.trace, at.window(item.trace.n_tokens)
+    table = atlas.atlas_table(trace, at.head, at.step, window)
+    if window != (0, trace.n_tokens):
+        pooled = atlas.pooled_table(atlas.atlas_table(trace, at.head, at.step))
+        show_figure(
+            atlas.plot_overview(pooled, window),
+            pooled,
+            name=f"overview_{item.letter}",
+            caption="Share of tokens dropped, by layer.",
+            read="The whole text; the frame is the window below. Choose a token to move it.",
+            sources=[(item.spec, trace)],
+        )
+    show_figure(
+        atlas.plot_atlas(
+            table,
+            n_prompt=trace.n_prompt,
+            step=at.step,
+            selected=(at.layer, at.token),
+            latest=latest,
+            clickable=True,
+        ),
+        table,
+        name=f"atlas_{item.letter}",
+        caption=f"Step at which each layer dropped each token ({cost.label(trace)}).",
+        read=("" if not named else f"**{item.letter}** ")
+        + "Filled: dropped, coloured by the step that did it. Pale: still in the cache. Click a cell to follow its token.",
+        sources=[(item.spec, trace)],
+        on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
+    )
+
+
+def _difference(shown: list[Shown], at: View) -> None:
+    a, b = shown
+    table = atlas.difference_table(a.trace, b.trace, at.head, at.step)
+    start, end = at.window(int(table["position"].max()) + 1)
+    inside = table[table["position"].between(start, end - 1)]
+    show_figure(
+        atlas.plot_difference(inside, (cost.label(a.trace), cost.label(b.trace))),
+        table,
+        name="difference",
+        caption="Contested tokens: dropped by one pipeline and kept by the other.",
+        read=f"Mean Jaccard index of the dropped sets over the layers: {atlas.agreement(table).mean():.2f}.",
+        sources=[(s.spec, s.trace) for s in shown],
+    )
+
+
+def _strip(item: Shown, beside: Shown | None, at: View) -> None:
+    trace = item.trace
+    window = at.window(trace.n_tokens)
+    table = strip.strip_table(trace, at.layer, at.head, min(at.step, trace.n_tokens - 1), window)
+    cells = strip_cells(table, beside.trace if beside else None, at)
+    clicked = token_strip(cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}")
+    show_figure(
+        strip.plot_strip(table, theme()),
+        table,
+        name=f"strip_figure_{item.letter}",
+        caption=f"Tokens kept and dropped in layer {at.layer} at step {at.step} ({cost.label(trace)}).",
+        read="Struck through: dropped. Double border and underline: protected as a sink or as recent. Click to follow a token.",
+        sources=[(item.spec, trace)],
+        chart=False,
+    )
+    st.markdown(tell_token(trace, at))
+    if clicked is not None and clicked != at.token:
+        view.request(token=clicked)
+        st.rerun()

@@ -1,0 +1,502 @@
+"""Paper export: what a reviewer or a LaTeX run would find in the file, read back by other programs than wrote it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+import pytest
+from PIL import Image
+from plotly.subplots import make_subplots
+from pypdf import PdfReader
+
+from viz import paper
+from viz.theme import DARK, LIGHT, PAPER, PX_PER_PT, STATE_STYLE, method_colour, method_dash, plain, style
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+    "$x$",
+    "$$\\alpha$$",
+    "%{y}",
+    "&lt;b&gt;",
+    "# comment",
+    "#",
+    "",
+    " leading",
+    "trailing ",
+    "a,b",
+    'say "hi"',
+    "line\nbreak",
+    "cr\rhere",
+    "crlf\r\nhere",
+    "\t",
+    "\x00",
+    "a\x01\x1f\x7f",
+    "שלום",
+    "مرحبا",
+    "\u202eoverride",
+    "😀👩‍👩‍👧",
+    "中文",
+    "NaN",
+    "None",
+    "null",
+    "12",
+    "0012",
+    "1e5",
+    "True",
+    "\u2028",
+    "\ufeffbom",
+    "\\n",
+]
+PROVENANCE = paper.Provenance(
+    "Kept keys of <b>smollm2</b>, שלום & $x$",
+    {
+        "model": "smollm2-135m",
+        "prompt hash": "9f86d081",
+        "seed": "0",
+        "dtype": "float32",
+        "pipeline": "eviction=a2sf(budget=64)",
+        "command": "python -m sparsity_core export \\\n  --prompt '<script>alert(4)</script> $x$ é'",
+    },
+)
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    n = len(NASTY)
+    scores = rng.standard_normal(n) * 10.0 ** rng.integers(-300, 300, n)
+    scores[:3] = [np.nan, np.inf, -np.inf]
+    return pd.DataFrame(
+        {
+            "#token": NASTY,
+            "position": np.arange(n),
+            "score": scores,
+            "attention": rng.random(n).astype(np.float32),
+            "kept": rng.random(n) < 0.5,
+            "layer": np.arange(n, dtype=np.uint8),
+            "dropped by": pd.array([None, *range(1, n)], dtype="Int64"),
+        }
+    )
+
+
+@pytest.fixture
+def heatmap() -> go.Figure:
+    z = np.arange(60, dtype=np.float32).reshape(5, 12)
+    z[4, 6:] = np.nan
+    figure = go.Figure(go.Heatmap(z=z, colorbar={"title": "mass"}))
+    return figure.update_layout(
+        title="On-screen title", xaxis_title="key", yaxis_title="layer", width=1400, height=900, paper_bgcolor="#111111"
+    )
+
+
+@pytest.fixture
+def tokens() -> go.Figure:
+    labels = [plain(text) for text in NASTY]
+    return go.Figure(go.Bar(x=labels, y=np.arange(len(labels)), hovertext=labels, name=labels[0]))
+
+
+@pytest.fixture
+def browser() -> None:
+    if not paper.can_render():
+        pytest.skip("no Chromium or Chrome here: PDF, SVG and PNG exports are NOT tested")
+
+
+@pytest.fixture
+def streamlit_default() -> Iterator[None]:
+    before = plotly.io.templates.default
+    plotly.io.templates["placeholder"] = go.layout.Template(layout={"paper_bgcolor": "#000001", "font": {"size": 99}})
+    plotly.io.templates.default = "placeholder"
+    yield
+    plotly.io.templates.default = before
+    del plotly.io.templates["placeholder"]
+
+
+def test_csv_gives_back_every_cell_and_dtype(table: pd.DataFrame) -> None:
+    data = paper.export(go.Figure(), table, "csv", PROVENANCE)
+    pd.testing.assert_frame_equal(paper.read_csv(data), table)
+
+
+def test_csv_starts_with_provenance_and_pandas_skips_it(table: pd.DataFrame) -> None:
+    data = paper.export(go.Figure(), table, "csv", PROVENANCE)
+    assert "# model: smollm2-135m\n# prompt hash: 9f86d081\n" in data.decode()
+    assert "# command: python -m sparsity_core export \\\n#     --prompt" in data.decode()
+    guessed = pd.read_csv(io.BytesIO(data), comment="#")
+    assert list(guessed.columns) == list(table.columns)
+    assert guessed["position"].tolist() == table["position"].tolist()
+    assert guessed["#token"][7] == "# comment"
+
+
+def test_csv_of_an_empty_table_keeps_its_columns(table: pd.DataFrame) -> None:
+    empty = table.iloc[:0]
+    pd.testing.assert_frame_equal(paper.read_csv(paper.export(go.Figure(), empty, "csv", PROVENANCE)), empty)
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self._script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._script = tag in ("script", "style")
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._script else data
+
+
+@pytest.mark.parametrize("escaped_by_author", [True, False])
+def test_html_holds_user_text_only_escaped(tokens: go.Figure, table: pd.DataFrame, escaped_by_author: bool) -> None:
+    figure = tokens if escaped_by_author else go.Figure(go.Bar(x=NASTY, y=list(range(len(NASTY)))))
+    page = _Page(paper.export(figure, table, "html", PROVENANCE).decode())
+    empty = _Page(paper.export(go.Figure(), table.iloc[:0], "html", paper.Provenance("c", {})).decode())
+    assert page.tags.count("script") == empty.tags.count("script")
+    assert "img" not in page.tags
+    assert not page.handlers
+    assert PROVENANCE.caption in page.text
+    assert PROVENANCE.fields["command"] in page.text
+
+
+def test_html_loads_nothing_and_typesets_no_math(tokens: go.Figure, table: pd.DataFrame) -> None:
+    text = paper.export(tokens, table, "html", PROVENANCE).decode()
+    page = _Page(text)
+    assert [link[:5] for link in page.loads] == ["data:"]
+    assert "default-src 'none'" in text
+    assert '"typesetMath": false' in text
+    assert "mathjax" not in "".join(page.loads).lower()
+
+
+def test_plain_text_means_nothing_to_plotly() -> None:
+    assert plain("<b>$x$</b> & %{y}") == "&lt;b&gt;&#36;x&#36;&lt;/b&gt; &amp; &#37;{y}"
+    assert plain("50% é שלום 😀\n") == "50% é שלום 😀\n"
+    assert plain("\x00\x7f\ud800") == "\\x00\\x7f\ufffd"
+
+
+@pytest.mark.parametrize(("theme", "template"), [("light", LIGHT), ("dark", DARK), ("paper", PAPER)])
+def test_style_carries_our_template_whatever_the_default(
+    heatmap: go.Figure, streamlit_default: None, theme: str, template: go.layout.Template
+) -> None:
+    made_under_placeholder = go.Figure(heatmap.data)
+    for figure in (made_under_placeholder, style(heatmap, "dark"), style(heatmap, "paper")):
+        assert style(figure, theme).layout.template == template
+    assert heatmap.layout.title.text == "On-screen title"
+    assert heatmap.layout.template != template
+
+
+def test_import_of_streamlit_changes_no_style() -> None:
+    pytest.importorskip("streamlit")
+    code = (
+        "import plotly.graph_objects as go, plotly.io\n"
+        "from viz.theme import PAPER, style\n"
+        "import streamlit\n"
+        "assert plotly.io.templates.default != 'plotly', plotly.io.templates.default\n"
+        "assert style(go.Figure(), 'paper').layout.template == PAPER\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(paper.__file__).parents[1], timeout=60)
+
+
+def test_paper_style_has_final_sizes_and_no_interface(heatmap: go.Figure) -> None:
+    heatmap.update_layout(updatemenus=[{"buttons": [{}]}], sliders=[{}])
+    layout = style(heatmap, "paper").layout
+    assert (layout.title.text, layout.width, layout.height, layout.paper_bgcolor) == (None, None, None, None)
+    assert not layout.updatemenus
+    assert not layout.sliders
+    assert layout.template.layout.font.size * 72 / 96 == pytest.approx(8)
+    assert layout.template.layout.xaxis.tickfont.size * 72 / 96 == pytest.approx(7)
+
+
+def test_paper_style_makes_room_for_subplot_titles() -> None:
+    figure = make_subplots(1, 2, subplot_titles=["prefill", "decode"])
+    figure.add_heatmap(z=[[1, 2]], row=1, col=1)
+    styled = style(figure, "paper")
+    assert {annotation.font.size for annotation in styled.layout.annotations} == {8 * PX_PER_PT}
+    assert styled.layout.margin.t > 8 * PX_PER_PT
+
+
+def test_style_refuses_an_unknown_theme() -> None:
+    with pytest.raises(ValueError, match=r"'sepia'.*'light', 'dark', 'paper'"):
+        style(go.Figure(), "sepia")  # type: ignore[arg-type]
+
+
+def _contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_token_states_differ_without_colour_and_read_on_both_grounds() -> None:
+    assert set(STATE_STYLE) == {"kept", "dropped", "sink", "recent", "future"}
+    for attribute in ("symbol", "glyph", "decoration", "light", "dark"):
+        assert len({getattr(state, attribute) for state in STATE_STYLE.values()}) == len(STATE_STYLE)
+    for state in STATE_STYLE.values():
+        assert _contrast(state.light, "#FFFFFF") >= 4.5
+        assert _contrast(state.dark, "#0E1117") >= 4.5
+
+
+def test_a_method_looks_the_same_in_every_process() -> None:
+    known = ["a2sf", "h2o", "tova", "streaming_llm", "local_window", "snapkv", "random", "dense"]
+    assert len({method_colour(name) for name in known}) == len(known)
+    names = [*known, "quest", "sparq", "someone's own"]
+    code = "import sys; from viz.theme import *; print([(method_colour(n), method_dash(n)) for n in sys.argv[1:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        env={"PYTHONHASHSEED": "7"},
+        cwd=Path(paper.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == str([(method_colour(n), method_dash(n)) for n in names])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "size"),
+    [
+        ("gif", {}),
+        ("pdf", {"width": 0}),
+        ("pdf", {"width": float("nan")}),
+        ("png", {"scale": 0}),
+        ("svg", {"height": 99}),
+    ],
+)
+def test_bad_requests_are_refused_before_a_browser_starts(
+    table: pd.DataFrame, fmt: str, size: dict[str, float]
+) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        paper.export(go.Figure(), table, fmt, PROVENANCE, **size)
+
+
+def test_provenance_refuses_keys_that_no_container_holds() -> None:
+    with pytest.raises(ValueError, match="provenance key"):
+        paper.Provenance("c", {"a\nb": "x"})
+    with pytest.raises(ValueError, match="give it as text"):
+        paper.Provenance("c", {"seed": 0})  # type: ignore[dict-item]
+
+
+def test_without_a_browser_pictures_say_so_and_html_and_csv_work(
+    monkeypatch: pytest.MonkeyPatch, heatmap: go.Figure, table: pd.DataFrame
+) -> None:
+    monkeypatch.setattr(paper, "_renderer", paper._Renderer())
+    monkeypatch.setenv("BROWSER_PATH", "/nonexistent/chromium")
+    assert not paper.can_render()
+    for fmt in ("pdf", "svg", "png"):
+        with pytest.raises(paper.NoBrowser, match="install Chromium, or download HTML or CSV"):
+            paper.export(heatmap, table, fmt, PROVENANCE)
+    assert paper.export(heatmap, table, "html", PROVENANCE)
+    assert paper.export(heatmap, table, "csv", PROVENANCE)
+
+
+def test_a_browser_that_does_not_start_is_named(
+    monkeypatch: pytest.MonkeyPatch, heatmap: go.Figure, table: pd.DataFrame
+) -> None:
+    monkeypatch.setattr(paper, "_renderer", paper._Renderer())
+    monkeypatch.setattr(paper, "_browser_path", lambda: "/bin/false")
+    with pytest.raises(paper.NoBrowser, match="/bin/false does not start"):
+        paper.export(heatmap, table, "pdf", PROVENANCE)
+
+
+def _pdf(data: bytes) -> PdfReader:
+    return PdfReader(io.BytesIO(data), strict=True)
+
+
+@pytest.mark.parametrize(("column", "points"), [("ICML column", 234), ("AAAI column", 237.6), ("AAAI page", 502.2)])
+def test_pdf_page_has_the_exact_width_of_the_column(
+    browser: None, heatmap: go.Figure, table: pd.DataFrame, column: str, points: float
+) -> None:
+    reader = _pdf(paper.export(heatmap, table, "pdf", PROVENANCE, width=paper.WIDTHS[column], height=2))
+    assert len(reader.pages) == 1
+    for box in (reader.pages[0].mediabox, reader.pages[0].cropbox):
+        assert [float(side) for side in box] == pytest.approx([0, 0, points, 144], abs=1e-6)
+
+
+def test_pdf_text_is_7_and_8_points_on_the_page(browser: None, heatmap: go.Figure, table: pd.DataFrame) -> None:
+    page = _pdf(paper.export(heatmap, table, "pdf", PROVENANCE, width=3.3, height=2)).pages[0]
+    sizes: dict[str, float] = {}
+
+    def visit(text: str, cm: list[float], tm: list[float], font: object, size: float) -> None:
+        for word in text.split():
+            sizes[word] = size * abs(np.linalg.det(np.reshape(cm[:4], (2, 2)))) ** 0.5 * np.hypot(tm[2], tm[3])
+
+    page.extract_text(visitor_text=visit)
+    assert sizes["key"] == pytest.approx(8, rel=0.005)
+    assert sizes["10"] == pytest.approx(7, rel=0.005)
+    assert "On-screen" not in page.extract_text()
+
+
+def test_pdf_embeds_its_fonts_as_truetype(browser: None, tokens: go.Figure, table: pd.DataFrame) -> None:
+    page = _pdf(paper.export(tokens, table, "pdf", PROVENANCE)).pages[0]
+    fonts = [font.get_object()["/DescendantFonts"][0].get_object() for font in page["/Resources"]["/Font"].values()]
+    assert fonts
+    for font in fonts:
+        assert font["/Subtype"] == "/CIDFontType2"
+        assert "/FontFile2" in font["/FontDescriptor"]
+
+
+def test_pdf_says_where_it_comes_from_and_carries_its_table(
+    browser: None, heatmap: go.Figure, table: pd.DataFrame
+) -> None:
+    data = paper.export(heatmap, table, "pdf", PROVENANCE)
+    reader = _pdf(data)
+    assert reader.metadata.title == PROVENANCE.caption
+    assert reader.metadata.creator == "SparseLens"
+    assert reader.metadata["/prompt hash"] == "9f86d081"
+    assert "pipeline: eviction=a2sf(budget=64)" in reader.metadata["/Keywords"]
+    assert json.loads(reader.attachments["provenance.json"][0])["fields"] == PROVENANCE.fields
+    pd.testing.assert_frame_equal(paper.read_csv(reader.attachments["data.csv"][0]), table)
+    provenance, same = paper.read_pdf(data)
+    assert provenance == PROVENANCE
+    pd.testing.assert_frame_equal(same, table)
+
+
+def test_pdf_describes_its_figure_to_screen_readers(browser: None, heatmap: go.Figure, table: pd.DataFrame) -> None:
+    reader = _pdf(paper.export(heatmap, table, "pdf", PROVENANCE))
+    objects = [reader.get_object(i) for i in range(1, reader.trailer["/Size"])]
+    figures = [o for o in objects if isinstance(o, dict) and o.get("/S") == "/Figure"]
+    assert figures
+    assert all(figure["/Alt"] == PROVENANCE.caption for figure in figures)
+
+
+def test_pdf_heatmap_cells_are_repeated_and_holes_stay_open(
+    browser: None, heatmap: go.Figure, table: pd.DataFrame
+) -> None:
+    page = _pdf(paper.export(heatmap, table, "pdf", PROVENANCE, width=3.25, height=2)).pages[0]
+    (image,) = [
+        i.get_object() for i in page["/Resources"]["/XObject"].values() if i.get_object()["/Subtype"] == "/Image"
+    ]
+    mask = image["/SMask"].get_object()
+    for stream, channels in ((image, 3), (mask, 1)):
+        assert stream["/Width"] >= 300 * 3.25
+        assert stream["/Width"] % 12 == stream["/Height"] % 5 == 0
+        assert len(stream.get_data()) == stream["/Width"] * stream["/Height"] * channels
+    opaque = np.frombuffer(mask.get_data(), np.uint8).reshape(5, mask["/Height"] // 5, 12, mask["/Width"] // 12)
+    cells = opaque.max(axis=(1, 3))
+    assert (cells == opaque.min(axis=(1, 3))).all()
+    assert (cells == 0).sum() == 6
+    assert (cells == 255).sum() == 54
+
+
+def test_read_pdf_refuses_other_files(table: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="export it again"):
+        paper.read_pdf(b"%PDF-1.4 nothing")
+    with pytest.raises(ValueError, match="export it again"):
+        paper.read_pdf(b"")
+
+
+def test_png_has_the_exact_size_resolution_and_text(browser: None, heatmap: go.Figure, table: pd.DataFrame) -> None:
+    image = Image.open(io.BytesIO(paper.export(heatmap, table, "png", PROVENANCE, width=3.3, height=2, scale=4)))
+    assert image.size == (round(3.3 * 96 * 4), 2 * 96 * 4)
+    assert image.info["dpi"] == pytest.approx((384, 384), abs=0.1)
+    assert image.text["Title"] == PROVENANCE.caption
+    assert image.text["model"] == "smollm2-135m"
+    assert paper.Provenance.from_json(image.text["provenance"]) == PROVENANCE
+
+
+@pytest.mark.parametrize("screen", ["light", "dark"])
+def test_png_ground_is_white_whatever_the_screen(
+    browser: None, streamlit_default: None, heatmap: go.Figure, table: pd.DataFrame, screen: str
+) -> None:
+    data = paper.export(style(heatmap, screen), table, "png", PROVENANCE, width=2, height=1.5, scale=1)
+    assert Image.open(io.BytesIO(data)).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_svg_is_xml_in_inches_with_its_provenance(browser: None, tokens: go.Figure, table: pd.DataFrame) -> None:
+    root = ElementTree.fromstring(paper.export(tokens, table, "svg", PROVENANCE, width=6.975, height=3))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert (root.get("width"), root.get("height"), root.get("viewBox")) == ("6.975in", "3in", "0 0 669.6 288")
+    assert root.findtext(f"{svg}title") == PROVENANCE.caption
+    assert "command: python -m sparsity_core" in root.findtext(f"{svg}desc")
+    assert paper.Provenance.from_json(root.findtext(f"{svg}metadata")) == PROVENANCE
+    assert not list(root.iter(f"{svg}script"))
+
+
+def test_labels_show_tokens_as_they_are(browser: None, table: pd.DataFrame) -> None:
+    shown = ["<b>a</b>", "$x$", "$\\alpha$", "%{y}", "&amp;", "שלום", "<script>alert(1)</script>", "\\x00"]
+    labels = [plain(text) for text in [*shown[:-1], "\x00"]]
+    figure = go.Figure(go.Bar(y=labels, x=list(range(len(labels))), orientation="h"))
+    root = ElementTree.fromstring(paper.export(figure, table, "svg", PROVENANCE, height=4))
+    texts = {"".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert texts >= set(shown)
+
+
+def test_text_that_nobody_escaped_breaks_no_picture(browser: None, table: pd.DataFrame) -> None:
+    figure = go.Figure(go.Bar(x=np.array(NASTY, dtype=object), y=list(range(len(NASTY)))))
+    figure.update_layout(xaxis_title="$E = mc^2$ \x00")
+    root = ElementTree.fromstring(paper.export(figure, table, "svg", PROVENANCE))
+    texts = {"".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert "$E = mc^2$ \\x00" in texts
+    assert len(_pdf(paper.export(figure, table, "pdf", PROVENANCE)).pages) == 1
+
+
+def test_selection_layers_are_left_out_of_pictures(browser: None, heatmap: go.Figure, table: pd.DataFrame) -> None:
+    before = paper.export(heatmap, table, "svg", PROVENANCE)
+    heatmap.add_scatter(x=[0, 1], y=[0, 1], mode="markers", marker={"opacity": 0, "symbol": "square"})
+    after = paper.export(heatmap, table, "svg", PROVENANCE)
+    assert after.count(b"<path") == before.count(b"<path")
+
+
+def test_threads_export_each_their_own_figure(browser: None, table: pd.DataFrame) -> None:
+    done: dict[int, bytes] = {}
+
+    def work(i: int) -> None:
+        figure = go.Figure(go.Bar(y=[i])).update_layout(xaxis_title=f"figure {i}")
+        done[i] = paper.export(figure, table, "svg", PROVENANCE, width=2)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(done) == [0, 1, 2, 3]
+    for i, data in done.items():
+        assert f"figure {i}".encode() in data
+
+
+def test_a_killed_browser_is_replaced_and_exit_is_silent(browser: None) -> None:
+    code = (
+        "import os, threading, pandas, plotly.graph_objects as go\n"
+        "from viz import paper\n"
+        "def draw(): return paper.export(go.Figure(), pandas.DataFrame({'a': [1]}), 'svg', paper.Provenance('c', {}))\n"
+        "thread = threading.Thread(target=draw); thread.start(); thread.join()\n"
+        "os.kill(paper._renderer._kaleido.subprocess.pid, 9)\n"
+        "print(draw()[:4].decode(), paper._renderer._kaleido.subprocess.pid)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(paper.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    drawn, pid = done.stdout.split()
+    assert drawn == "<svg"
+    assert not Path(f"/proc/{pid}").exists()

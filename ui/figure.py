@@ -1,0 +1,135 @@
+"""A figure on a page: drawn in the page's theme, with its table, a line on how to read it, and its downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from sparsity_core.trace import RunSpec, Trace
+from viz import paper
+from viz.theme import style
+
+_LABELS = {"pdf": "PDF", "svg": "SVG", "png": "PNG", "html": "HTML", "csv": "CSV"}
+_MIME = {
+    "pdf": "application/pdf",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "html": "text/html",
+    "csv": "text/csv",
+}
+_TABLE_ROWS = 2000
+
+
+def theme() -> str:
+    """The browser's theme: "light" or "dark"."""
+    return st.context.theme.type or "light"
+
+
+def show_figure(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    *,
+    name: str,
+    caption: str,
+    read: str,
+    sources: list[tuple[RunSpec, Trace]],
+    on_click: Callable[[dict[str, Any]], None] | None = None,
+    paper_figure: go.Figure | None = None,
+    chart: bool = True,
+) -> None:
+    """Draws a figure and, below it, how to read it, its table and its downloads.
+
+    `name` is unique on the page and becomes the file's name; `caption` is the stub that travels with the file; `sources`
+    are the runs it is drawn from. `on_click` gets the clicked point before the page runs again. `paper_figure` replaces
+    the figure in downloads, and `chart=False` leaves the drawing to the caller.
+    """
+    if chart:
+        config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+        styled = style(figure, theme())  # type: ignore[arg-type]
+        if on_click is None:
+            st.plotly_chart(styled, theme=None, key=name, config=config, alt=caption)
+        else:
+            st.plotly_chart(
+                styled,
+                theme=None,
+                key=name,
+                config=config,
+                alt=caption,
+                selection_mode="points",
+                on_select=lambda: _clicked(name, on_click),
+            )
+    text, downloads = st.columns([5, 1], vertical_alignment="top")
+    text.caption(read)
+    with downloads.popover("Export", icon=":material/download:", width="stretch"):
+        _downloads(paper_figure or figure, table, name, caption, sources)
+
+
+def _clicked(name: str, on_click: Callable[[dict[str, Any]], None]) -> None:
+    points = st.session_state[name].selection.points
+    if points:
+        on_click(points[-1])
+
+
+@st.fragment
+def _downloads(
+    figure: go.Figure, table: pd.DataFrame, name: str, caption: str, sources: list[tuple[RunSpec, Trace]]
+) -> None:
+    provenance = paper.Provenance(caption=caption, fields=_fields(sources))
+    width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
+    rendered = paper.can_render()
+    if not rendered:
+        st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
+    for form in paper.FORMATS:
+        st.download_button(
+            _LABELS[form],
+            data=lambda form=form: paper.export(figure, table, form, provenance, width=paper.WIDTHS[width]),
+            file_name=f"{name}.{form}",
+            mime=_MIME[form],
+            key=f"{form}_{name}",
+            disabled=not rendered and form in ("pdf", "svg", "png"),
+            on_click="ignore",
+            width="stretch",
+        )
+    st.caption(f"{caption} {_made_by(sources)}")
+    with st.expander("Table"):
+        st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
+        if len(table) > _TABLE_ROWS:
+            st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
+    st.code(_command(sources[0][0]), language="bash")
+
+
+def _made_by(sources: list[tuple[RunSpec, Trace]]) -> str:
+    names = " against ".join(trace.provenance.pipeline for _, trace in sources)
+    return f"{sources[0][1].provenance.model}, {names}."
+
+
+def _fields(sources: list[tuple[RunSpec, Trace]]) -> dict[str, str]:
+    spec, trace = sources[0]
+    made = trace.provenance
+    return {
+        "model": made.model,
+        "weights": made.fingerprint,
+        "pipeline": " | ".join(t.provenance.pipeline for _, t in sources),
+        "prompt": made.prompt_hash,
+        "tokens": str(trace.n_tokens),
+        "generated": str(trace.n_tokens - trace.n_prompt),
+        "seed": str(made.seed),
+        "dtype": made.dtype,
+        "device": made.device,
+        "kernels": ", ".join(made.backends),
+        "versions": ", ".join(f"{k} {v}" for k, v in made.versions.items()),
+        "command": _command(spec),
+    }
+
+
+def _command(spec: RunSpec) -> str:
+    """The command that computes the first run again; the prompt is read from a file."""
+    verb = f"generate --max-new-tokens {spec.generate}" if spec.generate else "run"
+    return (
+        f'python -m sparsity_core {verb} --file prompt.txt --model {spec.model} --pipeline "{spec.pipeline}" '
+        f"--seed {spec.seed} --device {spec.device} --dtype {spec.dtype} --out results"
+    )

@@ -1,0 +1,64 @@
+"""Widgets made from a method's own fields: no page knows any method by name."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field
+from typing import Any
+
+import streamlit as st
+
+from sparsity_core import methods
+from sparsity_core.method import Method, parse_value
+
+DENSE = "dense"
+
+
+def method_picker(letter: str, current: Method | None) -> str:
+    """Chooses an eviction method, or the dense model, and its knobs. Returns the pipeline's canonical text.
+
+    Raises ValueError, as a sentence, where the knobs do not fit together.
+    """
+    names = [DENSE, *methods.names("eviction")]
+    key = f"{letter}_method"
+    if key not in st.session_state:
+        st.session_state[key] = current.name if current else DENSE
+    name = st.selectbox(f"Method {letter}", names, key=key, help="what decides which cached keys stay")
+    if name == DENSE:
+        return DENSE
+    cls = methods.get(name)
+    st.caption((cls.__doc__ or "").strip().split("\n\n")[0])
+    same = current if current is not None and current.name == name else None
+    first, *rest = cls.knobs()
+    values = {first.name: _widget(letter, cls, first, same)}
+    main = [k for k in rest if k.name == "forgetting_factor"]
+    values |= {k.name: _widget(letter, cls, k, same) for k in main}
+    others = [k for k in rest if k not in main]
+    if others:
+        with st.expander("More settings"):
+            values |= {k.name: _widget(letter, cls, k, same) for k in others}
+    return f"eviction={cls(**values)}"
+
+
+def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | None) -> Any:
+    key = f"{letter}_{cls.name}_{knob.name}"
+    default = knob.default if knob.default is not MISSING else None
+    if key not in st.session_state:
+        value = getattr(current, knob.name) if current is not None else default
+        st.session_state[key] = str_of(value) if knob.name == "forgetting_factor" else value
+    label, text = knob.name.replace("_", " "), knob.metadata["help"]
+    if knob.metadata["choices"]:
+        return st.selectbox(label, knob.metadata["choices"], key=key, help=text)
+    if knob.name == "forgetting_factor":
+        return parse_value(st.text_input(label, key=key, help=text))
+    if isinstance(default, bool):
+        return st.toggle(label, key=key, help=text)
+    if isinstance(default, int):
+        return st.number_input(label, step=1, key=key, help=text)
+    return st.number_input(label, step=0.05, format="%.2f", key=key, help=text)
+
+
+def str_of(value: Any) -> str:
+    """A forgetting factor as it is typed: 0.3, [0, 0.9, …] or {number: 0.9, other: 0.3}."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+    return str(list(value)) if isinstance(value, tuple) else str(value)

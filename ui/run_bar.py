@@ -1,0 +1,186 @@
+"""The sidebar that every page shares: model, prompt, method and its knobs, Run, progress and Cancel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import streamlit as st
+
+from sparsity_core.files import read_text
+from sparsity_core.method import Pipeline
+from sparsity_core.prompts import PROMPTS
+from sparsity_core.store import cache_dir
+from sparsity_core.trace import RunSpec
+from ui import work
+from ui.knobs import method_picker
+from ui.session import EXAMPLE, specs
+
+_OWN = "own"
+_MODELS = [EXAMPLE.model]
+
+
+def run_bar() -> None:
+    """Draws the bar; pressing Run queues what is not stored yet and shows it when it is done."""
+    first = specs()[0]
+    try:
+        with st.sidebar:
+            wanted = _form(first)
+            problem = None
+    except ValueError as error:
+        wanted, problem = [], f"{str(error)[:1].upper()}{str(error)[1:]}."
+    with st.sidebar:
+        if problem:
+            st.warning(problem, icon=":material/warning:")
+        changed = bool(wanted) and wanted != specs()
+        pressed = st.button(
+            "Run",
+            type="primary",
+            icon=":material/play_arrow:",
+            width="stretch",
+            disabled=bool(problem) or work.pending("run"),
+            help="compute what the settings above ask for; results are kept and found again",
+        )
+        if pressed:
+            st.session_state.setdefault("failures", {}).pop("run", None)
+            st.session_state.wanted = wanted
+            if not work.submit_specs("run", wanted):
+                _show(wanted)
+        work.watch("run", lambda jobs: (work.keep_results(jobs), _show(st.session_state.wanted)))  # type: ignore[func-returns-value]
+        if changed and not work.pending("run") and not problem:
+            st.caption("The settings differ from what is shown: press Run.")
+        warning = st.session_state.get("warning")
+        if warning:
+            st.warning(warning)
+        _status(first.model)
+
+
+def follow_link() -> None:
+    """Runs what a link asks for where it is not stored, if it needs no download; else leaves that to the Run button."""
+    if st.session_state.get("followed"):
+        return
+    st.session_state.followed = True
+    if all(spec.model == EXAMPLE.model for spec in specs()) and not work.pending("run"):
+        st.session_state.wanted = specs()
+        work.submit_specs("run", specs())
+
+
+def _show(wanted: list[RunSpec]) -> None:
+    if wanted[0].prompt != specs()[0].prompt or wanted[0].model != specs()[0].model:
+        st.session_state.view = {}  # positions of another text mean nothing here
+        for name in ("layer", "head", "token", "step"):
+            st.session_state.pop(name, None)
+    st.session_state.specs = wanted
+    st.rerun()
+
+
+def _form(first: RunSpec) -> list[RunSpec]:
+    model = st.selectbox(
+        "Model",
+        sorted({*_MODELS, first.model}),
+        index=sorted({*_MODELS, first.model}).index(first.model),
+        accept_new_options=True,
+        help="the embedded model, a Hugging Face hub id (owner/name), or a local folder; type to enter one",
+    )
+    prompt = _prompt(first)
+    st.caption(_count(model, prompt))
+    current = Pipeline.parse(first.pipeline).eviction
+    pipelines = [method_picker("A", current)]
+    second = specs()[1] if len(specs()) > 1 else None
+    if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
+        beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)").eviction
+        pipelines.append(method_picker("B", beside))
+    with st.expander("Run settings"):
+        generate = st.number_input(
+            "Generated tokens",
+            0,
+            512,
+            first.generate,
+            key="generate",
+            help="0: read the prompt alone. Above: the model goes on, and what is evicted physically leaves its cache",
+        )
+        seed = st.number_input("Seed", 0, 2**31 - 1, first.seed, key="seed", help="used by random eviction")
+        devices = ["cpu", "cuda"] if _has_cuda() else ["cpu"]
+        device = st.selectbox(
+            "Device",
+            [*devices, *([first.device] if first.device not in devices else [])],
+            key="device",
+            help="cuda appears where this machine has an NVIDIA GPU; a model too large for one is spread over several",
+        )
+        dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
+        dtype = st.selectbox("Number format", dtypes, help="bfloat16 is far slower than float32 on most CPUs")
+    base = RunSpec(str(model).strip(), prompt, pipelines[0], int(generate), int(seed), device, dtype)
+    return [base, *(replace(base, pipeline=p) for p in pipelines[1:])]
+
+
+def _prompt(first: RunSpec) -> str:
+    if "prompt_text" not in st.session_state:
+        st.session_state.prompt_text = first.prompt
+        st.session_state.prompt_choice = next((n for n, p in PROMPTS.items() if p.text == first.prompt), _OWN)
+
+    def choose() -> None:
+        if st.session_state.prompt_choice in PROMPTS:
+            st.session_state.prompt_text = PROMPTS[st.session_state.prompt_choice].text
+
+    def upload() -> None:
+        file = st.session_state.prompt_file
+        st.session_state.pop("prompt_problem", None)
+        if file is None:
+            return
+        try:
+            st.session_state.prompt_text = read_text(file.name, file.getvalue())
+            st.session_state.prompt_choice = _OWN
+        except ValueError as error:
+            st.session_state.prompt_problem = str(error)
+
+    def edit() -> None:
+        st.session_state.prompt_choice = next((n for n, p in PROMPTS.items() if p.text == st.session_state.prompt_text), _OWN)
+
+    choice = st.selectbox(
+        "Prompt",
+        [*PROMPTS, _OWN],
+        format_func=lambda name: PROMPTS[name].title if name in PROMPTS else "Your own text",
+        key="prompt_choice",
+        on_change=choose,
+    )
+    if choice in PROMPTS:
+        st.caption(PROMPTS[choice].why)
+    text = st.text_area("Text", key="prompt_text", height=150, on_change=edit, label_visibility="collapsed")
+    with st.expander("Upload a text file"):
+        st.file_uploader("UTF-8 text, at most 5 MB", key="prompt_file", on_change=upload)
+    if "prompt_problem" in st.session_state:
+        st.warning(f"{st.session_state.prompt_problem}. The text above is unchanged.")
+    if not text.strip():
+        raise ValueError("the prompt is empty: type some text, or choose one from the library")
+    return text
+
+
+def _count(model: str, text: str) -> str:
+    """The prompt's length in tokens, exact where the model's tokenizer is on this machine."""
+    folder = cache_dir() / "models" / model if model == EXAMPLE.model else Path(model).expanduser()
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return f"{len(_tokenizer(str(path)).encode(text).ids):,} tokens"
+    return f"about {max(1, len(text) // 4):,} tokens (exact once the model is loaded)"
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: str):  # type: ignore[no-untyped-def]
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
+def _has_cuda() -> bool:
+    """Whether an NVIDIA driver is present; asking torch would import it before the first picture."""
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def _status(model: str) -> None:
+    job = work.warm_up(model) if model == EXAMPLE.model else None
+    if job is not None:
+        states = {"done": "ready", "failed": "not loaded", "cancelled": "not loaded"}
+        st.caption(f"{model}: {states.get(job.status, 'loading in the background')}")
+        if job.status == "failed":
+            st.caption(job.error)

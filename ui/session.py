@@ -1,0 +1,122 @@
+"""What a browser session looks at: the specs shown, where in them, and the link that brings it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import streamlit as st
+
+from sparsity_core.method import Pipeline
+from sparsity_core.prompts import PROMPTS
+from sparsity_core.store import Store, key_of
+from sparsity_core.trace import RunSpec, Trace
+
+EXAMPLE = RunSpec(
+    model="smollm2-135m",
+    prompt=PROMPTS["needle"].text,
+    pipeline="eviction=a2sf(budget=64)",
+    generate=24,
+)
+_LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One pipeline on the page: "A", or "B" beside it."""
+
+    letter: str
+    spec: RunSpec
+    trace: Trace
+
+
+def specs() -> list[RunSpec]:
+    """The specs that the page shows: one, or A and B."""
+    return st.session_state.specs
+
+
+def shown() -> list[Shown]:
+    """The traces of the page's specs, as far as they have been computed."""
+    found = [(letter, spec, trace_of(spec)) for letter, spec in zip("AB", specs(), strict=False)]
+    return [Shown(letter, spec, trace) for letter, spec, trace in found if trace is not None]
+
+
+def trace_of(spec: RunSpec) -> Trace | None:
+    """A spec's trace from the store, or from a job whose result could not be stored; None where it was never run."""
+    unsaved = st.session_state.get("unsaved", {})
+    key = key_of(spec)
+    if key in unsaved:
+        return unsaved[key]
+    try:
+        return _stored(key, spec)
+    except LookupError:
+        return None
+
+
+@st.cache_resource(max_entries=24, show_spinner=False)
+def _stored(key: str, _spec: RunSpec) -> Trace:
+    trace = Store().get(_spec)
+    if trace is None:
+        raise LookupError(key)  # an exception is not cached, so a later run is found
+    return trace
+
+
+def start() -> str | None:
+    """Fills a new session from its address. Returns a sentence where the address could not be followed."""
+    if "specs" in st.session_state:
+        return None
+    st.session_state.specs, st.session_state.view = [EXAMPLE], {}
+    try:
+        st.session_state.specs = _specs_from(st.query_params)
+    except ValueError as error:
+        return f"The link could not be followed: {error}. The bundled example is shown instead."
+    st.session_state.view = {k: st.query_params[k] for k in ("layer", "head", "token", "step") if k in st.query_params}
+    return None
+
+
+def _specs_from(parameters: Mapping[str, str]) -> list[RunSpec]:
+    if not {"pipeline", "prompt", "text", "model"} & set(parameters):
+        return [EXAMPLE]
+    prompt = parameters.get("text")
+    if prompt is None:
+        name = parameters.get("prompt", "needle")
+        if name not in PROMPTS:
+            raise ValueError(f"there is no prompt {name!r} in the library, and a prompt this long does not fit into a link")
+        prompt = PROMPTS[name].text
+    try:
+        numbers = {name: int(parameters.get(name, "0")) for name in ("generate", "seed")}
+    except ValueError:
+        raise ValueError("generate and seed are whole numbers") from None
+    spec = RunSpec(
+        model=parameters.get("model", EXAMPLE.model),
+        prompt=prompt,
+        pipeline=str(Pipeline.parse(parameters.get("pipeline", "dense"))),
+        device=parameters.get("device", "cpu"),
+        dtype=parameters.get("dtype", "float32"),
+        **numbers,
+    )
+    beside = parameters.get("beside")
+    return [spec] if beside is None else [spec, replace(spec, pipeline=str(Pipeline.parse(beside)))]
+
+
+def link_parameters(view: Mapping[str, Any]) -> dict[str, str]:
+    """The address that brings this view back."""
+    spec, *rest = specs()
+    parameters = {
+        "model": spec.model,
+        "pipeline": spec.pipeline,
+        **({"beside": rest[0].pipeline} if rest else {}),
+        "generate": str(spec.generate),
+        "seed": str(spec.seed),
+        "device": spec.device,
+        "dtype": spec.dtype,
+    }
+    known = next((name for name, prompt in PROMPTS.items() if prompt.text == spec.prompt), None)
+    if known is not None:
+        parameters["prompt"] = known
+    elif len(spec.prompt) <= _LONGEST_LINK:
+        parameters["text"] = spec.prompt
+    else:
+        parameters["prompt"] = f"long-{key_of(spec)[:8]}"
+    return parameters | {k: str(v) for k, v in view.items()}

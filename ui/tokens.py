@@ -1,0 +1,69 @@
+"""A trace's tokens in words and as cells of the strip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from sparsity_core.trace import Trace
+from ui.strip import TokenCell
+from ui.view import View
+from viz.strip import strip_table
+
+
+def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[TokenCell]:
+    """The strip's cells; contested where the trace beside decides differently about the same token."""
+    contested: set[int] = set()
+    if beside is not None:
+        other = strip_table(beside, min(at.layer, beside.n_layers - 1), at.head, min(at.step, beside.n_tokens - 1))
+        both = table.merge(other[["position", "token", "state"]], on=["position", "token"], suffixes=("", "_other"))
+        differs = (both["state"] == "dropped") != (both["state_other"] == "dropped")
+        contested = set(both.loc[differs, "position"])
+    return [
+        TokenCell(
+            index=int(row.position),
+            text=row.token,
+            state=row.state,
+            note=_note(row),
+            group=int(row.group),
+            contested=row.position in contested,
+        )
+        for row in table.itertuples()
+    ]
+
+
+def _note(row) -> str:  # type: ignore[no-untyped-def]
+    score = "" if np.isnan(row.score) else f"; score {row.score:.3g}"
+    if row.state == "dropped":
+        return f"dropped at step {int(row.dropped_at)}, when “{row.dropped_while}” was read{score}"
+    return {"future": "not read yet", "sink": "kept: protected as a sink", "recent": "kept: protected as recent"}.get(
+        row.state, "kept"
+    ) + score
+
+
+def tell_token(trace: Trace, at: View) -> str:
+    """What became of the chosen token, in sentences, as Markdown with the token's own text inert."""
+    token = min(at.token, trace.n_tokens - 1)
+    where = f"layer {at.layer}, " + (f"KV head {at.head}" if isinstance(at.head, int) else f"the {at.head} head to drop it")
+    gone = int(trace.dropped_at(at.head)[at.layer, token])
+    everywhere = trace.evicted_at[:, :, token]
+    share = float((everywhere < trace.n_tokens).mean())
+    own = f"Token {token} {_inert(trace.tokens[token])} ({trace.classes[token]})"
+    if gone < trace.n_tokens:
+        how = f"was dropped in {where} at step {gone - 1}, when token {gone - 1} {_inert(trace.tokens[gone - 1])} was read"
+    else:
+        how = f"stays to the end in {where}"
+    text = f"{own} {how}. By the last step, {share:.0%} of all layers and heads have dropped it."
+    return text
+
+
+def _inert(token: str) -> str:
+    """A token as inline code, whose fence no run of backquotes inside can close."""
+    fence = "`" * (1 + max((len(run) for run in _runs(token)), default=0))
+    return f"{fence} {token} {fence}"
+
+
+def _runs(text: str) -> list[str]:
+    return ["`" * len(part) for part in "".join(c if c == "`" else " " for c in text).split()]
+
+

@@ -1,0 +1,113 @@
+"""Where one looks in a trace: layer, head, token and step, shared by every page and every figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from sparsity_core.trace import Trace
+from ui.session import Shown
+
+_PLAY_SECONDS = 0.5
+_WINDOW = 512  # tokens that an atlas or a strip shows at once; more cells than that are too small to click
+
+
+@dataclass(frozen=True)
+class View:
+    layer: int
+    head: int | str  # a KV head, or "first"/"last" to drop
+    token: int
+    step: int
+
+    def window(self, n_tokens: int) -> tuple[int, int]:
+        """The tokens [a, b) around the chosen one that detailed figures draw."""
+        if n_tokens <= _WINDOW:
+            return 0, n_tokens
+        start = min(max(0, self.token - _WINDOW // 2), n_tokens - _WINDOW)
+        return start, start + _WINDOW
+
+
+_HEADS = {"first": "first head to drop", "last": "last head to drop"}
+
+
+def view_bar(shown: list[Shown]) -> View:
+    """The steppers for layer, head, token and step; choices made in figures arrive here too."""
+    trace = max((s.trace for s in shown), key=lambda t: t.n_tokens)
+    _apply_requests(trace)
+    layer, head, token, step, play = st.columns([2, 2.6, 2, 5, 2], vertical_alignment="bottom")
+    layer.number_input("Layer", 0, trace.n_layers - 1, key="layer", help="or click a row of the atlas")
+    head.selectbox(
+        "KV head",
+        [*range(trace.n_kv_heads), *_HEADS],
+        format_func=lambda h: _HEADS.get(h, f"head {h}"),
+        key="head",
+        help="one KV head, or when the first or the last of the layer's heads drops a token",
+    )
+    token.number_input("Token", 0, trace.n_tokens - 1, key="token", help="or click a token in the strip or the atlas")
+    step.slider(
+        "Step",
+        0,
+        trace.n_tokens - 1,
+        key="step",
+        help="the query that is being read: prompt first, then what the model generates",
+    )
+    playing = st.session_state.get("playing", False)
+    if play.button(
+        "Pause" if playing else "Replay",
+        icon=":material/pause:" if playing else ":material/play_arrow:",
+        width="stretch",
+        help="replay the run step by step",
+    ):
+        st.session_state.playing = not playing
+        if not playing and st.session_state.step >= trace.n_tokens - 1:
+            request(step=0)
+        st.rerun()
+    if playing:
+        _advance(trace.n_tokens)
+    return View(**{name: st.session_state[name] for name in ("layer", "head", "token", "step")})
+
+
+def request(**changes: int) -> None:
+    """Asks for another layer, head, token or step; it takes effect when the page runs again."""
+    st.session_state.requests = {**st.session_state.get("requests", {}), **changes}
+
+
+@st.fragment(run_every=_PLAY_SECONDS)
+def _advance(n_tokens: int) -> None:
+    if "shown_step" not in st.session_state or st.session_state.shown_step != st.session_state.step:
+        st.session_state.shown_step = st.session_state.step  # the run that drew this step is not a tick of the clock
+        return
+    following = min(st.session_state.step + max(1, n_tokens // 100), n_tokens - 1)
+    st.session_state.playing = following < n_tokens - 1
+    request(step=following)
+    st.rerun()
+
+
+def _apply_requests(trace: Trace) -> None:
+    """Fills in what is not chosen yet, takes what figures asked for, and keeps everything inside the trace."""
+    linked: dict[str, Any] = st.session_state.get("view", {})
+    requests = st.session_state.pop("requests", {})
+    middle = trace.n_layers // 2
+    defaults = {"layer": middle, "head": 0, "token": _telling_token(trace, middle), "step": trace.n_tokens - 1}
+    limits = {"layer": trace.n_layers - 1, "token": trace.n_tokens - 1, "step": trace.n_tokens - 1}
+    for name, default in defaults.items():
+        value = requests.get(name, st.session_state.get(name, linked.get(name, default)))
+        if name == "head":
+            value = int(value) if str(value).isdigit() else value
+            value = value if value in _HEADS or (isinstance(value, int) and value < trace.n_kv_heads) else 0
+        else:
+            value = int(value) if str(value).lstrip("-").isdigit() else default
+            value = min(max(0, value), limits[name])
+        if st.session_state.get(name) != value:
+            st.session_state[name] = value
+    st.session_state.view = {}
+
+
+def _telling_token(trace: Trace, layer: int) -> int:
+    """The key of the layer's first head that held out longest before it was dropped."""
+    evicted_at = trace.evicted_at[layer, 0]
+    lifetime = np.where(evicted_at < trace.n_tokens, evicted_at - np.arange(trace.n_tokens), -1)
+    return int(lifetime.argmax())

@@ -1,0 +1,114 @@
+"""Model work from a page: submit specs, watch their progress, cancel, and show what came of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from sparsity_core.jobs import Job, JobQueue
+from sparsity_core.store import Store, key_of
+from sparsity_core.trace import RunSpec, Trace
+from ui.session import trace_of
+
+
+@st.cache_resource(show_spinner=False)
+def queue() -> JobQueue:
+    """The one queue of this process; every session's work goes through it."""
+    return JobQueue()
+
+
+def _watcher() -> str:
+    return st.session_state.setdefault("watcher", uuid.uuid4().hex)
+
+
+def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Trace, str | None]]:
+    """The work of a spec: compute, keep, and say so where it could not be kept."""
+
+    def work(progress: Callable[[float, str], None]) -> tuple[Trace, str | None]:
+        from sparsity_core.run import execute
+
+        trace = execute(spec, progress)
+        return trace, Store().put(spec, trace)
+
+    return work
+
+
+def submit(purpose: str, work: dict[str, Callable[[Callable[[float, str], None]], Any]]) -> None:
+    """Queues pieces of work, by key, that a page waits for together under `purpose`."""
+    jobs = {key: queue().submit(key, piece, _watcher()) for key, piece in work.items()}
+    st.session_state.setdefault("pending", {})[purpose] = jobs
+
+
+def submit_specs(purpose: str, specs: list[RunSpec]) -> bool:
+    """Queues those specs that are not in the store. Returns whether anything had to be queued."""
+    missing = {key_of(spec): run_spec(spec) for spec in specs if trace_of(spec) is None}
+    if missing:
+        submit(purpose, missing)
+    return bool(missing)
+
+
+def pending(purpose: str) -> bool:
+    return purpose in st.session_state.get("pending", {})
+
+
+def watch(purpose: str, done: Callable[[dict[str, Job]], None]) -> None:
+    """Shows the progress of `purpose` with a cancel button, and calls `done` with its jobs once all of them finished."""
+    if pending(purpose):
+        _watch(purpose, done)
+    failure = st.session_state.get("failures", {}).get(purpose)
+    if failure:
+        st.error(failure, icon=":material/error:")
+
+
+@st.fragment(run_every=0.4)
+def _watch(purpose: str, done: Callable[[dict[str, Job]], None]) -> None:
+    jobs: dict[str, Job] = st.session_state.get("pending", {}).get(purpose, {})
+    if not jobs:
+        return
+    if all(job.finished for job in jobs.values()):
+        del st.session_state.pending[purpose]
+        failed = next((job.error for job in jobs.values() if job.status == "failed"), None)
+        st.session_state.setdefault("failures", {})[purpose] = failed
+        if all(job.status == "done" for job in jobs.values()):
+            done(jobs)
+        st.rerun()
+    active = next((job for job in jobs.values() if not job.finished), None)
+    share = sum(1.0 if job.finished else job.share for job in jobs.values()) / len(jobs)
+    st.progress(min(1.0, share), text=_doing(active) if active else "")
+    if st.button("Cancel", key=f"cancel_{purpose}", icon=":material/close:", width="stretch"):
+        for job in jobs.values():
+            queue().cancel(job, _watcher())
+        del st.session_state.pending[purpose]
+        st.rerun()
+
+
+def _doing(job: Job) -> str:
+    if job.status == "queued":
+        before = queue().place(job)
+        return f"waiting: {before} job{'s' if before != 1 else ''} before this one"
+    left = job.seconds_left()
+    return job.doing + (f" · about {left:.0f} s left" if left is not None and left >= 1 else "")
+
+
+def keep_results(jobs: dict[str, Job]) -> None:
+    """Keeps in the session what the store could not take, with its sentence, so that nothing computed is lost."""
+    for key, job in jobs.items():
+        trace, warning = job.result
+        if warning:
+            st.session_state.setdefault("unsaved", {})[key] = trace
+            st.session_state["warning"] = warning
+
+
+def warm_up(model: str) -> Job:
+    """Begins to load a model in the background, once a process, so that the first run need not wait for it."""
+
+    def work(progress: Callable[[float, str], None]) -> None:
+        from sparsity_core.models import load
+
+        load(model)
+
+    key = f"load {model}"
+    return queue().find(key) or queue().submit(key, work, "process")

@@ -1,0 +1,214 @@
+"""Which token each layer dropped, and when: layer × token, as it stands after any step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsity_core.trace import Trace
+from viz.theme import SEQUENTIAL, plain
+
+_MOST_CELLS = 1_000_000
+_A_ONLY, _B_ONLY, _BOTH = 1, 2, 3
+
+
+def atlas_table(
+    trace: Trace, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
+) -> pd.DataFrame:
+    """One row per layer and token: position, token, layer, dropped_at (the step that dropped it; NaN while kept).
+
+    `head` is a KV head, or "first"/"last" for the first or last head to drop a token. Drops after `step` are not yet
+    made. `window` [a, b) leaves out the other tokens.
+    """
+    first, last = window or (0, trace.n_tokens)
+    step = trace.n_tokens - 1 if step is None else step
+    evicted_at = trace.dropped_at(head)[:, first:last].astype(np.float32)
+    positions = np.arange(first, last)
+    dropped = (evicted_at <= step) & (evicted_at < trace.n_tokens)
+    layers = np.repeat(np.arange(trace.n_layers), last - first)
+    return pd.DataFrame(
+        {
+            "layer": layers,
+            "position": np.tile(positions, trace.n_layers),
+            "token": np.tile(np.asarray(trace.tokens[first:last], dtype=object), trace.n_layers),
+            "dropped_at": np.where(dropped, evicted_at - 1, np.nan).ravel(),
+            "seen": np.tile(positions <= step, trace.n_layers),
+        }
+    )
+
+
+def pooled_table(table: pd.DataFrame, most_columns: int = 1024) -> pd.DataFrame:
+    """The atlas of a long text in at most `most_columns` bins of tokens: the share dropped (mean) and the earliest drop."""
+    n = int(table["position"].max() - table["position"].min()) + 1
+    width = -(-n // most_columns)
+    bins = (table["position"] - table["position"].min()) // width
+    grouped = table.assign(bin=bins, dropped=table["dropped_at"].notna()).groupby(["layer", "bin"], sort=True)
+    out = grouped.agg(position=("position", "min"), share=("dropped", "mean"), dropped_at=("dropped_at", "min"))
+    return out.reset_index().drop(columns="bin")
+
+
+def plot_atlas(
+    table: pd.DataFrame,
+    *,
+    n_prompt: int | None = None,
+    step: int | None = None,
+    selected: tuple[int, int] | None = None,
+    latest: int | None = None,
+    clickable: bool = False,
+) -> go.Figure:
+    """The atlas as a heatmap: a filled cell is a dropped token, its colour the step; an empty one is still cached.
+
+    `selected` is (layer, position). `latest` fixes the colour scale's end so that two atlases share it. `clickable`
+    lays transparent markers over the cells, because heatmap cells cannot be selected on the page.
+    """
+    layers, positions = np.unique(table["layer"]), np.unique(table["position"])
+    shape = (len(layers), len(positions))
+    if shape[0] * shape[1] > _MOST_CELLS:
+        raise ValueError(f"{shape[0]} × {shape[1]} cells are too many to draw: pool them, or choose a window")
+    z = table["dropped_at"].to_numpy(np.float32).reshape(shape)
+    tokens = [plain(t) for t in table["token"].to_numpy()[: shape[1]]]
+    hover = np.broadcast_to(np.asarray(tokens, dtype=object), shape)
+    end = float(latest if latest is not None else max(1, positions[-1]))
+    figure = go.Figure()
+    seen = table["seen"].to_numpy().reshape(shape)
+    figure.add_heatmap(
+        z=np.where(seen & np.isnan(z), 0.0, np.nan).astype(np.float32),
+        x=positions,
+        y=layers,
+        colorscale=[[0, "rgba(128,136,150,0.10)"], [1, "rgba(128,136,150,0.10)"]],
+        showscale=False,
+        hoverinfo="skip",
+        name="kept",
+    )
+    figure.add_heatmap(
+        z=z,
+        x=positions,
+        y=layers,
+        zmin=0,
+        zmax=end,
+        colorscale=SEQUENTIAL,
+        colorbar={"title": {"text": "dropped at step"}},
+        customdata=hover,
+        hovertemplate="layer %{y}, token %{x} “%{customdata}”<br>dropped at step %{z}<extra></extra>",
+        name="dropped",
+    )
+    if clickable:
+        figure.add_scattergl(
+            x=np.tile(positions, shape[0]),
+            y=np.repeat(layers, shape[1]),
+            mode="markers",
+            marker={"symbol": "square", "size": 9, "opacity": 0},
+            customdata=hover.ravel(),
+            hovertemplate="layer %{y}, token %{x} “%{customdata}”: in the cache<extra></extra>",
+            selected={"marker": {"opacity": 0}},
+            unselected={"marker": {"opacity": 0}},
+            showlegend=False,
+            name="cells",
+        )
+    if n_prompt is not None and positions[0] < n_prompt <= positions[-1]:
+        figure.add_vline(n_prompt - 0.5, line={"width": 1, "dash": "dot"})
+        figure.add_annotation(x=n_prompt - 0.5, y=1, yref="paper", text="generated →", showarrow=False, xanchor="left", yanchor="bottom")
+    if step is not None and step < positions[-1]:
+        figure.add_vline(step + 0.5, line={"width": 1.5})
+    if selected is not None:
+        layer, position = selected
+        figure.add_shape(
+            type="rect", x0=positions[0] - 0.5, x1=positions[-1] + 0.5, y0=layer - 0.5, y1=layer + 0.5, line={"width": 1.5}
+        )
+        if positions[0] <= position <= positions[-1]:
+            figure.add_annotation(
+                x=position, y=1, yref="paper", text="▼", showarrow=False, yanchor="bottom", xanchor="center", borderpad=0
+            )
+    figure.update_xaxes(title="token position", range=[positions[0] - 0.5, positions[-1] + 0.5])
+    figure.update_yaxes(title="layer", range=[layers[0] - 0.5, layers[-1] + 0.5], showgrid=False)
+    figure.update_layout(height=150 + 10 * shape[0], dragmode="select" if clickable else "zoom", showlegend=False)
+    return figure
+
+
+def plot_overview(pooled: pd.DataFrame, window: tuple[int, int]) -> go.Figure:
+    """Share of tokens dropped per bin of a long text, with the window that the atlas below shows."""
+    layers, positions = np.unique(pooled["layer"]), np.unique(pooled["position"])
+    figure = go.Figure(
+        go.Heatmap(
+            z=pooled["share"].to_numpy(np.float32).reshape(len(layers), len(positions)),
+            x=positions,
+            y=layers,
+            zmin=0,
+            zmax=1,
+            colorscale=SEQUENTIAL,
+            colorbar={"title": {"text": "share dropped"}},
+            hovertemplate="layer %{y}, tokens from %{x}<br>%{z:.0%} dropped<extra></extra>",
+        )
+    )
+    figure.add_vrect(window[0], window[1], line={"width": 1.5}, fillcolor="rgba(255,255,255,0.25)")
+    figure.update_xaxes(title="token position")
+    figure.update_yaxes(title="layer", showgrid=False)
+    return figure.update_layout(height=190)
+
+
+def difference_table(a: Trace, b: Trace, head: int | str = "first", step: int | None = None) -> pd.DataFrame:
+    """One row per layer and token of two traces of one text: who has dropped it after `step`.
+
+    `dropped_by` is "neither", "A only", "B only" or "both". Raises ValueError where the texts differ; where generation
+    parted ways, only the common beginning is compared.
+    """
+    n = common_length(a, b)
+    if n == 0 or a.n_layers != b.n_layers:
+        raise ValueError("A and B do not share a text and a model: run both on the same prompt to compare them")
+    step = n - 1 if step is None else min(step, n - 1)
+    in_a = a.dropped_at(head if head in ("first", "last") else min(int(head), a.n_kv_heads - 1))[:, :n] <= step
+    in_b = b.dropped_at(head if head in ("first", "last") else min(int(head), b.n_kv_heads - 1))[:, :n] <= step
+    code = in_a * _A_ONLY + in_b * _B_ONLY
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(np.arange(a.n_layers), n),
+            "position": np.tile(np.arange(n), a.n_layers),
+            "token": np.tile(np.asarray(a.tokens[:n], dtype=object), a.n_layers),
+            "dropped_by": np.asarray(["neither", "A only", "B only", "both"], dtype=object)[code.ravel()],
+        }
+    )
+
+
+def common_length(a: Trace, b: Trace) -> int:
+    """Leading tokens that two traces share."""
+    n = min(a.n_tokens, b.n_tokens)
+    different = np.flatnonzero(a.token_ids[:n] != b.token_ids[:n])
+    return int(different[0]) if different.size else n
+
+
+def agreement(table: pd.DataFrame) -> pd.Series:
+    """Jaccard index of the two dropped sets by layer: 1 where both dropped the same tokens, or none."""
+    dropped = table[table["dropped_by"] != "neither"]
+    counts = dropped.groupby("layer")["dropped_by"].agg(both=lambda s: (s == "both").sum(), any="size")
+    return (counts["both"] / counts["any"]).reindex(np.unique(table["layer"]), fill_value=1.0).rename("jaccard")
+
+
+def plot_difference(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
+    """Contested tokens: cells that only A, or only B, has dropped. Cells on which both agree are faint or empty."""
+    layers, positions = np.unique(table["layer"]), np.unique(table["position"])
+    code = table["dropped_by"].map({"neither": np.nan, "both": 0.0, "A only": 1.0, "B only": 2.0})
+    z = code.to_numpy(np.float32).reshape(len(layers), len(positions))
+    colours = ["rgba(128,136,150,0.28)", "#D55E00", "#0072B2"]
+    scale = [[0, colours[0]], [1 / 3, colours[0]], [1 / 3, colours[1]], [2 / 3, colours[1]], [2 / 3, colours[2]], [1, colours[2]]]
+    tokens = np.asarray([plain(t) for t in table["token"].to_numpy()[: len(positions)]], dtype=object)
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            x=positions,
+            y=layers,
+            zmin=-0.5,
+            zmax=2.5,
+            colorscale=scale,
+            colorbar={
+                "title": {"text": "dropped by"},
+                "tickvals": [0, 1, 2],
+                "ticktext": ["both", f"A only: {plain(names[0])}", f"B only: {plain(names[1])}"],
+            },
+            customdata=np.broadcast_to(tokens, z.shape),
+            hovertemplate="layer %{y}, token %{x} “%{customdata}”<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="token position")
+    figure.update_yaxes(title="layer", showgrid=False)
+    return figure.update_layout(height=150 + 10 * len(layers))

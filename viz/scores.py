@@ -1,0 +1,92 @@
+"""Accumulated scores over time: what a token scored, what it would have needed, and when it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsity_core.trace import Trace
+from viz.theme import OKABE_ITO, plain
+
+_LINES = [OKABE_ITO[i] for i in (6, 5, 3, 1, 7, 2)]
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def score_table(
+    trace: Trace,
+    layer: int,
+    head: int,
+    positions: Sequence[int],
+    refilled: tuple[np.ndarray, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Long table of one KV head: step, series ("token" or "threshold"), position, token, score, event.
+
+    A token's last row is where it was dropped (event "dropped"). The threshold is the score of whatever each query
+    dropped. `refilled` (steps, scores [Hkv, S, T]) replaces the trace's own snapshots of this layer.
+    """
+    steps, scores = refilled if refilled is not None else (trace.snapshot_steps, trace.snapshots[layer])
+    rows = []
+    for position in positions:
+        kept = ~np.isnan(scores[head, :, position])
+        frame = pd.DataFrame({"step": steps[kept], "score": scores[head, kept, position]})
+        frame["event"] = ""
+        gone = int(trace.evicted_at[layer, head, position])
+        if gone < trace.n_tokens:
+            last = {"step": gone - 1, "score": trace.threshold[layer, head, gone - 1], "event": "dropped"}
+            frame = pd.concat([frame[frame["step"] < gone - 1], pd.DataFrame([last])], ignore_index=True)
+        frame["series"], frame["position"], frame["token"] = "token", position, trace.tokens[position]
+        rows.append(frame)
+    threshold = trace.threshold[layer, head]
+    known = np.flatnonzero(~np.isnan(threshold))
+    line = pd.DataFrame({"step": known, "score": threshold[known]})
+    line["event"], line["series"], line["position"], line["token"] = "", "threshold", -1, ""
+    columns = ["step", "series", "position", "token", "score", "event"]
+    return pd.concat([*rows, line], ignore_index=True)[columns].astype({"score": np.float64})
+
+
+def plot_scores(table: pd.DataFrame, *, step: int | None = None, log: bool = True) -> go.Figure:
+    """A line per token over the steps, the eviction threshold beneath, a cross where a token is dropped."""
+    figure = go.Figure()
+    threshold = table[table["series"] == "threshold"]
+    if len(threshold):
+        figure.add_scatter(
+            x=threshold["step"],
+            y=threshold["score"],
+            mode="lines",
+            line={"color": "#8A93A3", "width": 1},
+            name="threshold: score of the token dropped",
+            hovertemplate="step %{x}: dropped at %{y:.4g}<extra>threshold</extra>",
+        )
+    own = table[table["series"] == "token"]
+    for i, (position, line) in enumerate(own.groupby("position", sort=False)):
+        colour = _LINES[i % len(_LINES)]
+        name = f"{position} “{plain(str(line['token'].iloc[0]))}”"
+        figure.add_scatter(
+            x=line["step"],
+            y=line["score"],
+            mode="lines",
+            line={"color": colour, "dash": _DASHES[i % len(_DASHES)]},
+            name=name,
+            legendgroup=name,
+            hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
+        )
+        end = line[line["event"] == "dropped"]
+        if len(end):
+            figure.add_scatter(
+                x=end["step"],
+                y=end["score"],
+                mode="markers",
+                marker={"symbol": "x", "size": 9, "color": colour},
+                name=f"{name} dropped",
+                legendgroup=name,
+                showlegend=False,
+                hovertemplate="dropped at step %{x}, score %{y:.4g}<extra>" + name + "</extra>",
+            )
+    if step is not None:
+        figure.add_vline(step, line={"width": 1, "dash": "dot"})
+    figure.update_xaxes(title="step (query position)")
+    figure.update_yaxes(title="accumulated score", type="log" if log else "linear", exponentformat="power")
+    return figure.update_layout(height=380)

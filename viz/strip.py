@@ -1,0 +1,111 @@
+"""A prompt token by token at one step: what is kept, what is dropped, and what is protected."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsity_core.trace import Trace
+from viz.theme import STATE_STYLE, plain
+
+_COLUMNS = 84  # characters to a line
+
+
+def strip_table(
+    trace: Trace, layer: int, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
+) -> pd.DataFrame:
+    """One row per token: position, token, state, dropped_at, dropped_while (the token read at that step), score, class.
+
+    `state` is kept, dropped, sink, recent (both protected) or future, as query `step` finds the cache. `score` is the
+    accumulated score at the last snapshot up to `step`, or that at which the token was dropped.
+    """
+    n = trace.n_tokens
+    step = n - 1 if step is None else step
+    position = np.arange(n)
+    evicted_at = trace.dropped_at(head)[layer]
+    state = np.full(n, "kept", dtype=object)
+    state[position > step - trace.recent[layer]] = "recent"
+    state[position < trace.n_sink[layer]] = "sink"
+    dropped = (evicted_at <= step) & (evicted_at < n)
+    state[dropped] = "dropped"
+    state[position > step] = "future"
+    table = pd.DataFrame(
+        {
+            "position": position,
+            "token": trace.tokens,
+            "state": state,
+            "dropped_at": np.where(dropped, evicted_at - 1.0, np.nan),
+            "dropped_while": [trace.tokens[e - 1] if d else "" for e, d in zip(evicted_at, dropped, strict=True)],
+            "score": _score(trace, layer, head, step, dropped, evicted_at),
+            "class": trace.classes,
+            "group": trace.groups,
+        }
+    )
+    return table if window is None else table.iloc[window[0] : window[1]]
+
+
+def _score(
+    trace: Trace, layer: int, head: int | str, step: int, dropped: np.ndarray, evicted_at: np.ndarray
+) -> np.ndarray:
+    heads = range(trace.n_kv_heads) if head in ("first", "last") else [int(head)]
+    score = np.full(trace.n_tokens, np.nan, np.float32)
+    before = np.flatnonzero(trace.snapshot_steps <= step)
+    if before.size:
+        score = np.nanmax(np.nan_to_num(trace.snapshots[layer, list(heads), before[-1]], nan=-np.inf), axis=0)
+        score = np.where(np.isfinite(score), score, np.nan)
+    for h in heads:
+        own = dropped & (trace.evicted_at[layer, h] == evicted_at)
+        score[own] = trace.threshold[layer, h][evicted_at[own] - 1]
+    return score
+
+
+def plot_strip(table: pd.DataFrame, theme: str = "light") -> go.Figure:
+    """The strip as a figure for papers: tokens in lines, a dropped one struck through, a protected one underlined."""
+    x, y, line, column = [], [], 0, 0
+    widths = [max(1, sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in t)) for t in table["token"]]
+    for token, width in zip(table["token"], widths, strict=True):
+        if column + width > _COLUMNS and column:
+            line, column = line + 1, 0
+        x.append(column)
+        y.append(-line)
+        column += width + 1
+        if "↵" in token:
+            line, column = line + 1, 0
+    figure = go.Figure()
+    for state, look in STATE_STYLE.items():
+        chosen = np.flatnonzero(table["state"].to_numpy() == state)
+        if not chosen.size:
+            continue
+        colour = look.dark if theme == "dark" else look.light
+        bars: list[float | None] = []
+        heights: list[float | None] = []
+        for i in chosen:
+            at = y[i] + {"dropped": 0.0, "sink": -0.36, "recent": -0.36}.get(state, 0.0)
+            if state in ("dropped", "sink", "recent"):
+                bars += [x[i] - 0.1, x[i] + widths[i] + 0.1, None]
+                heights += [at, at, None]
+        figure.add_scatter(
+            x=[x[i] for i in chosen],
+            y=[y[i] for i in chosen],
+            mode="text",
+            text=[plain(table["token"].iloc[i]) for i in chosen],
+            textposition="middle right",
+            textfont={"family": "DejaVu Sans Mono, monospace", "color": colour if state != "kept" else None},
+            customdata=table[["position", "dropped_at"]].iloc[chosen].to_numpy(),
+            hovertemplate="token %{customdata[0]}<extra>" + state + "</extra>",
+            showlegend=False,
+        )
+        figure.add_scatter(
+            x=bars or [None],
+            y=heights or [None],
+            mode="lines",
+            line={"color": colour, "width": 1, "dash": "solid" if state != "sink" else "dot"},
+            name=f"{look.glyph} {state}",
+            hoverinfo="skip",
+        )
+    figure.update_xaxes(visible=False, range=[-1, _COLUMNS + 1])
+    figure.update_yaxes(visible=False, range=[-line - 0.8, 0.8])
+    return figure.update_layout(height=90 + 22 * (line + 1))

@@ -1,0 +1,249 @@
+"""The looks of every figure: light and dark for the screen, white and at final size for paper."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+SEQUENTIAL = "cividis"
+OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
+
+PX_PER_INCH = 96
+PX_PER_PT = PX_PER_INCH / 72
+
+_HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")  # black and yellow vanish on dark and white
+# in pixels: Plotly's named dashes are too long for a line of 1.2 pt
+_DASHES = ("solid", "5px,2px", "1.5px,1.5px", "5px,2px,1.5px,2px", "9px,2px", "9px,2px,1.5px,2px")
+_METHODS = {
+    "a2sf": ("#D55E00", _DASHES[0]),
+    "h2o": ("#0072B2", _DASHES[1]),
+    "tova": ("#009E73", _DASHES[3]),
+    "streaming_llm": ("#E69F00", _DASHES[4]),
+    "local_window": ("#CC79A7", _DASHES[5]),
+    "snapkv": ("#56B4E9", _DASHES[0]),
+    "random": ("#A0A0A0", _DASHES[2]),  # the two references are greys, readable on both grounds; methods have hues
+    "dense": ("#707070", _DASHES[0]),
+}
+
+
+def _look(name: str) -> tuple[str, str]:
+    code = zlib.crc32(name.encode())  # hash() differs from process to process
+    return _METHODS.get(name) or (_HUES[code % len(_HUES)], _DASHES[code // len(_HUES) % len(_DASHES)])
+
+
+def method_colour(name: str) -> str:
+    """The colour of a method, the same in every figure, theme and process."""
+    return _look(name)[0]
+
+
+def method_dash(name: str) -> str:
+    """The line dash of a method, which tells two lines apart without colour and where two names share a hue."""
+    return _look(name)[1]
+
+
+@dataclass(frozen=True)
+class StateStyle:
+    """How one token state is drawn; `symbol` is Plotly's, `decoration` is CSS text-decoration."""
+
+    light: str
+    dark: str
+    symbol: str
+    glyph: str
+    decoration: str
+
+
+STATE_STYLE: dict[str, StateStyle] = {
+    "kept": StateStyle("#0072B2", "#56B4E9", "square", "■", "none"),
+    "dropped": StateStyle("#B84A00", "#F58A4B", "x", "×", "line-through"),
+    "sink": StateStyle("#9A3F77", "#DE9BC1", "diamond", "◆", "underline double"),
+    "recent": StateStyle("#00795A", "#2FC9A0", "triangle-up", "▲", "underline"),
+    "future": StateStyle("#666C76", "#9AA1AC", "circle-open", "○", "underline dotted"),
+}
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes such as \\x00, and what XML cannot hold as �; tab and line ends stay."""
+    return _NOT_XML.sub("\ufffd", _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text))
+
+
+def plain(text: str) -> str:
+    """Text that Plotly shows as it is, wherever it shows text: no tag, entity, TeX or hover variable in it acts."""
+    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+    escaped = re.sub(r"[&<>$]", lambda match: entities[match[0]], printable(text))
+    return escaped.replace("%{", "&#37;{")
+
+
+def _template(
+    *,
+    family: str,
+    text: float,
+    small: float,
+    ink: str,
+    soft: str,
+    grid: str,
+    axis: str,
+    thin: float,
+    line: float,
+    marker: float,
+    ground: str,
+    hover: str,
+    colourbar: dict[str, Any],
+    layout: dict[str, Any],
+) -> go.layout.Template:
+    colourbar = {
+        "outlinewidth": 0,
+        "tickfont": {"size": small, "color": soft},
+        "title": {"side": "right", "font": {"size": text, "color": ink}},
+        "ticks": "outside",
+        "tickwidth": thin,
+        "tickcolor": axis,
+        **colourbar,
+    }
+    axes = {
+        "automargin": True,
+        "showline": True,
+        "linecolor": axis,
+        "linewidth": thin,
+        "ticks": "outside",
+        "tickcolor": axis,
+        "tickwidth": thin,
+        "ticklen": colourbar["ticklen"],
+        "tickfont": {"size": small, "color": soft},
+        "title": {"font": {"size": text, "color": ink}, "standoff": 2 * colourbar["ticklen"]},
+        "gridcolor": grid,
+        "gridwidth": thin,
+        "zeroline": False,
+    }
+    coloured = {"colorscale": SEQUENTIAL, "colorbar": colourbar}
+    return go.layout.Template(
+        layout={
+            "paper_bgcolor": ground,
+            "plot_bgcolor": ground,
+            "font": {"family": family, "size": text, "color": ink},
+            "colorway": list(_HUES),
+            "colorscale": {"sequential": SEQUENTIAL, "sequentialminus": SEQUENTIAL},
+            "coloraxis": coloured,
+            "xaxis": {**axes, "showgrid": False},
+            "yaxis": axes,
+            "hoverlabel": {
+                "bgcolor": hover,
+                "bordercolor": axis,
+                "align": "left",
+                "font": {"family": family, "size": text, "color": ink},
+            },
+            "annotationdefaults": {"font": {"size": text, "color": ink}, "arrowcolor": axis, "arrowwidth": thin},
+            "shapedefaults": {"line": {"color": axis, "width": thin}},
+            **layout,
+        },
+        data={
+            "heatmap": [coloured],
+            "scatter": [
+                {"line": {"width": line}, "marker": {"size": marker, "line": {"width": 0}, **coloured}},
+            ],
+            "bar": [{"marker": {"line": {"width": 0}}}],
+            "box": [{"line": {"width": line}, "marker": {"size": marker}}],
+        },
+    )
+
+
+def _screen(*, ink: str, soft: str, grid: str, axis: str, hover: str) -> go.layout.Template:
+    return _template(
+        family="system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
+        text=13,
+        small=12,
+        ink=ink,
+        soft=soft,
+        grid=grid,
+        axis=axis,
+        thin=1,
+        line=2,
+        marker=6,
+        ground="rgba(0,0,0,0)",
+        hover=hover,
+        colourbar={"thickness": 12, "ticklen": 4, "xpad": 8},
+        layout={
+            "margin": {"l": 8, "r": 8, "t": 40, "b": 8},
+            "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left", "yref": "container", "y": 0.98},
+            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": soft, "activecolor": ink},
+        },
+    )
+
+
+LIGHT = _screen(ink="#1F2430", soft="#4B5262", grid="#E4E7EC", axis="#B4BAC5", hover="#FFFFFF")
+DARK = _screen(ink="#F2F4F8", soft="#BAC1CE", grid="#2B303C", axis="#565D6C", hover="#1B1F29")
+PAPER = _template(
+    family="Arial, 'Liberation Sans', Helvetica, 'DejaVu Sans', sans-serif",
+    text=8 * PX_PER_PT,
+    small=7 * PX_PER_PT,
+    ink="#000000",
+    soft="#000000",
+    grid="#E6E6E6",
+    axis="#000000",
+    thin=0.5 * PX_PER_PT,
+    line=1.2 * PX_PER_PT,
+    marker=3 * PX_PER_PT,
+    ground="#FFFFFF",
+    hover="#FFFFFF",
+    colourbar={"thickness": 8, "ticklen": 3, "xpad": 6, "ypad": 0, "len": 1, "outlinewidth": 0.5 * PX_PER_PT},
+    layout={
+        "margin": {"l": 3, "r": 6, "t": 6, "b": 3},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "font": {"size": 7 * PX_PER_PT},
+            "itemwidth": 30,
+            "tracegroupgap": 2,
+        },
+    },
+)
+
+_TEMPLATES = {"light": LIGHT, "dark": DARK, "paper": PAPER}
+_SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
+
+
+def style(figure: go.Figure, theme: Literal["light", "dark", "paper"]) -> go.Figure:
+    """A copy of the figure that carries the theme itself, since `import streamlit` replaces Plotly's default template.
+
+    For paper, what belongs to a screen goes: title, size, grounds, margins, menus and sliders.
+    """
+    if theme not in _TEMPLATES:
+        raise ValueError(f"theme is {theme!r}; allowed are {', '.join(map(repr, _TEMPLATES))}")
+    styled = go.Figure(figure)
+    layout = styled.layout
+    if theme == "paper":
+        for name in _SCREEN_ONLY:
+            layout[name] = None
+        layout.updatemenus = layout.sliders = ()
+        _fit_annotations(styled)
+    elif layout.title.text and layout.margin.t is None:
+        layout.margin.t = 72  # the title above the legend
+    layout.template = _TEMPLATES[theme]
+    return styled
+
+
+def _fit_annotations(figure: go.Figure) -> None:
+    """Room above the plot for the titles of `make_subplots`, which are annotations of 16 px, and no text above 8 pt."""
+    layout, text = figure.layout, PAPER.layout.font.size
+    for annotation in layout.annotations:
+        annotation.font.size = min(annotation.font.size or text, text)
+    if any(a.yref == "paper" and (a.y or 0) >= 1 and a.yanchor == "bottom" for a in layout.annotations):
+        layout.margin.t = PAPER.layout.margin.t + 1.5 * text * (1 + _has_legend(figure))
+
+
+def _has_legend(figure: go.Figure) -> bool:
+    if figure.layout.showlegend is not None:
+        return figure.layout.showlegend
+    named = [t for t in figure.data if (t.showlegend is None and t.type != "heatmap") or t.showlegend]
+    return len(named) > 1 or any(trace.showlegend for trace in named)
