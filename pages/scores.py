@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import show_figure
 from ui.scores import choose_tokens, refilled_scores
@@ -18,19 +19,19 @@ def page(shown: list[Shown], at: View) -> None:
     summary(shown)
     st.subheader(f"Accumulated scores, layer {at.layer}")
     positions = choose_tokens(shown[0].trace, at)
-    log = st.toggle("Logarithmic", value=True, key="log_scores")
-    figures = []
-    for item in shown:
-        head = at.head if isinstance(at.head, int) else 0
-        fine = refilled_scores(item, at.layer)
-        table = scores.score_table(item.trace, at.layer, head, positions[item.letter], fine)
-        figures.append((item, table, scores.plot_scores(table, step=at.step, log=log), head))
-    known = [t["score"].dropna() for _, t, _, _ in figures]
-    top = max((s.max() for s in known if len(s)), default=None)
-    for column, (item, table, figure, head) in zip(st.columns(len(shown)), figures, strict=True):
-        if top is not None and not log and len(shown) > 1:
-            figure.update_yaxes(range=[0, 1.05 * top])
+    head = at.head if isinstance(at.head, int) else 0
+    with st.container(horizontal=True, vertical_alignment="center"):
+        log = st.toggle("Logarithmic", value=True, key="log_scores", width="content")
+        fine = {item.letter: refilled_scores(item, at.layer) for item in shown}
+    tables = {s.letter: scores.score_table(s.trace, at.layer, head, positions, fine[s.letter]) for s in shown}
+    limits = scores.shared_range(list(tables.values()), log)
+    for column, item in zip(st.columns(len(shown)), shown, strict=True):
+        table = tables[item.letter]
         with column:
+            if not scores.has_scores(item.trace, at.layer, head):
+                st.info(f"{item.letter}: {cost.label(item.trace)} keeps no scores here: it decides by position alone.")
+                continue
+            figure = scores.plot_scores(table, step=at.step, log=log).update_yaxes(range=limits)
             show_figure(
                 figure,
                 table,
@@ -75,3 +76,7 @@ def _against_dense(shown: list[Shown], compared: dict, at: View) -> None:
                 read=f"{item.letter}: the share of the dense model's attention that went to keys already evicted.",
                 sources=[(item.spec, item.trace)],
             )
+
+
+if __name__ == "__main__":
+    start_from_app()

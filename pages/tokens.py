@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from ui import view
+from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import show_figure, theme
 from ui.session import Shown
@@ -84,7 +85,7 @@ def _difference(shown: list[Shown], at: View) -> None:
     start, end = at.window(int(table["position"].max()) + 1)
     inside = table[table["position"].between(start, end - 1)]
     show_figure(
-        atlas.plot_difference(inside, (cost.label(a.trace), cost.label(b.trace))),
+        atlas.plot_difference(inside, (cost.label(a.trace), cost.label(b.trace)), cost.pair_colours(a.trace, b.trace)),
         table,
         name="difference",
         caption="Contested tokens: dropped by one pipeline and kept by the other.",
@@ -112,3 +113,7 @@ def _strip(item: Shown, beside: Shown | None, at: View) -> None:
     if clicked is not None and clicked != at.token:
         view.request(token=clicked)
         st.rerun()
+
+
+if __name__ == "__main__":
+    start_from_app()

@@ -38,38 +38,38 @@ def show_figure(
     read: str,
     sources: list[tuple[RunSpec, Trace]],
     on_click: Callable[[dict[str, Any]], None] | None = None,
-    paper_figure: go.Figure | None = None,
     chart: bool = True,
 ) -> None:
     """Draws a figure and, below it, how to read it, its table and its downloads.
 
     `name` is unique on the page and becomes the file's name; `caption` is the stub that travels with the file; `sources`
-    are the runs it is drawn from. `on_click` gets the clicked point before the page runs again. `paper_figure` replaces
-    the figure in downloads, and `chart=False` leaves the drawing to the caller.
+    are the runs it is drawn from. `on_click` gets the clicked point before the page runs again. With `chart=False` the
+    caller has drawn it in its own way, and the figure serves the downloads.
     """
     if chart:
+        key = f"figure_{name}"
         config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
         styled = style(figure, theme())  # type: ignore[arg-type]
         if on_click is None:
-            st.plotly_chart(styled, theme=None, key=name, config=config, alt=caption)
+            st.plotly_chart(styled, theme=None, key=key, config=config, alt=caption)
         else:
             st.plotly_chart(
                 styled,
                 theme=None,
-                key=name,
+                key=key,
                 config=config,
                 alt=caption,
                 selection_mode="points",
-                on_select=lambda: _clicked(name, on_click),
+                on_select=lambda: _clicked(key, on_click),
             )
-    text, downloads = st.columns([5, 1], vertical_alignment="top")
-    text.caption(read)
-    with downloads.popover("Export", icon=":material/download:", width="stretch"):
-        _downloads(paper_figure or figure, table, name, caption, sources)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
+        st.caption(read)
+        with st.popover("Export", icon=":material/download:", width="content"):
+            _downloads(figure, table, name, caption, sources)
 
 
-def _clicked(name: str, on_click: Callable[[dict[str, Any]], None]) -> None:
-    points = st.session_state[name].selection.points
+def _clicked(key: str, on_click: Callable[[dict[str, Any]], None]) -> None:
+    points = st.session_state[key].selection.points
     if points:
         on_click(points[-1])
 

@@ -16,11 +16,11 @@ from ui.view import View
 _MOST_LINES = 6
 
 
-def choose_tokens(trace: Trace, at: View) -> dict[str, list[int]]:
+def choose_tokens(trace: Trace, at: View) -> list[int]:
     """The tokens to draw, chosen on the page: at first the followed token and some that tell a story."""
     suggested = _suggest(trace, at)
     key = f"tokens_{trace.provenance.prompt_hash}_{at.layer}_{at.token}"
-    chosen = st.multiselect(
+    return st.multiselect(
         "Tokens",
         range(trace.n_tokens),
         default=suggested,
@@ -29,7 +29,6 @@ def choose_tokens(trace: Trace, at: View) -> dict[str, list[int]]:
         key=key,
         help="at most six; the token chosen above is the first",
     )
-    return {"A": chosen, "B": chosen}
 
 
 def _suggest(trace: Trace, at: View) -> list[int]:

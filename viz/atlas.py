@@ -184,13 +184,13 @@ def agreement(table: pd.DataFrame) -> pd.Series:
     return (counts["both"] / counts["any"]).reindex(np.unique(table["layer"]), fill_value=1.0).rename("jaccard")
 
 
-def plot_difference(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
+def plot_difference(table: pd.DataFrame, names: tuple[str, str], colours: tuple[str, str]) -> go.Figure:
     """Contested tokens: cells that only A, or only B, has dropped. Cells on which both agree are faint or empty."""
     layers, positions = np.unique(table["layer"]), np.unique(table["position"])
     code = table["dropped_by"].map({"neither": np.nan, "both": 0.0, "A only": 1.0, "B only": 2.0})
     z = code.to_numpy(np.float32).reshape(len(layers), len(positions))
-    colours = ["rgba(128,136,150,0.28)", "#D55E00", "#0072B2"]
-    scale = [[0, colours[0]], [1 / 3, colours[0]], [1 / 3, colours[1]], [2 / 3, colours[1]], [2 / 3, colours[2]], [1, colours[2]]]
+    both, (a, b) = "rgba(128,136,150,0.28)", colours
+    scale = [[0, both], [1 / 3, both], [1 / 3, a], [2 / 3, a], [2 / 3, b], [1, b]]
     tokens = np.asarray([plain(t) for t in table["token"].to_numpy()[: len(positions)]], dtype=object)
     figure = go.Figure(
         go.Heatmap(
@@ -201,9 +201,9 @@ def plot_difference(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
             zmax=2.5,
             colorscale=scale,
             colorbar={
-                "title": {"text": "dropped by"},
+                "title": {"text": "dropped by", "side": "top"},
                 "tickvals": [0, 1, 2],
-                "ticktext": ["both", f"A only: {plain(names[0])}", f"B only: {plain(names[1])}"],
+                "ticktext": ["both", f"A only:<br>{plain(names[0])}", f"B only:<br>{plain(names[1])}"],
             },
             customdata=np.broadcast_to(tokens, z.shape),
             hovertemplate="layer %{y}, token %{x} “%{customdata}”<extra></extra>",

@@ -23,6 +23,12 @@ def label(trace: Trace) -> str:
     return " + ".join(part.split("=", 1)[1] for part in trace.provenance.pipeline.split(" ") if part.startswith("eviction=")) or "dense"
 
 
+def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:
+    """The colours of two pipelines side by side: their methods' own, unless both run the same method."""
+    first, second = method_colour(method_of(a)), method_colour(method_of(b))
+    return (first, second) if first != second else ("#D55E00", "#0072B2")
+
+
 def method_of(trace: Trace) -> str:
     """The eviction method's name, by which it is coloured; "dense" where there is none."""
     _, _, call = trace.provenance.pipeline.partition("eviction=")

@@ -47,6 +47,21 @@ def score_table(
     return pd.concat([*rows, line], ignore_index=True)[columns].astype({"score": np.float64})
 
 
+def has_scores(trace: Trace, layer: int, head: int) -> bool:
+    """Whether attention moved any score here; a method that decides by position alone leaves them all at nought."""
+    return bool(np.nan_to_num(trace.snapshots[layer, head]).any())
+
+
+def shared_range(tables: Sequence[pd.DataFrame], log: bool) -> list[float] | None:
+    """The score axis's range that fits all tables, so that figures side by side compare; None where nothing is scored."""
+    scores = np.concatenate([table["score"].to_numpy() for table in tables])
+    scores = scores[np.isfinite(scores) & (scores > 0)]
+    if not scores.size:
+        return None
+    low, high = float(scores.min()), float(scores.max())
+    return [np.log10(low / 1.5), np.log10(high * 1.5)] if log else [0.0, 1.05 * high]
+
+
 def plot_scores(table: pd.DataFrame, *, step: int | None = None, log: bool = True) -> go.Figure:
     """A line per token over the steps, the eviction threshold beneath, a cross where a token is dropped."""
     figure = go.Figure()

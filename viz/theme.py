@@ -22,8 +22,8 @@ _METHODS = {
     "a2sf": ("#D55E00", _DASHES[0]),
     "h2o": ("#0072B2", _DASHES[1]),
     "tova": ("#009E73", _DASHES[3]),
-    "streaming_llm": ("#E69F00", _DASHES[4]),
-    "local_window": ("#CC79A7", _DASHES[5]),
+    "streaming_llm": ("#CC79A7", _DASHES[4]),
+    "local_window": ("#E69F00", _DASHES[5]),
     "snapkv": ("#56B4E9", _DASHES[0]),
     "random": ("#A0A0A0", _DASHES[2]),  # the two references are greys, readable on both grounds; methods have hues
     "dense": ("#707070", _DASHES[0]),
