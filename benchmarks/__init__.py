@@ -1,0 +1,1 @@
+"""Measurements, each correct before it is timed: `python -m benchmarks [kernels|tracing|app]`."""

@@ -1,0 +1,125 @@
+"""What a visitor waits for, in a real browser on a real server: the first picture, and every choice after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import Row
+
+_ROOT = Path(__file__).parents[1]
+_RUNS = 5
+
+
+def main() -> list[Row]:
+    from playwright.sync_api import sync_playwright
+
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        print("no Chromium or Chrome found: the app is not measured")
+        return []
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
+    server = subprocess.Popen(command, cwd=_ROOT, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"http://localhost:{port}"
+        _wait_for(f"{address}/_stcore/health")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+            rows = _measure(browser, address)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+    return rows
+
+
+def _measure(browser, address: str) -> list[Row]:  # type: ignore[no-untyped-def]
+    first, paints, choices = 0.0, [], {"layer": [], "head": [], "step": []}
+    page = None
+    for i in range(_RUNS + 1):
+        page = browser.new_page(viewport={"width": 1440, "height": 1200})
+        page.goto(address)
+        page.wait_for_selector("[data-testid=stApp]")
+        began = time.perf_counter()  # the page's own load is over; what follows is ours
+        page.wait_for_selector(".js-plotly-plot .heatmaplayer image")
+        if i:
+            paints.append(time.perf_counter() - began)
+        else:
+            first = time.perf_counter() - began
+            time.sleep(20)  # the model loads in the background after a server's first visit
+        if i < _RUNS:
+            page.close()
+    _check(page)
+    for _ in range(_RUNS):
+        for name, selector in (("layer", "Layer"), ("step", "Step")):
+            choices[name].append(_choose(page, selector))
+        choices["head"].append(_choose_head(page))
+    rows = [
+        Row("first picture of a fresh server, after the page's load", first, "s", None, "", "imports included"),
+        Row("first picture, after the page's load", median(paints), "s", 2.0),
+        *(Row(f"choosing a {name}", median(values), "s", 0.5) for name, values in choices.items()),
+    ]
+    for row in rows:
+        print(row, flush=True)
+    return rows
+
+
+def _check(page) -> None:  # type: ignore[no-untyped-def]
+    if page.locator("[data-testid=stException]").count():
+        raise RuntimeError("the page shows an exception: nothing is measured")
+
+
+def _choose(page, label: str) -> float:  # type: ignore[no-untyped-def]
+    """Seconds from a key press on a stepper to the page's heading that names the new value."""
+    if label == "Layer":
+        box = page.get_by_label("Layer", exact=True)
+        value = (int(box.input_value()) + 1) % 30
+        box.fill(str(value))
+        expected = f"layer {value}"
+        began = time.perf_counter()
+        box.press("Enter")
+    else:
+        slider = page.get_by_role("slider", name="Step")
+        value = int(slider.get_attribute("aria-valuenow")) - 1
+        expected = f"Tokens at step {value},"
+        slider.focus()
+        began = time.perf_counter()
+        slider.press("ArrowLeft")
+    page.wait_for_function(
+        "text => [...document.querySelectorAll('h3')].some(h => (h.textContent + ' ').includes(text))", arg=expected
+    )
+    page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
+    return time.perf_counter() - began
+
+
+def _choose_head(page) -> float:  # type: ignore[no-untyped-def]
+    box = page.get_by_role("combobox", name="KV head")
+    current = page.locator("[data-testid=stSelectbox]", has=box).inner_text()
+    box.click()
+    option = page.get_by_role("option", name="head 1" if "head 0" in current else "head 0", exact=True)
+    began = time.perf_counter()
+    option.click()
+    page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'running'")
+    page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
+    return time.perf_counter() - began
+
+
+def _wait_for(address: str, most: float = 60) -> None:
+    deadline = time.monotonic() + most
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(address, timeout=2)
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"no server at {address} within {most:.0f} s")

@@ -1,0 +1,75 @@
+"""What recording costs: dense recorded runs and eviction against the plain SDPA forward of the same model."""
+
+from __future__ import annotations
+
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.measure import Row, peak_memory, ratio
+from sparsity_core import Pipeline, load, run
+from sparsity_core.models import EMBEDDED, Model
+
+
+def main() -> list[Row]:
+    model = load()
+    ids = model.encode(" ".join(pydoc_data.topics.topics.values())[:40_000])
+    _check(model, ids[:256])
+    rows = []
+    for n, limit in ((1024, None), (2048, 1.2), (4096, 1.3)):
+        recorded, plain, times = ratio(
+            lambda n=n: run(model, ids[:n], against_dense=False), lambda n=n: _plain(model, ids[:n])
+        )
+        note = f"{recorded:.2f} s against {plain:.2f} s"
+        rows.append(Row(f"dense recorded run, {n} tokens", times, "", limit, "plain SDPA forward", note))
+        print(rows[-1], flush=True)
+    pipeline = Pipeline.parse("eviction=a2sf(budget=256)")
+    recorded, plain, times = ratio(
+        lambda: run(model, ids[:1024], pipeline, against_dense=False), lambda: _plain(model, ids[:1024])
+    )
+    note = f"{recorded:.2f} s against {plain:.2f} s"
+    rows.append(Row("a2sf paper, 1024 tokens, budget 256, all layers", times, "", 2.0, "plain SDPA forward", note))
+    print(rows[-1], flush=True)
+    plain_peak = peak_memory(lambda: _plain(model, ids[:2048]))
+    own_peak = peak_memory(lambda: run(model, ids[:2048], against_dense=False))
+    note = f"{own_peak / 2**20:.0f} MB against {plain_peak / 2**20:.0f} MB (which holds all logits)"
+    extra = (own_peak - _plain_peak_without_logits(model, ids[:2048])) / 2**20
+    rows.append(Row("dense recorded run, 2048 tokens: extra peak memory", extra, "MB", 300, "", note))
+    print(rows[-1], flush=True)
+    long = ids[: model.arch.max_positions]
+    began = time.perf_counter()
+    trace = run(model, long, against_dense=False)
+    rows.append(Row(f"dense recorded run, {trace.n_tokens} tokens", time.perf_counter() - began, "s", None, "", "works"))
+    print(rows[-1], flush=True)
+    rows.append(Row("second start: import, load and verify the model", _second_start(), "s", 10))
+    print(rows[-1], flush=True)
+    return rows
+
+
+@torch.inference_mode()
+def _plain(model: Model, ids: list[int]) -> torch.Tensor:
+    return model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits
+
+
+@torch.inference_mode()
+def _plain_peak_without_logits(model: Model, ids: list[int]) -> int:
+    return peak_memory(lambda: model.hidden(torch.tensor([ids]), use_cache=False))
+
+
+def _check(model: Model, ids: list[int]) -> None:
+    trace = run(model, ids, against_dense=False)
+    log_p = _plain(model, ids)[0].float().log_softmax(-1)
+    expected = -log_p[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.from_numpy(trace.nll[:-1]), expected, atol=1e-3, rtol=1e-4)
+
+
+def _second_start() -> float:
+    """Seconds of a fresh process until the model is ready, its conversion already in the cache."""
+    began = time.perf_counter()
+    code = f"from sparsity_core import load; load({EMBEDDED!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+    return time.perf_counter() - began
