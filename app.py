@@ -24,7 +24,9 @@ def main() -> None:
             shown = session.shown()
             if not shown:
                 follow_link()
-                st.info("This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it.")
+                st.info(
+                    "This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it."
+                )
                 return
             page(shown, view_bar(shown))
 

@@ -44,7 +44,8 @@ def main() -> list[Row]:
 
 
 def _measure(browser, address: str) -> list[Row]:  # type: ignore[no-untyped-def]
-    first, paints, choices = 0.0, [], {"layer": [], "head": [], "step": []}
+    first, paints = 0.0, []
+    choices: dict[str, list[float]] = {"layer": [], "head": [], "step": []}
     page = None
     for i in range(_RUNS + 1):
         page = browser.new_page(viewport={"width": 1440, "height": 1200})

@@ -42,7 +42,7 @@ def main() -> list[Row]:
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, expected: torch.Tensor) -> None:
     """Both operations without eviction give the attention that they are measured against."""
-    tolerance = {"atol": 2e-5, "rtol": 1e-4} if q.dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
-    torch.testing.assert_close(flash_column_score(q, k, v).out, expected, **tolerance)
+    atol, rtol = (2e-5, 1e-4) if q.dtype == torch.float32 else (2e-2, 2e-2)
+    torch.testing.assert_close(flash_column_score(q, k, v).out, expected, atol=atol, rtol=rtol)
     if q.shape[2] <= 1024:
-        torch.testing.assert_close(evict_scan(q, k, v, budget=q.shape[2]).out, expected, **tolerance)
+        torch.testing.assert_close(evict_scan(q, k, v, budget=q.shape[2]).out, expected, atol=atol, rtol=rtol)

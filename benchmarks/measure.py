@@ -29,7 +29,9 @@ class Row:
     note: str = ""
 
     def __str__(self) -> str:
-        verdict = "" if self.limit is None else f"  (limit {self.limit:g}: {'ok' if self.value <= self.limit else 'MISSED'})"
+        verdict = (
+            "" if self.limit is None else f"  (limit {self.limit:g}: {'ok' if self.value <= self.limit else 'MISSED'})"
+        )
         against = f" × {self.baseline}" if self.baseline else ""
         return f"{self.name:58} {self.value:8.3f} {self.unit}{against}{verdict}  {self.note}"
 
@@ -81,7 +83,9 @@ def machine() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {"cpu": cpu, "cores": str(os.cpu_count()), "accelerator": accelerator, "torch": torch.__version__}

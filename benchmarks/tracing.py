@@ -7,6 +7,7 @@ import pydoc_data.topics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ def main() -> list[Row]:
     rows = []
     for n, limit in ((1024, None), (2048, 1.2), (4096, 1.3)):
         recorded, plain, times = ratio(
-            lambda n=n: run(model, ids[:n], against_dense=False), lambda n=n: _plain(model, ids[:n])
+            partial(run, model, ids[:n], against_dense=False), partial(_plain, model, ids[:n])
         )
         note = f"{recorded:.2f} s against {plain:.2f} s"
         rows.append(Row(f"dense recorded run, {n} tokens", times, "", limit, "plain SDPA forward", note))
@@ -43,7 +44,9 @@ def main() -> list[Row]:
     long = ids[: model.arch.max_positions]
     began = time.perf_counter()
     trace = run(model, long, against_dense=False)
-    rows.append(Row(f"dense recorded run, {trace.n_tokens} tokens", time.perf_counter() - began, "s", None, "", "works"))
+    rows.append(
+        Row(f"dense recorded run, {trace.n_tokens} tokens", time.perf_counter() - began, "s", None, "", "works")
+    )
     print(rows[-1], flush=True)
     rows.append(Row("second start: import, load and verify the model", _second_start(), "s", 10))
     print(rows[-1], flush=True)

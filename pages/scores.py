@@ -52,7 +52,12 @@ def _against_dense(shown: list[Shown], compared: dict, at: View) -> None:
     st.subheader("Against the ideal mask")
     sources = [(s.spec, s.trace) for s in shown]
     measure = st.segmented_control(
-        "Measure", list(cost.MEASURES), format_func=cost.MEASURES.get, default="ideal_cosine", key="similarity", required=True
+        "Measure",
+        list(cost.MEASURES),
+        format_func=cost.MEASURES.__getitem__,
+        default="ideal_cosine",
+        key="similarity",
+        required=True,
     )
     table = cost.similarity_table(compared, at.head)
     show_figure(

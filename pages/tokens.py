@@ -99,7 +99,9 @@ def _strip(item: Shown, beside: Shown | None, at: View) -> None:
     window = at.window(trace.n_tokens)
     table = strip.strip_table(trace, at.layer, at.head, min(at.step, trace.n_tokens - 1), window)
     cells = strip_cells(table, beside.trace if beside else None, at)
-    clicked = token_strip(cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}")
+    clicked = token_strip(
+        cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}"
+    )
     show_figure(
         strip.plot_strip(table, theme()),
         table,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(command=function)
-        sub.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else there")
+        sub.add_argument(
+            "--json", action="store_true", help="one JSON object on standard output and nothing else there"
+        )
         return sub
 
     for name, function, help in (
@@ -98,7 +101,9 @@ def _traced(options: argparse.Namespace, generate: int) -> tuple[dict[str, Any],
             options.out.mkdir(parents=True, exist_ok=True)
             trace.save(options.out / "trace.npz")
         except OSError as error:
-            raise ValueError(f"cannot write to {options.out} ({error.strerror}): choose a folder you can write") from None
+            raise ValueError(
+                f"cannot write to {options.out} ({error.strerror}): choose a folder you can write"
+            ) from None
         found["trace"] = str(options.out / "trace.npz")
     lines = [f"{key:16} {value}" for key, value in found.items() if key not in ("text", "notes")]
     return found, "\n".join([*lines, *trace.notes, *([trace.continuation] if generate else [])])
@@ -108,7 +113,7 @@ def summary(trace: Trace) -> dict[str, Any]:
     """The numbers of a run as plain JSON values; None where a number does not exist."""
 
     def number(value: float) -> float | None:
-        return None if value != value else round(float(value), 6)
+        return round(float(value), 6) if math.isfinite(value) else None
 
     return {
         "model": trace.provenance.model,
@@ -145,7 +150,10 @@ def _models(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from sparsity_core.models import EMBEDDED, describe_embedded
 
     found = {EMBEDDED: describe_embedded()}
-    text = f"{EMBEDDED}: {found[EMBEDDED]['status']}\nAny hub id (owner/name) or local folder with safetensors or GGUF weights works too."
+    text = (
+        f"{EMBEDDED}: {found[EMBEDDED]['status']}\n"
+        "Any hub id (owner/name) or local folder with safetensors or GGUF weights works too."
+    )
     return found, text
 
 

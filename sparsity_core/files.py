@@ -8,7 +8,9 @@ _MOST_BYTES = 5 * 1024**2
 def read_text(name: str, data: bytes) -> str:
     """An uploaded or named file as text. Raises ValueError for one that is too large, or is no UTF-8 text."""
     if len(data) > _MOST_BYTES:
-        raise ValueError(f"{name} has {len(data) / 1024**2:.0f} MB: give a text of at most 5 MB, or the part that matters")
+        raise ValueError(
+            f"{name} has {len(data) / 1024**2:.0f} MB: give a text of at most 5 MB, or the part that matters"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

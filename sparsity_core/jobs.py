@@ -111,7 +111,7 @@ class JobQueue:
                 job.result = job.work(report)
             except Cancelled:
                 status = "cancelled"
-            except Exception as error:  # the worker must outlive any job; the sentence goes to whoever asked
+            except BaseException as error:  # the worker must outlive any job; the sentence goes to whoever asked
                 status, job.error = "failed", explain(error)
             with self._lock:
                 self._running = None

@@ -53,7 +53,10 @@ class Method:
 
     def __post_init__(self) -> None:
         for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
-            _check_knob(self.name, knob_, getattr(self, knob_.name))
+            value = getattr(self, knob_.name)
+            _check_knob(self.name, knob_, value)
+            if isinstance(knob_.default, float) and knob_.name != "forgetting_factor":
+                object.__setattr__(self, knob_.name, float(value) + 0.0)  # one spelling: 1 is 1.0, and −0 is 0
 
     @classmethod
     def knobs(cls) -> tuple[dataclasses.Field[Any], ...]:
@@ -140,7 +143,7 @@ class EvictionMethod(Method):
 
     stage = "eviction"
 
-    budget: int = knob(256, low=8, high=4096, at_least=1, help="keys kept per KV head")
+    budget: int = knob(256, low=8, high=4096, at_least=1, at_most=10**9, help="keys kept per KV head")
     layer_budget: str = knob(
         "uniform",
         choices=("uniform", "pyramid"),
@@ -202,7 +205,7 @@ def forgetting_factor_of(factor: ForgettingFactor, layer: LayerShape) -> Forgett
 def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
     """Lists become tuples; every number must lie in [0, 1] and every class must be known."""
     if isinstance(factor, Mapping):
-        unknown = sorted(set(factor) - {*FORGETTING_CLASSES, "other"})
+        unknown = sorted(str(key) for key in set(factor) - {*FORGETTING_CLASSES, "other"})
         if unknown:
             raise ValueError(
                 f"{name}: {unknown[0]!r} is no token class; there are {', '.join(FORGETTING_CLASSES)} and other"
@@ -210,7 +213,9 @@ def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
         return {key: _factor_number(name, value) for key, value in sorted(factor.items())}
     if isinstance(factor, (list, tuple)):
         return tuple(
-            tuple(_factor_number(name, v) for v in item) if isinstance(item, (list, tuple)) else _factor_number(name, item)
+            tuple(_factor_number(name, v) for v in item)
+            if isinstance(item, (list, tuple))
+            else _factor_number(name, item)
             for item in factor
         )
     return _factor_number(name, factor)
@@ -219,7 +224,7 @@ def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
 def _factor_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {value!r}")
-    return float(value)
+    return float(value) + 0.0  # −0 is spelled 0
 
 
 def _check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
@@ -236,7 +241,7 @@ def _check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
     elif isinstance(default, (int, float)):
         kind = "a whole number" if isinstance(default, int) else "a number"
         numeric = isinstance(value, int) or (isinstance(default, float) and isinstance(value, float))
-        if isinstance(value, bool) or not numeric or not math.isfinite(value):
+        if isinstance(value, bool) or not numeric or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{method}: {knob_.name} is {kind}; got {value!r}")
         if meta.get("at_least") is not None and value < meta["at_least"]:
             raise ValueError(f"{method}: {knob_.name} is at least {meta['at_least']}; got {value}")
@@ -350,7 +355,8 @@ def _end_of_call(text: str, start: int) -> int:
     depth = 0
     for at in range(start, len(text)):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
-        if depth == 0 and (text[at] == ")" or text[at].isspace()):
+        ends = text[at] == ")" or (text[at].isspace() and not text[at:].lstrip().startswith("("))
+        if depth == 0 and ends:
             return at + 1
     if depth:
         raise ValueError(f"cannot read {text!r}: a bracket is left open")
@@ -360,7 +366,7 @@ def _end_of_call(text: str, start: int) -> int:
 def _parse_method(call: str) -> Method:
     try:
         node = ast.parse(call, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, MemoryError, RecursionError):  # the last two where brackets are nested without end
         raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)") from None
     if isinstance(node, ast.Name):
         node = ast.Call(func=node, args=[], keywords=[])
@@ -370,8 +376,12 @@ def _parse_method(call: str) -> Method:
     known = [knob_.name for knob_ in cls.knobs()]
     values: dict[str, Any] = {}
     for keyword in node.keywords:
+        if keyword.arg is None:
+            raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)")
+        if keyword.arg in values:
+            raise ValueError(f"{cls.name}: {keyword.arg} is given twice")
         if keyword.arg not in known:
-            raise ValueError(f"{cls.name} has no knob {keyword.arg!r}; {_nearest(str(keyword.arg), known)}")
+            raise ValueError(f"{cls.name} has no knob {keyword.arg!r}; {_nearest(keyword.arg, known)}")
         values[keyword.arg] = parse_value(keyword.value)
     return cls(**values)
 
@@ -381,17 +391,19 @@ def parse_value(node: ast.expr | str) -> Any:
     if isinstance(node, str):
         try:
             node = ast.parse(node.strip(), mode="eval").body
-        except SyntaxError:
+        except (SyntaxError, MemoryError, RecursionError):
             raise ValueError(f"cannot read the value {node!r}") from None
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, (ast.List, ast.Tuple)):
         return tuple(parse_value(item) for item in node.elts)
     if isinstance(node, ast.Dict) and all(key is not None for key in node.keys):
-        return {str(parse_value(k)): parse_value(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+        return {
+            str(parse_value(k)): parse_value(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None
+        }
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"cannot read the value {ast.unparse(node)!r}") from None
 
 

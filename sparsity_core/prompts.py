@@ -34,7 +34,10 @@ PROMPTS: dict[str, Prompt] = {
     "needle": Prompt(
         "Needle in a haystack",
         "One fact early in a text, asked for at its end: a cache that dropped it cannot answer.",
-        _HARBOUR + _NEEDLE + _REST + "Question: what is the code of the blue door? Answer: the code of the blue door is",
+        _HARBOUR
+        + _NEEDLE
+        + _REST
+        + "Question: what is the code of the blue door? Answer: the code of the blue door is",
     ),
     "repeated": Prompt(
         "Repeated text",

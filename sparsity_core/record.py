@@ -260,6 +260,9 @@ class Recorder:
         kept = ranked.topk(rule.budget, dim=2).indices.sort(dim=2).values
         dropped = torch.ones(ranked.shape, dtype=torch.bool, device=ranked.device).scatter_(2, kept, False)
         state.evicted_at[..., :n].masked_fill_(dropped, n)
+        for i in slots:
+            if state.steps[i] == n - 1:
+                state.snapshots[:, :, i, :n].masked_fill_(dropped, float("nan"))
         state.threshold[..., n - 1] = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
         state.positions, state.score = kept, score.gather(2, kept)
         self._shrink(layer, k, v, kept)

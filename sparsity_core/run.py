@@ -65,7 +65,7 @@ def run(
     pipeline = pipeline or Pipeline()
     method = _eviction_of(pipeline)
     ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    _check_ids(model, ids)
+    _check(model, ids, seed)
     n = len(ids)
     if n_prefill is None:
         n_prefill = _default_prefill(model, method, n)
@@ -92,7 +92,9 @@ def run(
     draft = _draft(model, pipeline, method, recorder, ids, texts, groups, classes, n, n_prefill, seed)
     per_key = 2 * model.arch.head_dim * model.dtype.itemsize
     draft = replace(draft, kv_bytes=recorder.n_cached() * per_key, kv_bytes_dense=_dense_bytes(model, n))
-    return _complete(model, draft, hidden, method is not None and against_dense, began, forward_seconds, weight, progress)
+    return _complete(
+        model, draft, hidden, method is not None and against_dense, began, forward_seconds, weight, progress
+    )
 
 
 @torch.inference_mode()
@@ -126,12 +128,14 @@ def generate(
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
     ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
     n_prompt = len(ids)
-    _check_ids(model, ids, extra=max_new_tokens)
+    _check(model, ids, seed, extra=max_new_tokens)
     total = n_prompt + max_new_tokens - 1  # the last new token is never an input
     began = time.perf_counter()
-    texts, _ = pieces(model.tokenizer, ids)
+    texts, groups = pieces(model.tokenizer, ids)
     classes = [token_class(t) for t in texts]
-    cache = DynamicCache()  # without the model's config: our own masks decide what is seen, sliding windows included
+    cache: Any = (
+        DynamicCache()
+    )  # without the model's config: our own masks decide what is seen, sliding windows included
     share = 0.5 if against_dense and method is not None else 1.0
     step_share = share / (1 + max_new_tokens)
     recorder = Recorder(
@@ -143,7 +147,9 @@ def generate(
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
-        on_layer=lambda i: progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None,
+        on_layer=lambda i: (
+            progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
+        ),
     )
     states: list[torch.Tensor] = []
     sampler = torch.Generator().manual_seed(seed)
@@ -158,7 +164,9 @@ def generate(
             progress(step_share * (step + 2), f"token {step + 1} of {max_new_tokens}")
             if stop_at_eos and token in _eos_ids(model):
                 break
-            classes.append(token_class(model.tokenizer.decode([token])))
+            last = groups[-1]  # a character's pieces get their class when the last of them is there
+            texts, groups = pieces(model.tokenizer, ids, (texts, groups))
+            classes[last:] = [token_class(t) for t in texts[last:]]
             feed = torch.tensor([[token]])
     recorder.check_fired(len(states))
     forward_seconds = time.perf_counter() - began
@@ -169,7 +177,9 @@ def generate(
     draft = _draft(model, pipeline, method, recorder, seen, texts, groups, classes, n_prompt, n_prompt, seed)
     draft = replace(draft, kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(model, len(seen)))
     hidden = torch.cat(states)
-    trace = _complete(model, draft, hidden, method is not None and against_dense, began, forward_seconds, share, progress)
+    trace = _complete(
+        model, draft, hidden, method is not None and against_dense, began, forward_seconds, share, progress
+    )
     new = ids[n_prompt:]
     text = model.tokenizer.decode(new, skip_special_tokens=True)
     trace = replace(trace, continuation=text)
@@ -186,9 +196,7 @@ def execute(spec: RunSpec, progress: Progress = _silent) -> Trace:
     model = load(spec.model, device=spec.device, dtype=spec.dtype)
     if not spec.generate:
         return run(model, spec.prompt, pipeline, seed=spec.seed, progress=progress)
-    return generate(
-        model, spec.prompt, pipeline, max_new_tokens=spec.generate, seed=spec.seed, progress=progress
-    ).trace
+    return generate(model, spec.prompt, pipeline, max_new_tokens=spec.generate, seed=spec.seed, progress=progress).trace
 
 
 def snapshot_steps(model: Model, n: int, most: int) -> list[int]:
@@ -230,9 +238,14 @@ def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
     return pipeline.eviction
 
 
-def _check_ids(model: Model, ids: Sequence[int], extra: int = 0) -> None:
+def _check(model: Model, ids: Sequence[int], seed: int, extra: int = 0) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"the seed is a whole number of 64 bits; got {seed}")
     if not ids:
         raise ValueError("the prompt is empty: type or choose some text")
+    n_vocabulary = model.hf.get_input_embeddings().weight.shape[0]
+    if not 0 <= min(ids) <= max(ids) < n_vocabulary:
+        raise ValueError(f"token ids lie between 0 and {n_vocabulary - 1:,}; got {min(ids):,} to {max(ids):,}")
     model.check_length(len(ids))
     if len(ids) + extra > model.arch.max_positions:
         raise ValueError(
@@ -243,7 +256,11 @@ def _check_ids(model: Model, ids: Sequence[int], extra: int = 0) -> None:
 
 def _rules(model: Model, method: EvictionMethod | None) -> list[Any]:
     arch = model.arch
-    return [] if method is None else [method.rule(LayerShape(i, arch.n_layers, arch.n_kv_heads)) for i in range(arch.n_layers)]
+    return (
+        []
+        if method is None
+        else [method.rule(LayerShape(i, arch.n_layers, arch.n_kv_heads)) for i in range(arch.n_layers)]
+    )
 
 
 def _default_prefill(model: Model, method: EvictionMethod | None, n: int) -> int:
@@ -284,7 +301,9 @@ def _draft(
     notes = []
     evicted_at = recorder.evicted_at(n)
     if method is not None and not (evicted_at < n).any():
-        notes.append(f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget.")
+        notes.append(
+            f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget."
+        )
     one_cut = any(isinstance(r, PrefillRule) and r.budget is not None for r in rules)
     nothing = np.full(n, np.nan, np.float32)
     steps = [s for s in recorder.snapshot_steps if s < n]
@@ -379,7 +398,9 @@ def _complete(
     return replace(draft, provenance=replace(draft.provenance, seconds=seconds), **found)
 
 
-def _compared_losses(model: Model, ids: torch.Tensor, hidden: torch.Tensor, dense_hidden: torch.Tensor) -> dict[str, Any]:
+def _compared_losses(
+    model: Model, ids: torch.Tensor, hidden: torch.Tensor, dense_hidden: torch.Tensor
+) -> dict[str, Any]:
     n = len(ids)
     nll, dense_nll = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     kl, agrees = np.zeros(n, np.float32), np.zeros(n, np.float32)

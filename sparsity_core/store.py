@@ -5,6 +5,7 @@ Traces that ship with the library are looked up in the same way, so the first pi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -44,10 +45,12 @@ class Store:
         if own.exists():
             try:
                 trace = Trace.load(own)
-                os.utime(own)
+                with contextlib.suppress(OSError):  # a folder of somebody else's, which we may only read
+                    os.utime(own)
                 return trace
             except ValueError:
-                own.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    own.unlink(missing_ok=True)
             except OSError:
                 pass
         bundled = self.assets / name

@@ -17,27 +17,35 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[list[str], list[int]]:
+def pieces(
+    tokenizer: Any, ids: Sequence[int], begun: tuple[list[str], list[int]] = ([], [])
+) -> tuple[list[str], list[int]]:
     """The text that each token adds, and its group: tokens of one group spell one character together.
 
     A byte piece of a character has the text "" until the last piece of its group, which has the character.
+    `begun` is the result for the first of these tokens, which is gone on with from its last group.
     """
 
     def decode(part: Sequence[int]) -> str:
         return tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    texts: list[str] = []
-    groups: list[int] = []
-    group = 0  # the first token of the group that is being read
-    for i in range(len(ids)):
+    group = begun[1][-1] if begun[1] else 0  # the first token of the group that is being read
+    texts, groups = begun[0][:group], begun[1][:group]
+    for i in range(group, len(ids)):
         # One token of context, because a first token may lose its leading space.
         before = decode(ids[max(0, group - 1) : group])
         text = decode(ids[max(0, group - 1) : i + 1])[len(before) :]
         groups.append(group)
-        incomplete = text.endswith("\ufffd") and i + 1 < len(ids) and i - group < 7
+        incomplete = text.endswith("\ufffd") and i + 1 < len(ids)
         texts.append("" if incomplete else text)
         if not incomplete:
             group = i + 1
+        elif i - group >= 7:  # bytes that are no text, cut before the up to three that may begin a character
+            begins = max((n for n in (1, 2, 3) if decode(ids[i + 1 - n : i + 1]).count("\ufffd") == 1), default=1)
+            cut = i + 1 - begins
+            texts[cut - 1] = decode(ids[max(0, group - 1) : cut])[len(before) :]
+            groups[cut:] = [cut] * begins
+            group = cut
     return texts, groups
 
 

@@ -6,10 +6,8 @@ import io
 import json
 import os
 import tempfile
-import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -71,7 +69,9 @@ class Trace:
     nll: np.ndarray  # float32 [T]: −log p of the next token; nan on the last
     dense_nll: np.ndarray  # float32 [T]; nan where the run was not compared with the dense model
     kl_to_dense: np.ndarray  # float32 [T], nats; nan where not compared
-    top1_agrees: np.ndarray  # float32 [T]: 1 where dense and pruned would say the same next token; nan where not compared
+    top1_agrees: (
+        np.ndarray
+    )  # float32 [T]: 1 where dense and pruned would say the same next token; nan where not compared
     regret: np.ndarray  # float32 [L, H, T]: dense attention on keys already evicted; empty where not compared
     probe_steps: np.ndarray  # int32 [P]: queries at which the kept set is compared with the ideal one
     ideal_recall: np.ndarray  # float32 [L, Hkv, P]: share of the dense model's top keys that is kept
@@ -175,14 +175,14 @@ class Trace:
     def from_bytes(cls, data: bytes) -> Trace:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                meta: dict[str, Any] = json.loads(stored["meta"].tobytes().decode("utf-8", "surrogatepass"))
+                meta = dict(json.loads(stored["meta"].tobytes().decode("utf-8", "surrogatepass")))
                 arrays = {name: _widen(stored[name]) for name in stored.files if name != "meta"}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except Exception as error:  # zip, zlib, numpy and JSON each have errors of their own for a damaged file
             raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
         if meta.pop("format", None) != FORMAT:
             raise ValueError(f"this trace is of another format than {FORMAT}: run the spec again")
-        source = meta.pop("provenance")
         try:
+            source = meta.pop("provenance")
             provenance = Provenance(**{**source, "backends": tuple(source["backends"])})
             return cls(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
         except (TypeError, KeyError) as error:
@@ -193,8 +193,12 @@ _HALF = {"snapshots", "regret", "ideal_recall", "ideal_cosine", "ideal_mass"}
 
 
 def _compact(name: str, value: np.ndarray) -> np.ndarray:
-    """Drawn-only arrays are stored in half precision (1 part in 2,000); what metrics are computed from is not."""
-    return value.astype(np.float16) if name in _HALF else value
+    """Drawn-only arrays are stored in half precision (1 part in 2,000); what metrics are computed from is not.
+
+    Scores too large for it (a sink's, of a long text) stay as they are.
+    """
+    fits = name in _HALF and not (np.abs(value) > np.finfo(np.float16).max).any()
+    return value.astype(np.float16) if fits else value
 
 
 def _widen(value: np.ndarray) -> np.ndarray:

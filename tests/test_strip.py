@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from ui.strip import TokenCell, token_strip
+import itertools
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
@@ -191,7 +192,7 @@ def test_a_line_ends_after_a_newline_mark(still: Any) -> None:
 
 def test_pieces_of_one_character_touch_and_others_do_not(still: Any) -> None:
     boxes = [_cell(still, i).bounding_box() for i in (297, 298, 299)]
-    gaps = [right["x"] - left["x"] - left["width"] for left, right in zip(boxes, boxes[1:], strict=False)]
+    gaps = [right["x"] - left["x"] - left["width"] for left, right in itertools.pairwise(boxes)]
     assert gaps[1] <= 0 < gaps[0]
 
 

@@ -14,5 +14,7 @@ def start_from_app() -> None:
     that is a fresh server's first visit begins in a page's file. Any `st.navigation` with that address ends that.
     """
     names = sorted(path.stem for path in Path(__file__).parents[1].joinpath("pages").glob("[a-z]*.py"))
-    st.navigation([st.Page(lambda: None, title="SparseLens"), *(st.Page(lambda: None, title=n, url_path=n) for n in names)])
+    st.navigation(
+        [st.Page(lambda: None, title="SparseLens"), *(st.Page(lambda: None, title=n, url_path=n) for n in names)]
+    )
     st.rerun()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -86,7 +87,7 @@ def _downloads(
     for form in paper.FORMATS:
         st.download_button(
             _LABELS[form],
-            data=lambda form=form: paper.export(figure, table, form, provenance, width=paper.WIDTHS[width]),
+            data=partial(paper.export, figure, table, form, provenance, width=paper.WIDTHS[width]),
             file_name=f"{name}.{form}",
             mime=_MIME[form],
             key=f"{form}_{name}",

@@ -9,6 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from sparsity_core.files import read_text
+from sparsity_core.jobs import Job
 from sparsity_core.method import Pipeline
 from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
@@ -47,7 +48,7 @@ def run_bar() -> None:
             st.session_state.wanted = wanted
             if not work.submit_specs("run", wanted):
                 _show(wanted)
-        work.watch("run", lambda jobs: (work.keep_results(jobs), _show(st.session_state.wanted)))  # type: ignore[func-returns-value]
+        work.watch("run", _finished)
         if changed and not work.pending("run") and not problem:
             st.caption("The settings differ from what is shown: press Run.")
         warning = st.session_state.get("warning")
@@ -64,6 +65,11 @@ def follow_link() -> None:
     if all(spec.model == EXAMPLE.model for spec in specs()) and not work.pending("run"):
         st.session_state.wanted = specs()
         work.submit_specs("run", specs())
+
+
+def _finished(jobs: dict[str, Job]) -> None:
+    work.keep_results(jobs)
+    _show(st.session_state.wanted)
 
 
 def _show(wanted: list[RunSpec]) -> None:
@@ -135,7 +141,9 @@ def _prompt(first: RunSpec) -> str:
             st.session_state.prompt_problem = str(error)
 
     def edit() -> None:
-        st.session_state.prompt_choice = next((n for n, p in PROMPTS.items() if p.text == st.session_state.prompt_text), _OWN)
+        st.session_state.prompt_choice = next(
+            (n for n, p in PROMPTS.items() if p.text == st.session_state.prompt_text), _OWN
+        )
 
     choice = st.selectbox(
         "Prompt",

@@ -62,14 +62,14 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
         filled.update({k: job.result for k, job in jobs.items()})
 
     n = len(item.trace.snapshot_steps)
-    if n < item.trace.n_tokens and not work.pending(key):
-        if st.button(
-            f"{item.letter}: every step of this layer",
-            key=f"button_{key}",
-            icon=":material/timeline:",
-            help=f"the trace keeps the scores at {n} steps; this runs the layers up to {layer} again",
-        ):
-            work.submit(key, {key: compute})
-            st.rerun()
+    offered = n < item.trace.n_tokens and not work.pending(key)
+    if offered and st.button(
+        f"{item.letter}: every step of this layer",
+        key=f"button_{key}",
+        icon=":material/timeline:",
+        help=f"the trace keeps the scores at {n} steps; this runs the layers up to {layer} again",
+    ):
+        work.submit(key, {key: compute})
+        st.rerun()
     work.watch(key, keep)
     return None

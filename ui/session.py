@@ -82,7 +82,9 @@ def _specs_from(parameters: Mapping[str, str]) -> list[RunSpec]:
     if prompt is None:
         name = parameters.get("prompt", "needle")
         if name not in PROMPTS:
-            raise ValueError(f"there is no prompt {name!r} in the library, and a prompt this long does not fit into a link")
+            raise ValueError(
+                f"there is no prompt {name!r} in the library, and a prompt this long does not fit into a link"
+            )
         prompt = PROMPTS[name].text
     try:
         numbers = {name: int(parameters.get(name, "0")) for name in ("generate", "seed")}

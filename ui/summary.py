@@ -23,13 +23,23 @@ def summary(shown: list[Shown]) -> None:
             delta_color="inverse",
             help="of this text under the pipeline: exp of the mean −log p, no token counted before the second",
         )
-        columns[2].metric("KV cache", _bytes(trace.kv_bytes), f"{trace.kv_bytes / max(1, trace.kv_bytes_dense):.0%} of dense", delta_color="off",
-                          help="bytes that the keys and values of every layer hold at the end")  # fmt: skip
-        columns[3].metric("Keys visible", f"{trace.density():.0%}", help="share of the causal (query, key) pairs that stay")
+        columns[2].metric(
+            "KV cache",
+            _bytes(trace.kv_bytes),
+            f"{trace.kv_bytes / max(1, trace.kv_bytes_dense):.0%} of dense",
+            delta_color="off",
+            delta_arrow="off",
+            help="bytes that the keys and values of every layer hold at the end",
+        )
+        columns[3].metric(
+            "Keys visible", f"{trace.density():.0%}", help="share of the causal (query, key) pairs that stay"
+        )
         if trace.compared:
             columns[4].metric("Regret", f"{trace.regret.mean():.1%}", help="dense attention that went to evicted keys")
             columns[5].metric(
-                "Same top token", f"{np.nanmean(trace.top1_agrees):.0%}", help="positions where dense and pruned agree on the next token"
+                "Same top token",
+                f"{np.nanmean(trace.top1_agrees):.0%}",
+                help="positions where dense and pruned agree on the next token",
             )
         if trace.continuation:
             st.caption("The model went on:")

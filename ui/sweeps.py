@@ -48,7 +48,12 @@ def forgetting_sweep(item: Shown, layer: int) -> None:
     if len(traces) < len(specs):
         return
     cost = st.segmented_control(
-        "Cost", list(sweep.COSTS), format_func=sweep.COSTS.get, default="perplexity", key="sweep_cost", required=True
+        "Cost",
+        list(sweep.COSTS),
+        format_func=sweep.COSTS.__getitem__,
+        default="perplexity",
+        key="sweep_cost",
+        required=True,
     )
     table = sweep.sweep_table(traces)
     method = Pipeline.parse(item.spec.pipeline).eviction

@@ -44,7 +44,9 @@ def _note(row) -> str:  # type: ignore[no-untyped-def]
 def tell_token(trace: Trace, at: View) -> str:
     """What became of the chosen token, in sentences, as Markdown with the token's own text inert."""
     token = min(at.token, trace.n_tokens - 1)
-    where = f"layer {at.layer}, " + (f"KV head {at.head}" if isinstance(at.head, int) else f"the {at.head} head to drop it")
+    where = f"layer {at.layer}, " + (
+        f"KV head {at.head}" if isinstance(at.head, int) else f"the {at.head} head to drop it"
+    )
     gone = int(trace.dropped_at(at.head)[at.layer, token])
     everywhere = trace.evicted_at[:, :, token]
     share = float((everywhere < trace.n_tokens).mean())
@@ -65,5 +67,3 @@ def _inert(token: str) -> str:
 
 def _runs(text: str) -> list[str]:
     return ["`" * len(part) for part in "".join(c if c == "`" else " " for c in text).split()]
-
-

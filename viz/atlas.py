@@ -108,17 +108,31 @@ def plot_atlas(
         )
     if n_prompt is not None and positions[0] < n_prompt <= positions[-1]:
         figure.add_vline(n_prompt - 0.5, line={"width": 1, "dash": "dot"})
-        figure.add_annotation(x=n_prompt - 0.5, y=1, yref="paper", text="generated →", showarrow=False, xanchor="left", yanchor="bottom")
+        figure.add_annotation(
+            x=n_prompt - 0.5, y=1, yref="paper", text="generated →", showarrow=False, xanchor="left", yanchor="bottom"
+        )
     if step is not None and step < positions[-1]:
         figure.add_vline(step + 0.5, line={"width": 1.5})
     if selected is not None:
         layer, position = selected
         figure.add_shape(
-            type="rect", x0=positions[0] - 0.5, x1=positions[-1] + 0.5, y0=layer - 0.5, y1=layer + 0.5, line={"width": 1.5}
+            type="rect",
+            x0=positions[0] - 0.5,
+            x1=positions[-1] + 0.5,
+            y0=layer - 0.5,
+            y1=layer + 0.5,
+            line={"width": 1.5},
         )
         if positions[0] <= position <= positions[-1]:
             figure.add_annotation(
-                x=position, y=1, yref="paper", text="▼", showarrow=False, yanchor="bottom", xanchor="center", borderpad=0
+                x=position,
+                y=1,
+                yref="paper",
+                text="▼",
+                showarrow=False,
+                yanchor="bottom",
+                xanchor="center",
+                borderpad=0,
             )
     figure.update_xaxes(title="token position", range=[positions[0] - 0.5, positions[-1] + 0.5])
     figure.update_yaxes(title="layer", range=[layers[0] - 0.5, layers[-1] + 0.5], showgrid=False)

@@ -20,7 +20,12 @@ MEASURES = {
 
 def label(trace: Trace) -> str:
     """A pipeline's short name in legends: its methods with their knobs, without the stage names."""
-    return " + ".join(part.split("=", 1)[1] for part in trace.provenance.pipeline.split(" ") if part.startswith("eviction=")) or "dense"
+    return (
+        " + ".join(
+            part.split("=", 1)[1] for part in trace.provenance.pipeline.split(" ") if part.startswith("eviction=")
+        )
+        or "dense"
+    )
 
 
 def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:

@@ -77,7 +77,9 @@ def plot_sweep(table: pd.DataFrame, cost: str, *, knob: str, method: str, layer:
             hovertemplate=f"{knob} %{{x}}: %{{y:.4g}}<extra>layer {layer}</extra>",
         )
     best = mean.idxmin() if cost in ("perplexity", "regret") else mean.idxmax()
-    height = float(np.log10(mean[best]) if cost == "perplexity" else mean[best])  # a log axis is annotated in powers of 10
+    height = float(
+        np.log10(mean[best]) if cost == "perplexity" else mean[best]
+    )  # a log axis is annotated in powers of 10
     figure.add_annotation(x=best, y=height, text=f"best: {best:g}", showarrow=True, arrowhead=2, ay=-30, ax=0)
     figure.update_xaxes(title=knob)
     figure.update_yaxes(title=COSTS[cost], type="log" if cost == "perplexity" else "linear")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose
-
 
 NEVER = 2**31 - 1  # not start + Tq: a key that the last query drops is gone from the cache too
 
@@ -96,7 +95,7 @@ def evict_scan(
     elif q.dtype == torch.float64:
         unsupported = "float64"
     chosen = choose(backend, q.device, unsupported)
-    numbers = {
+    numbers: dict[str, Any] = {
         "budget": budget,
         "decay": decay,
         "n_sink": n_sink,

@@ -7,6 +7,8 @@ not O(T²).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -53,7 +55,7 @@ def evict_scan(
     threshold = torch.full((batch, n_kv, n_queries), float("nan"), dtype=dtype, device=device)
     snapshots = torch.full((batch, n_kv, len(snapshot_steps), n_keys), float("nan"), dtype=dtype, device=device)
 
-    def spread(values: Values | None, columns: torch.Tensor) -> Values | None:
+    def spread(values: Any, columns: torch.Tensor) -> Any:
         """The values of these columns; numbers and one-value tensors serve every column."""
         if not isinstance(values, torch.Tensor) or values.shape[-1] == 1:
             return values
@@ -117,7 +119,7 @@ def _blocks(n_queries: int, free: int) -> list[tuple[int, int]]:
     if 0 < free < n_queries:
         edges = {e for e in edges if e <= free} | {free} | set(range(free, n_queries, _ROWS)) | {n_queries}
     ordered = sorted(edges)
-    return list(zip(ordered[:-1], ordered[1:], strict=True))
+    return list(pairwise(ordered))
 
 
 def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -128,7 +130,14 @@ class _Block:
     """One block of query rows against its columns: kept keys in order of position, then the block's own keys."""
 
     def __init__(
-        self, *, logits: torch.Tensor, score: torch.Tensor, decay: Values, weight: Values | None, reduction: str, n_kept: int
+        self,
+        *,
+        logits: torch.Tensor,
+        score: torch.Tensor,
+        decay: Values,
+        weight: torch.Tensor | None,
+        reduction: str,
+        n_kept: int,
     ) -> None:
         self.logits = logits  # [B, Hkv, G, R, C]
         self.score = score  # [B, Hkv, C]
@@ -172,9 +181,9 @@ class _Block:
             victim = choice[..., n_sink:oldest_protected].argmin(dim=-1, keepdim=True)
             hidden_open.scatter_(2, victim, float("-inf"))
             lowest.append(victim)
-        row = torch.arange(self.rows, device=score.device).expand(*score.shape[:2], self.rows)
+        order = torch.arange(self.rows, device=score.device).expand(*score.shape[:2], self.rows)
         dropped_in = torch.full(score.shape, self.rows, dtype=torch.int64, device=score.device)
-        return dropped_in.scatter_(2, torch.cat(lowest, dim=2) + n_sink, row), choices
+        return dropped_in.scatter_(2, torch.cat(lowest, dim=2) + n_sink, order), choices
 
     def attention(self, dropped_in: torch.Tensor) -> torch.Tensor:
         """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped."""

@@ -153,7 +153,7 @@ def flash_column_score(
         _columns[(triton.cdiv(n_keys, block), batch * n_kv)](
             q, k, lse, log2_decay, weight, score,
             *q.stride(), *k.stride(),
-            scale, past, n_queries, n_keys, first_query, n_kv,
+            scale, past, n_queries, n_keys, max(0, first_query), n_kv,
             DIM=dim, GROUP=group, MEAN=reduction == "mean",
             BLOCK=block, BLOCK_D=block_d,
             num_stages=2,

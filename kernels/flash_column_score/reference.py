@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def flash_column_score(
     snapshots = torch.full((batch, n_kv, len(snapshot_steps), n_keys), float("nan"), dtype=dtype, device=q.device)
     slot_of = {step: slot for slot, step in enumerate(snapshot_steps)}
 
-    def columns_of(values: float | torch.Tensor | None, n: int) -> float | torch.Tensor | None:
+    def columns_of(values: Any, n: int) -> Any:
         return values[..., :n] if isinstance(values, torch.Tensor) and values.shape[-1] > 1 else values
 
     for start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):

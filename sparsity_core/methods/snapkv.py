@@ -19,7 +19,9 @@ class SnapKV(ScoredEviction):
     equation: ClassVar[str] = r"A_k = \operatorname{pool}\Big(\sum_{q=T-w}^{T-1} S_{q,k}\Big)"
 
     observation_window: int = knob(32, low=4, high=128, at_least=1, help="last prompt queries, which vote and stay")
-    pool: int = knob(5, low=1, high=15, at_least=1, help="average pooling of the votes over this many keys (odd)")
+    pool: int = knob(
+        5, low=1, high=15, at_least=1, at_most=999, help="average pooling of the votes over this many keys (odd)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,40 @@
+"""Settings that must stand before the first import of torch, transformers or triton, and the embedded model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+# One folder for all sessions: converting the embedded model takes 30 s, and is done once a machine.
+os.environ.setdefault("SPARSELENS_CACHE", str(Path(tempfile.gettempdir()) / "sparselens-test-cache"))
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+torch.set_num_threads(2)
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes over 20 s")
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Iterator[Model]:
+    """The embedded model in float32 on the CPU, whatever else the machine has."""
+    from sparsity_core.models import ModelError, load
+
+    try:
+        model = load(device="cpu", dtype="float32")
+    except ModelError as error:
+        pytest.skip(f"THE EMBEDDED MODEL IS NOT TESTED: {error}")
+    return model
