@@ -259,7 +259,7 @@ def register(cls: type[Any]) -> type[Any]:
     known = _REGISTRY.get(cls.name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"two methods are named {cls.name}: {known.__module__} and {cls.__module__}")
-    cls.__hash__ = Method.__hash__  # a frozen dataclass would hash its fields, and a mapping has no hash
+    setattr(cls, "__hash__", Method.__hash__)  # noqa: B010 -- a frozen dataclass would hash its fields, and a mapping has no hash
     _REGISTRY[cls.name] = cls
     return cls
 

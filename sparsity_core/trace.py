@@ -151,7 +151,8 @@ class Trace:
             raise
 
     def to_bytes(self) -> bytes:
-        arrays, plain = {}, {}
+        arrays: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, np.ndarray):
@@ -176,7 +177,7 @@ class Trace:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 meta = dict(json.loads(stored["meta"].tobytes().decode("utf-8", "surrogatepass")))
-                arrays = {name: _widen(stored[name]) for name in stored.files if name != "meta"}
+                arrays: dict[str, Any] = {name: _widen(stored[name]) for name in stored.files if name != "meta"}
         except Exception as error:  # zip, zlib, numpy and JSON each have errors of their own for a damaged file
             raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
         if meta.pop("format", None) != FORMAT:

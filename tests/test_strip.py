@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -18,7 +19,6 @@ from typing import Any
 import pytest
 
 from ui.strip import TokenCell, token_strip
-import itertools
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
