@@ -107,10 +107,13 @@ def _form(first: RunSpec) -> list[RunSpec]:
             help="0: read the prompt alone. Above: the model goes on, and what is evicted physically leaves its cache",
         )
         seed = st.number_input("Seed", 0, 2**31 - 1, first.seed, key="seed", help="used by random eviction")
-        devices = ["cpu", "cuda"] if _has_cuda() else ["cpu"]
+        devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
+        if first.device not in devices:
+            devices.append(first.device)
         device = st.selectbox(
             "Device",
-            [*devices, *([first.device] if first.device not in devices else [])],
+            devices,
+            index=0 if first == EXAMPLE else devices.index(first.device),  # the example was computed on a CPU
             key="device",
             help="cuda appears where this machine has an NVIDIA GPU; a model too large for one is spread over several",
         )
