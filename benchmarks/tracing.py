@@ -18,7 +18,8 @@ from sparsity_core.models import EMBEDDED, Model
 
 def main() -> list[Row]:
     model = load()
-    ids = model.encode(" ".join(pydoc_data.topics.topics.values())[:40_000])
+    text = " ".join(pydoc_data.topics.topics.values())[:60_000]
+    ids = model.tokenizer(text)["input_ids"][: model.arch.max_positions]
     _check(model, ids[:256])
     rows = []
     for n, limit in ((1024, None), (2048, 1.2), (4096, 1.3)):

@@ -43,6 +43,23 @@ def check_attention_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
         raise ValueError(f"there are at least as many keys as queries; got {k.shape[2]} and {q.shape[2]}")
 
 
+def per_key(values: float | torch.Tensor, k: torch.Tensor) -> float | torch.Tensor:
+    """A number, or a tensor that broadcasts to [B, Hkv, Tk] with its three axes spelled out, in the accumulator's dtype.
+
+    Raises ValueError where it does not broadcast.
+    """
+    if not isinstance(values, torch.Tensor):
+        return float(values)
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    try:
+        torch.broadcast_shapes(values.shape, k.shape[:3])
+    except RuntimeError:
+        raise ValueError(
+            f"a value per key broadcasts to [batch, head, key] = {tuple(k.shape[:3])}; got {tuple(values.shape)}"
+        ) from None
+    return values.to(k.device, dtype)[(None,) * (3 - values.ndim)]
+
+
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction over a KV head's query heads is one of {', '.join(REDUCTIONS)}; got {reduction!r}")

@@ -5,7 +5,7 @@ Shapes: B batch, Hkv KV heads, G query heads per KV head, R rows (queries) of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -77,28 +77,38 @@ def reduce_group(probabilities: torch.Tensor, reduction: str) -> torch.Tensor:
     return probabilities.sum(dim=2) if reduction == "sum" else probabilities.mean(dim=2)
 
 
-def decayed_sum(
+def decayed_sums(
     score: torch.Tensor,
     probabilities: torch.Tensor,
+    stops: Sequence[int],
     *,
     decay: float | torch.Tensor,
     reduction: str,
     weight: torch.Tensor | None,
-) -> torch.Tensor:
-    """R steps of `score = decay·score + weight·row` at once. score [B, Hkv, C], P [B, Hkv, G, R, C] → [B, Hkv, C].
+    first: int = 0,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """`score = decay · score + weight · row` over the rows `first` … of P; yields (stop, score before row `stop`).
 
-    `decay` is a number or broadcasts to [B, Hkv, C]; so does `weight`.
+    score [B, Hkv, C], P [B, Hkv, G, R, C]; `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
+    `stops` ascend. The rows between two stops are summed at once, by one product for all stops where `decay` is a number.
     """
-    rows = reduce_group(probabilities, reduction)
-    n = rows.shape[2]
-    ages = torch.arange(n - 1, -1, -1, device=rows.device, dtype=rows.dtype)
-    if isinstance(decay, torch.Tensor):
-        decay = decay.to(rows.dtype)
-        added = (rows * decay.unsqueeze(2) ** ages[:, None]).sum(dim=2)
-    elif decay == 1.0:
-        added = rows.sum(dim=2)
-    else:
-        added = torch.einsum("r,bhrc->bhc", decay**ages, rows)
-    if weight is not None:
-        added = added * weight
-    return score * decay**n + added
+    batch, n_kv, group, rows, columns = probabilities.shape
+    starts = [first, *stops[:-1]]
+    by_product = not isinstance(decay, torch.Tensor) and reduction != "max"
+    if by_product:
+        ages = torch.zeros(len(stops), rows, dtype=probabilities.dtype)
+        for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            ages[i, start:stop] = decay ** torch.arange(stop - start - 1, -1, -1, dtype=probabilities.dtype)
+        share = 1.0 / group if reduction == "mean" else 1.0
+        summing = (share * ages).repeat(1, group).to(probabilities.device)  # [stops, G · R]
+        sums = torch.matmul(summing, probabilities.reshape(batch, n_kv, group * rows, columns))
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        if by_product:
+            added = sums[:, :, i]
+        else:
+            part = reduce_group(probabilities[..., start:stop, :], reduction)
+            age = torch.arange(stop - start - 1, -1, -1, device=part.device, dtype=part.dtype)
+            factor = torch.atleast_1d(torch.as_tensor(decay, dtype=part.dtype, device=part.device))
+            added = (part * factor.unsqueeze(-2) ** age[:, None]).sum(dim=2)
+        score = score * decay ** (stop - start) + (added if weight is None else added * weight)
+        yield stop, score

@@ -152,9 +152,11 @@ class EvictionMethod(Method):
     dense_layers: int = knob(0, low=0, high=8, at_least=0, help="first layers that keep everything")
 
     def budget_of(self, layer: LayerShape) -> int:
-        if self.layer_budget == "uniform" or layer.n_layers == 1:
+        if self.layer_budget == "uniform" or layer.n_layers == 1 or self.budget == 1:
             return self.budget
-        return max(1, round(self.budget * (1.5 - layer.index / (layer.n_layers - 1))))
+        top = layer.n_layers - 1
+        # budget · (1.5 − index / top); halves go up in the lower layers and down in the upper, so that the sum is exact
+        return (self.budget * (3 * top - 2 * layer.index) + top - (2 * layer.index > top)) // (2 * top)
 
     def rule(self, layer: LayerShape) -> ScanRule | PrefillRule:
         """The numbers of this layer. Raises ValueError where the layer's budget cannot hold what is protected."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kernels import NEVER, evict_scan, flash_column_score
-from kernels.rows import decayed_sum
+from kernels.rows import decayed_sums
 from tests.oracles import attention_probabilities, evict_step_by_step
 
 NAN = float("nan")
@@ -120,24 +120,14 @@ def test_reference_drops_what_the_step_by_step_oracle_drops(numbers, n):
     assert_close(result.threshold, threshold, 1e-12)
 
 
-decays_too_early = pytest.mark.xfail(strict=True, reason="the reference decays an initial score before its key arrives")
-
-
-@pytest.mark.parametrize(
-    ("backend", "names"),
-    [
-        ("reference", ("decay", "weight")),
-        ("reference", ("initial", "weight")),
-        pytest.param("reference", ("decay", "weight", "initial"), marks=decays_too_early),
-        pytest.param("triton", ("decay", "weight", "initial"), marks=needs_triton),
-    ],
-)
+@both_backends
+@pytest.mark.parametrize("names", [("decay", "weight"), ("initial",)], ids=str)
 def test_decay_weight_and_initial_may_differ_by_key(backend, names):
     q, k, v = tokens(2, n_batch=2, n_kv=2, group=2, n=17, dim=16)
     decay = per_key(3, k)[:, :1].clone()  # one for the heads of a row
     decay[..., ::3] = 0.0
     numbers = {"decay": decay, "weight": per_key(4, k, 0.5, 2.0), "initial": per_key(5, k)[:1]}
-    numbers = {name: numbers[name] for name in names}
+    numbers = {name: numbers[name] for name in names} | {"scored": "initial" not in names}
     result = call(evict_scan, backend, q, k, v, budget=7, **numbers)
     out, evicted_at, threshold, score = evict_step_by_step(q, k, v, budget=7, **numbers)
     assert torch.equal(result.evicted_at.long(), evicted_at)
@@ -145,6 +135,26 @@ def test_decay_weight_and_initial_may_differ_by_key(backend, names):
     assert_close(result.out, out, tolerance)
     assert_close(result.score, score, tolerance)
     assert_close(result.threshold, threshold, tolerance)
+
+
+@both_backends
+@pytest.mark.parametrize("shape", [(), (1,), (17,), (2, 1), (1, 2, 17)], ids=str)
+def test_whatever_broadcasts_to_the_keys_is_taken(backend, shape):
+    q, k, v = tokens(2, n_kv=2, group=2, n=17, dim=16)
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(6))
+    full = values.broadcast_to(k.shape[:3]).contiguous()
+    for operation, numbers in ((evict_scan, {"budget": 7}), (flash_column_score, {})):
+        short = call(operation, backend, q, k, v, decay=values, weight=1 + values, **numbers)
+        long = call(operation, backend, q, k, v, decay=full, weight=1 + full, **numbers)
+        assert_close(short.score, long.score, 1e-5)
+        with pytest.raises(ValueError, match="broadcasts to"):
+            call(operation, backend, q, k, v, decay=torch.ones(5), **numbers)
+
+
+def test_a_scored_key_takes_no_initial_score():
+    q, k, v = tokens(2, n=9)
+    with pytest.raises(ValueError, match="initial score needs scored=False"):
+        evict_scan(q, k, v, budget=3, initial=0.5)
 
 
 # ---- evict_scan: worked out by hand
@@ -200,8 +210,9 @@ NOTES_SCORE = torch.tensor([0.956, 0.452, 0.608, 0.424])  # .64 · first + .8 ·
 def test_decayed_sum_gives_the_numbers_of_the_a2sf_notes():
     p = torch.tensor(NOTES_ROWS)[None, None, None]
     for decay in (0.8, torch.full((1, 1, 4), 0.8)):
-        score = decayed_sum(torch.zeros(1, 1, 4), p, decay=decay, reduction="sum", weight=None)
-        assert_close(score[0, 0], NOTES_SCORE, 1e-6)
+        for stops in ([3], [1, 2, 3]):
+            *_, (_, score) = decayed_sums(torch.zeros(1, 1, 4), p, stops, decay=decay, reduction="sum", weight=None)
+            assert_close(score[0, 0], NOTES_SCORE, 1e-6)
 
 
 @both_backends
@@ -366,13 +377,7 @@ def test_a_snapshot_is_the_score_of_the_shorter_prompt(backend, recent):
         assert result.snapshots[:, :, slot, step + 1 :].isnan().all()
 
 
-unscored_are_lost = pytest.mark.xfail(strict=True, reason="the reference copies no unscored score where none is chosen")
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [pytest.param("reference", marks=unscored_are_lost), pytest.param("triton", marks=needs_triton)],
-)
+@both_backends
 def test_a_snapshot_without_scores_is_the_initial_value_of_the_kept(backend):
     q, k, v = tokens(22, n=9)
     numbers = {"budget": 3, "scored": False, "initial": 0.5, "n_sink": 1, "recent": 2}

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kernels import flash_column_score
-from kernels.rows import decayed_sum
+from kernels.rows import decayed_sums
 from sparsity_core import Pipeline, methods
 from sparsity_core.method import FORGETTING_CLASSES, REDUCTIONS, EvictionMethod, LayerShape, register
 from sparsity_core.models import Architecture
@@ -41,7 +41,8 @@ NOTES_SCORES = [0.956, 0.452, 0.608, 0.424]  # .4·.64 + .5·.8 + .3 = .956, and
 
 def test_the_notes_example_of_a_decayed_sum():
     rows = torch.tensor(NOTES_ROWS, dtype=torch.float64)[None, None, None]
-    score = decayed_sum(torch.zeros(1, 1, 4, dtype=torch.float64), rows, decay=0.8, reduction="sum", weight=None)
+    none = torch.zeros(1, 1, 4, dtype=torch.float64)
+    ((_, score),) = decayed_sums(none, rows, [rows.shape[3]], decay=0.8, reduction="sum", weight=None)
     assert score.flatten().tolist() == pytest.approx(NOTES_SCORES, abs=1e-12)
 
 

@@ -136,7 +136,7 @@ def plot_atlas(
             )
     figure.update_xaxes(title="token position", range=[positions[0] - 0.5, positions[-1] + 0.5])
     figure.update_yaxes(title="layer", range=[layers[0] - 0.5, layers[-1] + 0.5], showgrid=False)
-    figure.update_layout(height=150 + 10 * shape[0], dragmode="select" if clickable else "zoom", showlegend=False)
+    figure.update_layout(height=150 + 10 * shape[0], dragmode="zoom", showlegend=False)
     return figure
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose
+from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose, per_key
 
 NEVER = 2**31 - 1  # not start + Tq: a key that the last query drops is gone from the cache too
 
@@ -59,9 +59,8 @@ def evict_scan(
         q: [B, H, Tq, D].
         k, v: [B, Hkv, Tk, D]: a cache of Tk − Tq keys, in order of position, then the queries' own.
         decay: the forgetting factor in [0, 1]; a number, or a tensor that broadcasts to [B, Hkv, Tk].
-        scored: False leaves every score at its `initial` value.
-        weight, initial: broadcast to [B, Hkv, Tk]; `weight` multiplies what a key is attended, `initial` is its score
-            when it arrives.
+        scored: False leaves every score at its `initial` value; a scored key arrives with nought.
+        weight, initial: broadcast to [B, Hkv, Tk]; `weight` multiplies what a key is attended.
         sink_q: [B, H, Tq, D], the queries as the first `n_sink` keys see them (StreamingLLM's re-rotation); q where None.
         positions, score: int64 and float [B, Hkv, Tk − Tq], the state of the cached keys; needed where Tk > Tq.
         start: the position of the first query, Tk − Tq where None (a cache that has lost nothing).
@@ -79,6 +78,8 @@ def evict_scan(
     n_past = k.shape[2] - q.shape[2]
     if n_past > budget:
         raise ValueError(f"the cache holds {n_past} keys, more than the budget of {budget}")
+    if scored and (isinstance(initial, torch.Tensor) or initial != 0.0):
+        raise ValueError("a scored key arrives with a score of 0: an initial score needs scored=False")
     if n_past and (positions is None or score is None or start is None):
         raise ValueError("a call with cached keys needs their positions, their score and the start position")
     if positions is None or score is None:
@@ -97,12 +98,12 @@ def evict_scan(
     chosen = choose(backend, q.device, unsupported)
     numbers: dict[str, Any] = {
         "budget": budget,
-        "decay": decay,
+        "decay": per_key(decay, k),
         "n_sink": n_sink,
         "recent": recent,
         "scored": scored,
-        "weight": weight,
-        "initial": initial,
+        "weight": None if weight is None else per_key(weight, k),
+        "initial": per_key(initial, k),
         "reduction": reduction,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "positions": positions,

@@ -6,14 +6,14 @@ not O(T²).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from kernels.evict_scan import NEVER
-from kernels.rows import accumulator_dtype, attend, decayed_sum, logits, reduce_group
+from kernels.rows import accumulator_dtype, attend, decayed_sums, logits, reduce_group
 
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
@@ -91,8 +91,7 @@ def evict_scan(
             # No choice to make: nothing is dropped, or the oldest key outside the sinks is, row after row.
             dropped_in = block.in_turn(n_sink, n_free)
             p = block.attention(dropped_in)
-            if scored:
-                block.accumulate(p, dropped_in, steps, columns, snapshots)
+            block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
             dropped_in, choices = block.by_score(n_sink, recent, scored)
             p = block.attention(dropped_in)
@@ -193,24 +192,20 @@ class _Block:
 
     def accumulate(
         self,
-        p: torch.Tensor,
+        p: torch.Tensor | None,
         dropped_in: torch.Tensor,
         steps: dict[int, int],
         columns: torch.Tensor,
         snapshots: torch.Tensor,
     ) -> None:
-        """The score recurrence over all rows at once, stopping only where a snapshot is wanted."""
-        begin = 0
-        for stop in sorted({row + 1 for row in steps} | {self.rows}):
-            self.score = decayed_sum(
-                self.score,
-                p[..., begin:stop, :],
-                decay=self.decay,
-                reduction=self.reduction,
-                weight=self.weight,
-            )
+        """The score recurrence over all rows at once, with the snapshots in between; no P, no change of score."""
+        stops = sorted({row + 1 for row in steps} | {self.rows})
+        sums: Iterable[tuple[int, torch.Tensor]] = ((stop, self.score) for stop in stops)
+        if p is not None:
+            sums = decayed_sums(self.score, p, stops, decay=self.decay, reduction=self.reduction, weight=self.weight)
+        for stop, score in sums:
+            self.score = score
             if stop - 1 in steps:
                 n = self.n_kept + stop
-                current = self.score[..., :n].masked_fill(dropped_in[..., :n] < stop, float("nan"))
+                current = score[..., :n].masked_fill(dropped_in[..., :n] < stop, float("nan"))
                 snapshots[:, :, steps[stop - 1]].scatter_(2, columns[..., :n], current)
-            begin = stop

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
-from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose
+from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose, per_key
 
 
 class ColumnScore(NamedTuple):
@@ -64,6 +64,8 @@ def flash_column_score(
     elif q.dtype == torch.float64:
         unsupported = "float64"
     chosen = choose(backend, q.device, unsupported)
+    decay = per_key(decay, k)
+    weight = weight if weight is None else cast(torch.Tensor, per_key(weight, k))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if chosen == "triton":
         from kernels.flash_column_score import kernel

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kernels.rows import accumulator_dtype, attend, causal_rows, decayed_sum
+from kernels.rows import accumulator_dtype, attend, causal_rows, decayed_sums
 
 
 def flash_column_score(
@@ -38,19 +38,26 @@ def flash_column_score(
 
     for start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
         out[:, :, start:end] = attend(p, v[:, :, : past + end])
-        stops = sorted({s + 1 for s in snapshot_steps if start <= s < end} | {end})
+        seen = past + end
         begin = max(start, first_query)
-        for stop in stops:
-            if begin < stop:
-                seen = past + end
-                score[..., :seen] = decayed_sum(
-                    score[..., :seen],
-                    p[..., begin - start : stop - start, :],
-                    decay=columns_of(decay, seen),
-                    reduction=reduction,
-                    weight=columns_of(weight, seen),
-                )
-                begin = stop
-            if stop - 1 in slot_of:
-                snapshots[:, :, slot_of[stop - 1], : past + stop] = score[..., : past + stop]
+        stops = sorted({s + 1 for s in snapshot_steps if begin <= s < end} | {end})
+        if begin < end:
+            sums = decayed_sums(
+                score[..., :seen],
+                p,
+                [stop - start for stop in stops],
+                first=begin - start,
+                decay=columns_of(decay, seen),
+                reduction=reduction,
+                weight=columns_of(weight, seen),
+            )
+            for stop, current in sums:
+                score[..., :seen] = current
+                if start + stop - 1 in slot_of:
+                    snapshots[:, :, slot_of[start + stop - 1], : past + start + stop] = current[
+                        ..., : past + start + stop
+                    ]
+        for step in slot_of:
+            if start <= step < begin:
+                snapshots[:, :, slot_of[step], : past + step + 1] = score[..., : past + step + 1]
     return out, score, snapshots
