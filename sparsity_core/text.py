@@ -17,21 +17,19 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def pieces(
-    tokenizer: Any, ids: Sequence[int], begun: tuple[list[str], list[int]] = ([], [])
-) -> tuple[list[str], list[int]]:
+def pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[list[str], list[int]]:
     """The text that each token adds, and its group: tokens of one group spell one character together.
 
     A byte piece of a character has the text "" until the last piece of its group, which has the character.
-    `begun` is the result for the first of these tokens, which is gone on with from its last group.
     """
 
     def decode(part: Sequence[int]) -> str:
         return tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    group = begun[1][-1] if begun[1] else 0  # the first token of the group that is being read
-    texts, groups = begun[0][:group], begun[1][:group]
-    for i in range(group, len(ids)):
+    texts: list[str] = []
+    groups: list[int] = []
+    group = 0  # the first token of the group that is being read
+    for i in range(len(ids)):
         # One token of context, because a first token may lose its leading space.
         before = decode(ids[max(0, group - 1) : group])
         text = decode(ids[max(0, group - 1) : i + 1])[len(before) :]
@@ -78,6 +76,11 @@ def _visible_character(c: str, alone: bool) -> str:
     return f"⟨U+{code:04X}⟩" if hidden and (alone or c not in _JOINERS) else c
 
 
+def token_classes(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The class of each token on its own, so that no later token changes an earlier one's."""
+    return [token_class(tokenizer.decode([i])) for i in ids]
+
+
 def token_class(text: str) -> str:
     """number, punctuation, function (a closed-class English word), name (capitalised), word, or space.
 
@@ -88,7 +91,7 @@ def token_class(text: str) -> str:
         return "space"
     if any(c.isdigit() for c in word):
         return "number"
-    if not any(c.isalpha() for c in word):
+    if not any(c.isalpha() or c == "\ufffd" for c in word):  # a piece of a character counts as a letter
         return "punctuation"
     if word.lower() in _FUNCTION_WORDS:
         return "function"
