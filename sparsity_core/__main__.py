@@ -83,7 +83,7 @@ def _traced(options: argparse.Namespace, generate: int) -> tuple[dict[str, Any],
 
     from sparsity_core.run import execute
 
-    with tqdm(total=100, file=sys.stderr, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+    with tqdm(total=100, file=sys.stderr, disable=None, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
 
         def progress(share: float, doing: str) -> None:
             bar.set_description(doing, refresh=False)
@@ -176,4 +176,5 @@ def _fail(options: argparse.Namespace, message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a console without Σ gets the rest
     sys.exit(main())

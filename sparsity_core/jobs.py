@@ -128,7 +128,7 @@ def explain(error: BaseException) -> str:
     """An error as a sentence with the next step; a ValueError of ours is one already."""
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
         return "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu."
-    if isinstance(error, ValueError) and str(error):
-        text = str(error)
+    text = str(error).strip()
+    if isinstance(error, ValueError) and text:
         return text[0].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
-    return f"The run failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
+    return f"The run failed ({type(error).__name__}: {text.splitlines()[0] if text else 'no message'})."

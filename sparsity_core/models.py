@@ -213,9 +213,9 @@ def _locate(name: str) -> tuple[str, str | None]:
     if name == EMBEDDED:
         return _embedded()
     path = Path(os.path.expanduser(name))
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         return str(path.parent), path.name
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's raises for a name that is too long
         found = sorted(p.name for p in path.glob("*.gguf"))
         if any(path.glob("*.safetensors")):
             return str(path), None
