@@ -1,11 +1,14 @@
-"""The command line: `python -m sparsity_core run|generate|models|methods`. Exit 0, 1 for a failed run, 2 for bad input."""
+"""The command line: `python -m sparsity_core run|generate|eval|models|methods`. Exit 0, 1 for a failed run, 2 for bad input."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, help in (
         ("run", _run, "one forward over a text, every token of it a decode step"),
         ("generate", _generate, "new tokens from a cache that physically loses what is evicted"),
+        ("eval", _eval, "perplexity of a text in non-overlapping blocks, each read by itself"),
     ):
         sub = command(name, function, help)
         source = sub.add_mutually_exclusive_group(required=True)
@@ -57,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--pipeline", default="dense", metavar="P", help='e.g. "eviction=a2sf(budget=64)"')
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda")
         sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+        if name == "eval":
+            sub.add_argument("--block", type=int, default=2048, metavar="N", help="tokens of a block")
+            sub.add_argument("--most-blocks", type=int, metavar="N", help="only the first N blocks")
+            continue
         sub.add_argument("--seed", type=int, default=0)
         sub.add_argument("--out", type=Path, metavar="DIR", help="write the trace there")
         if name == "generate":
@@ -78,17 +86,10 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _traced(options: argparse.Namespace, generate: int) -> tuple[dict[str, Any], str]:
     pipeline = Pipeline.parse(options.pipeline)  # before the model is loaded: a typing error should not cost seconds
-    prompt = options.prompt if options.prompt is not None else read_text(options.file.name, _read(options.file))
-    from tqdm import tqdm
-
+    prompt = _text_of(options)
     from sparsity_core.run import execute
 
-    with tqdm(total=100, file=sys.stderr, disable=None, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
-
-        def progress(share: float, doing: str) -> None:
-            bar.set_description(doing, refresh=False)
-            bar.update(round(100 * share) - bar.n)
-
+    with _progress() as progress:
         spec = RunSpec(
             options.model, prompt, str(pipeline), generate, options.seed, device=options.device, dtype=options.dtype
         )
@@ -107,6 +108,44 @@ def _traced(options: argparse.Namespace, generate: int) -> tuple[dict[str, Any],
         found["trace"] = str(options.out / "trace.npz")
     lines = [f"{key:16} {value}" for key, value in found.items() if key not in ("text", "notes")]
     return found, "\n".join([*lines, *trace.notes, *([trace.continuation] if generate else [])])
+
+
+def _eval(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    pipeline = Pipeline.parse(options.pipeline)
+    text = _text_of(options)
+    from sparsity_core.evaluate import perplexity
+    from sparsity_core.models import load
+
+    with _progress() as progress:
+        progress(0.0, f"loading {options.model}")
+        model = load(options.model, device=options.device, dtype=options.dtype)
+        found = perplexity(
+            model, text, pipeline, block=options.block, most_blocks=options.most_blocks, progress=progress
+        )
+    convention = f"{found.tokens:,} tokens predicted in {found.blocks} blocks of {found.block}, no BOS added"
+    return {
+        "model": options.model,
+        **asdict(found),
+    }, f"perplexity {found.perplexity:.4f}  ({found.pipeline}; {convention})"
+
+
+def _text_of(options: argparse.Namespace) -> str:
+    return options.prompt if options.prompt is not None else read_text(options.file.name, _read(options.file))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    from tqdm import tqdm
+
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}"
+    with tqdm(total=100, file=sys.stderr, disable=None, leave=False, bar_format=layout) as bar:
+
+        def progress(share: float, doing: str) -> None:
+            bar.set_description(doing, refresh=False)
+            bar.update(round(100 * share) - bar.n)
+
+        yield progress
 
 
 def summary(trace: Trace) -> dict[str, Any]:
