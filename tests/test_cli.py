@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from sparsity_core.files import read_text
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
+RUN = importlib.import_module("sparsity_core.run")
 A2SF = "eviction=a2sf(budget=8, forgetting_factor=0.5)"
 PROMPT = "The harbour office opens at six, when the fog still hides the far pier."
 
@@ -25,7 +27,7 @@ PROMPT = "The harbour office opens at six, when the fog still hides the far pier
 @pytest.fixture
 def with_tiny(monkeypatch):
     """The tiny model in place of the one that is named."""
-    monkeypatch.setattr(sys.modules["sparsity_core.run"], "load", lambda name, **options: tiny.model())
+    monkeypatch.setattr(RUN, "load", lambda name, **options: tiny.model())
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -47,9 +49,6 @@ def as_json(capsys, *arguments: str) -> dict:
     return found
 
 
-# What it prints -----------------------------------------------------------------------------------------------------------
-
-
 def test_methods_and_their_knobs_are_listed(capsys):
     found = as_json(capsys, "methods")
     assert sorted(found) == methods.names()
@@ -67,7 +66,9 @@ def test_models_says_how_the_embedded_one_is_found(capsys):
 
 
 def test_a_run_of_the_embedded_model_gives_finite_numbers(capsys, smollm, tmp_path):
-    found = as_json(capsys, "run", "--prompt", PROMPT, "--pipeline", A2SF, "--device", "cpu", "--out", str(tmp_path / "new"))
+    found = as_json(
+        capsys, "run", "--prompt", PROMPT, "--pipeline", A2SF, "--device", "cpu", "--out", str(tmp_path / "new")
+    )
     assert (found["model"], found["pipeline"], found["dtype"]) == ("smollm2-135m", A2SF, "float32")
     assert found["tokens"] == len(smollm.encode(PROMPT)) > 10
     for name in ("perplexity", "dense_perplexity", "kl_to_dense", "density", "regret", "ideal_recall", "ideal_cosine"):
@@ -82,7 +83,7 @@ def test_a_run_of_the_embedded_model_gives_finite_numbers(capsys, smollm, tmp_pa
 
 def test_the_same_numbers_are_printed_as_text(capsys, with_tiny):
     found = as_json(capsys, "run", "--prompt", tiny.TEXT, "--pipeline", A2SF)
-    status, out, err = call(capsys, "run", "--prompt", tiny.TEXT, "--pipeline", A2SF)
+    status, out, _ = call(capsys, "run", "--prompt", tiny.TEXT, "--pipeline", A2SF)
     assert status == 0
     lines = dict(line.split(maxsplit=1) for line in out.splitlines() if line.strip())
     assert float(lines["perplexity"]) == found["perplexity"]
@@ -111,10 +112,10 @@ def test_numbers_that_do_not_exist_are_null(capsys, with_tiny, monkeypatch):
 
 def test_a_run_that_drops_nothing_says_so(capsys, with_tiny):
     found = as_json(capsys, "run", "--prompt", "short", "--pipeline", "eviction=h2o(budget=64)")
-    assert found["notes"] == ["Nothing was dropped: the text has 5 tokens and the budget is 64. Choose a smaller budget."]
+    assert found["notes"] == [
+        "Nothing was dropped: the text has 5 tokens and the budget is 64. Choose a smaller budget."
+    ]
 
-
-# Bad input: 2, one line, and a JSON object where asked for -------------------------------------------------------------------
 
 BAD = {
     "an empty prompt": (["--prompt", "  "], "the prompt is empty: type or choose some text"),
@@ -156,7 +157,7 @@ FILES = {
 def test_a_file_that_is_no_prompt_is_refused(capsys, tmp_path, name):
     data, sentence = FILES[name]
     (tmp_path / name).write_bytes(data)
-    status, out, err = call(capsys, "run", "--file", str(tmp_path / name), "--json")
+    status, out, _ = call(capsys, "run", "--file", str(tmp_path / name), "--json")
     assert status == 2 and sentence in json.loads(out)["error"]
 
 
@@ -166,7 +167,14 @@ def test_the_largest_text_is_read():
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["walk"], ["run"], ["run", "--prompt", "x", "--file", "y"], ["run", "--prompt", "x", "--seed", "one"], ["run", "--bad"]],
+    [
+        [],
+        ["walk"],
+        ["run"],
+        ["run", "--prompt", "x", "--file", "y"],
+        ["run", "--prompt", "x", "--seed", "one"],
+        ["run", "--bad"],
+    ],
     ids=str,
 )
 def test_a_command_that_cannot_be_read_is_status_2(capsys, arguments):
@@ -192,9 +200,6 @@ def test_an_out_that_cannot_be_written_is_refused(capsys, with_tiny, tmp_path):
     assert status == 2 and "cannot write to" in err and "(Not a directory): choose a folder you can write" in err
 
 
-# A run that fails: 1 ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -208,14 +213,11 @@ def test_a_failed_run_is_a_sentence_and_status_1(capsys, monkeypatch, error, sen
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(sys.modules["sparsity_core.run"], "execute", fail)
+    monkeypatch.setattr(RUN, "execute", fail)
     status, out, err = call(capsys, "run", "--prompt", "x", "--json")
     assert status == 1
     assert sentence in json.loads(out)["error"]
     assert err.count("\n") == 1
-
-
-# As a process ------------------------------------------------------------------------------------------------------------------
 
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -233,7 +235,9 @@ def test_as_a_process_it_prints_json_alone(tmp_path):
     folder = tmp_path / "model"
     tiny.transformer("llama", torch.float32).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
-    done = process("run", "--model", str(folder), "--prompt", "The 12 cats 🙂", "--pipeline", A2SF, "--device", "cpu", "--json")
+    done = process(
+        "run", "--model", str(folder), "--prompt", "The 12 cats 🙂", "--pipeline", A2SF, "--device", "cpu", "--json"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["tokens"] == len("The 12 cats ") + 4

@@ -178,7 +178,9 @@ class Stopped(BaseException):
     """As a framework raises to unwind a thread."""
 
 
-@pytest.mark.parametrize("error", [ValueError("the prompt is empty"), KeyError("x"), MemoryError(), SystemExit(1), Stopped()])
+@pytest.mark.parametrize(
+    "error", [ValueError("the prompt is empty"), KeyError("x"), MemoryError(), SystemExit(1), Stopped()]
+)
 def test_the_worker_outlives_an_error_and_tells_it(queue, error):
     def work(report):
         raise error
@@ -222,8 +224,14 @@ def test_many_threads_submit_one_key_and_it_runs_once(queue):
         (ValueError("the prompt is empty: type some"), "The prompt is empty: type some."),
         (ModelError("No model. Go on?"), "No model. Go on?"),
         (MemoryError(), "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu."),
-        (RuntimeError("CUDA out of memory. Tried to"), "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu."),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu."),
+        (
+            RuntimeError("CUDA out of memory. Tried to"),
+            "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu.",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu.",
+        ),
         (KeyError("x"), "The run failed (KeyError: 'x')."),
         (RuntimeError("one\ntwo"), "The run failed (RuntimeError: one)."),
         (RuntimeError(), "The run failed (RuntimeError: no message)."),

@@ -98,11 +98,12 @@ def same_traces(one, other, **tolerance: float) -> None:
         value = getattr(one, item.name)
         if isinstance(value, np.ndarray):
             np.testing.assert_allclose(
-                value, getattr(other, item.name), equal_nan=True, err_msg=item.name, **{"rtol": 0, "atol": 0} | tolerance
+                value,
+                getattr(other, item.name),
+                equal_nan=True,
+                err_msg=item.name,
+                **{"rtol": 0, "atol": 0} | tolerance,
             )
-
-
-# Enough budget is dense ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [m for m in EVERY if "re_rotate" not in m])
@@ -126,12 +127,9 @@ def test_a_budget_of_the_whole_text_is_the_dense_model(method, more):
 def test_one_key_too_many_and_one_goes(method):
     """At a budget of one below what is read before the cut, each KV head drops one key."""
     n = PROMPT if one_cut(method) else 20
-    trace = run(tiny.model(), text()[:n + 1], resized(method, n - 1), n_prefill=n)
+    trace = run(tiny.model(), text()[: n + 1], resized(method, n - 1), n_prefill=n)
     assert ((trace.evicted_at[..., :n] == n).sum(-1) == 1).all()
     assert trace.kl_to_dense[n] > 0
-
-
-# The budget ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -217,9 +215,6 @@ def test_the_lowest_score_goes(method):
     assert checked > 20 or method.startswith(("streaming_llm", "local_window")) or "recent_share=1.0" in method
 
 
-# Causality --------------------------------------------------------------------------------------------------------------
-
-
 def decided_before(evicted_at: np.ndarray, q: int) -> np.ndarray:
     """What queries before q decided about the keys before q: a decision of query t is evicted_at = t + 1."""
     return evicted_at[..., :q].clip(max=q + 1)
@@ -247,9 +242,6 @@ def test_a_longer_text_changes_nothing_before_its_added_end(method):
     same(short.evicted_at, whole.evicted_at[..., :at].clip(max=at))
     same(short.threshold, whole.threshold[..., :at], atol=1e-7)
     same(short.nll[:-1], whole.nll[: at - 1], rtol=2e-7)
-
-
-# Simulated is real -------------------------------------------------------------------------------------------------------
 
 
 def simulated_and_real(model, method: str, prompt: list[int], new: int):
@@ -312,9 +304,6 @@ def test_the_cache_holds_what_the_trace_says_is_kept(method, monkeypatch):
     assert out.kv_bytes == out.trace.kv_bytes == held == 3 * 2 * kept * 16 * 2 * 8
 
 
-# An independent model ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", [m for m in EVERY if "re_rotate" not in m])
 def test_the_model_under_eviction_equals_plain_attention_under_the_recorded_masks(method):
     check_against_plain_attention("llama", method)
@@ -337,9 +326,6 @@ def check_against_plain_attention(family: str, method: str) -> None:
         logits = plain(input_ids=tokens, use_cache=False).logits[0]
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-9)
     same(trace.nll[:-1], tiny.nll(logits, ids), rtol=2e-7)
-
-
-# Independent decisions -----------------------------------------------------------------------------------------------------
 
 
 def tapped(method: str, ids: list[int], n_prefill: int):
@@ -415,7 +401,9 @@ def test_value_norm_weighs_by_the_norm_of_each_value():
 CUTS = {
     "a2sf(budget=12, forgetting_factor=0.5, variant=prefill)": {"decay": 0.5},
     "a2sf(budget=12, forgetting_factor=0.95, variant=prefill, n_sink=2, recent=3)": {
-        "decay": 0.95, "n_sink": 2, "recent": 3,
+        "decay": 0.95,
+        "n_sink": 2,
+        "recent": 3,
     },
     "a2sf(budget=12, forgetting_factor=0.95, variant=prefill, value_norm=True)": {"decay": 0.95, "value_norm": True},
     "snapkv(budget=12, observation_window=4)": {"queries": 4, "pool": 5, "recent": 4},
@@ -456,22 +444,20 @@ def test_a_cut_keeps_the_top_of_what_the_prompt_attended(method):
 
 
 def test_random_keeps_a_uniform_sample_that_the_seed_decides():
-    one, again, other = (
-        traced("random(budget=12)", text(), seed=seed, against_dense=False) for seed in (1, 1, 2)
-    )
+    one, again, other = (traced("random(budget=12)", text(), seed=seed, against_dense=False) for seed in (1, 1, 2))
     same(one.evicted_at, again.evicted_at)
     assert (one.evicted_at != other.evicted_at).any()
     heads = one.evicted_at.reshape(6, -1)
     assert len({tuple(row) for row in heads.tolist()}) == 6  # each layer and head draws its own
-    kept = np.mean([
-        traced("random(budget=12)", text(), seed=s, against_dense=False).keep(0)[:, -1, : PROMPT + NEW - 1].mean(0)
-        for s in range(60)
-    ], axis=0)
+    kept = np.mean(
+        [
+            traced("random(budget=12)", text(), seed=s, against_dense=False).keep(0)[:, -1, : PROMPT + NEW - 1].mean(0)
+            for s in range(60)
+        ],
+        axis=0,
+    )
     # 120 draws of 12 of 43 keys: a share of .279 with a standard deviation of .041
     assert (np.abs(kept - 12 / 43) < 5 * 0.041).all()
-
-
-# Re-rotation ----------------------------------------------------------------------------------------------------------------
 
 
 def test_re_rotated_streaming_equals_keys_rotated_to_their_place_in_the_cache():
@@ -530,13 +516,10 @@ def test_a_re_rotated_query_is_the_models_own_query_at_the_budgets_position(fami
 
 
 def test_re_rotation_is_refused_where_it_would_be_wrong():
-    with pytest.raises(ValueError, match="gpt2.* has no rotary positions to re-rotate: leave re_rotate off"):
+    with pytest.raises(ValueError, match=r"gpt2.* has no rotary positions to re-rotate: leave re_rotate off"):
         run(tiny.model("gpt2"), text(), pipeline("streaming_llm(budget=12, re_rotate=True)"))
-    with pytest.raises(ValueError, match="does not know how tiny-gemma3 .* lays out its rotary channels"):
+    with pytest.raises(ValueError, match=r"does not know how tiny-gemma3 .* lays out its rotary channels"):
         run(tiny.model("gemma3"), text(), pipeline("streaming_llm(budget=12, re_rotate=True)"))
-
-
-# State, threads, and the hook --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -547,7 +530,12 @@ def test_a_run_leaves_nothing_behind(method):
 
 
 def test_threads_with_their_own_methods_agree_with_solo_runs():
-    chosen = [pipeline("a2sf(budget=12)"), pipeline("h2o(budget=6)"), Pipeline(), pipeline("snapkv(budget=9, observation_window=4)")]
+    chosen = [
+        pipeline("a2sf(budget=12)"),
+        pipeline("h2o(budget=6)"),
+        Pipeline(),
+        pipeline("snapkv(budget=9, observation_window=4)"),
+    ]
     solo = [run(tiny.model(), text(), p) for p in chosen]
     found: dict[int, list] = {i: [] for i in range(len(chosen))}
     start = threading.Barrier(len(chosen))
@@ -605,9 +593,6 @@ def test_a_recorder_follows_one_text_at_a_time():
         tiny.model().hidden(torch.tensor([text()[:8]] * 2), use_cache=False)
 
 
-# Progress, cancel, refill -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("generating", [False, True])
 def test_progress_rises_to_one_and_can_cancel(generating):
     def go(progress):
@@ -652,16 +637,15 @@ def test_long_texts_keep_few_snapshots_and_the_last():
     assert snapshot_steps(tiny.model(), 9, 0) == []
 
 
-# Bad input ------------------------------------------------------------------------------------------------------------------------
-
-
 def test_what_does_not_fit_is_refused_with_a_sentence():
     model, most = tiny.model(), tiny.MAX_POSITIONS
     with pytest.raises(ValueError, match="the prompt is empty"):
         run(model, "  \n ")
     with pytest.raises(ValueError, match="the prompt is empty"):
         run(model, [])
-    with pytest.raises(ValueError, match=rf"the prompt has {most + 2} tokens and tiny-llama reads at most {most}: shorten it by 2"):
+    with pytest.raises(
+        ValueError, match=rf"the prompt has {most + 2} tokens and tiny-llama reads at most {most}: shorten it by 2"
+    ):
         run(model, "x" * (most + 2))
     with pytest.raises(ValueError, match="shorten it by 1 tokens"):
         run(model, [5] * (most + 1))

@@ -165,9 +165,6 @@ def test_sinks_and_recent_keys_are_never_dropped():
     assert all(gone > key + 2 for key, gone in enumerate(evicted_at[:10]))
 
 
-# One spelling ---------------------------------------------------------------------------------------------------------
-
-
 def _numbers(meta, default):
     low = meta["at_least"] if meta["at_least"] is not None else -10
     if isinstance(default, float):
@@ -187,7 +184,7 @@ def _values(knob):
 
 
 @pytest.mark.parametrize("name", methods.names())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_pipeline_reads_back_as_it_is_spelled(name, data):
     cls = methods.get(name)
@@ -241,8 +238,6 @@ def test_white_space_does_not_matter():
     )
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
-
 REFUSED_SPELLINGS = {
     "": "write 'dense'",
     "a2sf(budget=8)": "a pipeline is 'dense' or stages",
@@ -274,7 +269,7 @@ def test_a_spelling_that_cannot_be_read_is_refused_with_what_to_do(text):
     assert REFUSED_SPELLINGS[text] in str(refused.value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="eviction=a2sf(budget4,.[]{}: '\"\\\n*-é\0", max_size=40).map("eviction=a2sf(".__add__))
 def test_no_text_breaks_the_parser(text):
     try:
@@ -359,9 +354,6 @@ def test_a_pyramid_runs_from_three_halves_to_one_half():
 def test_dense_layers_keep_everything():
     method = methods.A2SF(budget=8, dense_layers=2)
     assert [method.rule(LayerShape(i, 4, 1)).budget for i in range(4)] == [None, None, 8, 8]
-
-
-# The registry ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -47,9 +47,6 @@ def refused(name: str, **options: str) -> str:
     return sentence
 
 
-# What loads -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_saved_folder_loads_and_runs(saved):
     model = load(str(saved), device="cpu")
     assert (model.arch.family, model.arch.n_layers, model.arch.n_heads, model.arch.n_kv_heads) == ("llama", 3, 4, 2)
@@ -83,9 +80,6 @@ def test_auto_is_the_cpu_in_float32_without_cuda(saved, monkeypatch):
 def test_weights_spread_over_gpus_once_they_pass_four_fifths_of_one():
     assert not models.spreads(weight_bytes=80, free_bytes=100)
     assert models.spreads(weight_bytes=81, free_bytes=100)
-
-
-# What is refused ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_is_not_there(tmp_path):
@@ -136,7 +130,10 @@ def test_an_encoder_decoder_model(tmp_path):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (transformers.MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=1, state_size=4), "has no attention"),
+        (
+            transformers.MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=1, state_size=4),
+            "has no attention",
+        ),
         (transformers.BloomConfig(vocab_size=258, hidden_size=32, n_head=2, n_layer=1), "attention interface"),
         (
             transformers.GptOssConfig(
@@ -186,15 +183,14 @@ def test_out_of_memory_is_a_sentence(saved, monkeypatch):
     assert "does not fit into the device's memory: use device=cpu, or a smaller dtype" in refused(str(saved))
 
 
-# No code of a checkpoint runs -------------------------------------------------------------------------------------------------
-
-
 def test_remote_code_is_never_trusted():
     calls = 0
     for file in (ROOT / "sparsity_core").rglob("*.py"):
         source = file.read_text()
         assert not re.search(r"trust_remote_code\s*=\s*(?!False\b)", source), file
-        assert not re.search(r"\btorch\.load\(|\bpickle\.|(?<![.\w])(exec|eval)\(|allow_pickle=(?!False\b)", source), file
+        assert not re.search(r"\btorch\.load\(|\bpickle\.|(?<![.\w])(exec|eval)\(|allow_pickle=(?!False\b)", source), (
+            file
+        )
         calls += source.count("trust_remote_code=False")
     assert calls >= 3  # configuration, weights and tokenizer
 
@@ -209,9 +205,6 @@ def test_a_checkpoint_that_brings_code_is_refused_and_its_code_does_not_run(save
     (tmp_path / "config.json").write_text(json.dumps(config))
     refused(str(tmp_path))
     assert not marker.exists()
-
-
-# The embedded model -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -343,8 +336,6 @@ def test_the_embedded_model_is_smollm2(smollm):
     assert smollm.tokenizer.decode(smollm.encode("The harbour office")) == "The harbour office"
 
 
-# Tokens as people read them ------------------------------------------------------------------------------------------------------
-
 AWKWARD = {
     "emoji": "a🙂b👩‍👩‍👧🏳️‍🌈",
     "right to left": "שלום مرحبا \u200f\u202eabc\u202c",
@@ -386,7 +377,7 @@ def test_no_text_is_lost_in_pieces(reader, name):
         assert token and not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u2028" for c in token)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=30), extra=st.lists(st.integers(0, 255), max_size=20))
 def test_no_text_is_lost_in_pieces_of_any_text_or_bytes(text, extra):
     reader = tiny.tokenizer()
@@ -394,7 +385,7 @@ def test_no_text_is_lost_in_pieces_of_any_text_or_bytes(text, extra):
         check_pieces(reader, ids)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ids=st.lists(st.integers(0, 49_151), max_size=25))
 def test_no_text_is_lost_in_pieces_of_any_tokens_of_the_embedded_model(smollm, ids):
     check_pieces(smollm.tokenizer, ids)
@@ -421,9 +412,19 @@ def test_what_has_no_ink_is_shown_by_a_sign():
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        (" 12", "number"), ("3rd", "number"), (".", "punctuation"), (" —", "punctuation"), ("🙂", "punctuation"),
-        (" the", "function"), ("The", "function"), (" Ann", "name"), (" cats", "word"), ("中", "word"),
-        ("\n", "space"), ("", "space"), ("\ufffd", "word"),
+        (" 12", "number"),
+        ("3rd", "number"),
+        (".", "punctuation"),
+        (" —", "punctuation"),
+        ("🙂", "punctuation"),
+        (" the", "function"),
+        ("The", "function"),
+        (" Ann", "name"),
+        (" cats", "word"),
+        ("中", "word"),
+        ("\n", "space"),
+        ("", "space"),
+        ("\ufffd", "word"),
     ],
 )
 def test_the_class_of_a_token(text, kind):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.models import EMBEDDED, wrap
-from sparsity_core.record import _Probe, probe, recording
+from sparsity_core.record import _Probe, probe
 from sparsity_core.store import cache_dir
 from tests import tiny
 
@@ -38,9 +38,6 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor], atol: float) 
         torch.testing.assert_close(
             one.squeeze(0).double(), other.squeeze(0).double(), rtol=0, atol=atol, msg=lambda m, i=i: f"layer {i}: {m}"
         )
-
-
-# Hidden states, layer by layer -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ATOL, ids=str)
@@ -93,9 +90,6 @@ def test_in_half_precision_the_recorded_run_is_no_worse_than_transformers_own(fa
     assert 0 < error <= 1.25 * own_error
 
 
-# Idle -----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_idle_model_is_the_plain_model_bit_by_bit(family):
     """Whole texts and steps from a cache; between recorded runs, which leave nothing behind."""
@@ -117,7 +111,9 @@ def test_an_idle_model_is_the_plain_model_bit_by_bit(family):
 def test_padding_in_an_idle_batch_changes_nothing(family, side):
     model, long, short = tiny.model(family, torch.float32), tiny.ids(20), tiny.ids(13, seed=1)
     pad, n = [tiny.PAD] * (len(long) - len(short)), len(short)
-    padded, mask = (short + pad, [1] * n + [0] * len(pad)) if side == "right" else (pad + short, [0] * len(pad) + [1] * n)
+    padded, mask = (
+        (short + pad, [1] * n + [0] * len(pad)) if side == "right" else (pad + short, [0] * len(pad) + [1] * n)
+    )
     mask = torch.tensor([[1] * len(long), mask])
     where = slice(None, n) if side == "right" else slice(-n, None)
     with torch.inference_mode():
@@ -138,9 +134,6 @@ def test_transformers_own_generate_works_on_the_idle_model():
     assert ours.token_ids == found[0, 20:].tolist()
 
 
-# The probe -------------------------------------------------------------------------------------------------------------
-
-
 def test_the_probe_sees_attention_that_leaves_out_what_the_model_adds(monkeypatch):
     """A soft cap that the recorder ignored would change every logit: such a model must be refused."""
     model = tiny.model("gemma2")
@@ -154,9 +147,6 @@ def test_the_probe_sees_a_model_that_does_its_own_attention():
     model = wrap(tiny.transformer("llama"), tiny.tokenizer(), "llama")
     model.hf.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     assert "does not go through transformers' attention interface" in str(probe(model))
-
-
-# Metrics against plain oracles --------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -262,9 +252,6 @@ def test_density_is_the_share_of_pairs_that_stay_visible():
     assert (at == np.stack([trace.keep(layer)[:, 20] for layer in range(3)])).all()
 
 
-# The embedded model ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def fresh(smollm):
     """The embedded model's weights in a transformers model that knows nothing of us."""
@@ -312,7 +299,12 @@ def test_on_the_embedded_model_a_whole_budget_writes_what_the_dense_model_writes
     whole = generate(smollm, ids, Pipeline(eviction=methods.A2SF(budget=67)), max_new_tokens=8, stop_at_eos=False)
     with torch.inference_mode():
         expected = fresh.generate(
-            torch.tensor([ids]), max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, repetition_penalty=1.0
+            torch.tensor([ids]),
+            max_new_tokens=8,
+            min_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+            repetition_penalty=1.0,
         )
     assert dense.token_ids == whole.token_ids == expected[0, 60:].tolist()
     assert dense.text == smollm.tokenizer.decode(dense.token_ids, skip_special_tokens=True) == dense.trace.continuation
