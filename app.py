@@ -48,4 +48,5 @@ def main() -> None:
         st.query_params.from_dict(link)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -37,6 +37,7 @@ def run_bar() -> None:
         changed = bool(wanted) and wanted != specs()
         pressed = st.button(
             "Run",
+            key="run",
             type="primary",
             icon=":material/play_arrow:",
             width="stretch",

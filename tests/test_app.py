@@ -1,0 +1,181 @@
+"""The pages in Streamlit's own test harness: what they draw follows what is chosen, and bad input loses nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.server import cache_with_models
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.stem for path in (ROOT / "pages").glob("[a-z]*.py"))
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    monkeypatch.chdir(ROOT)
+    # From a folder of its own: beside a folder named `pages`, AppTest takes the pages for scripts at every run.
+    script = tmp_path / "main.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom app import main\nmain()\n")
+    return AppTest.from_file(str(script), default_timeout=120)
+
+
+def titles(at: AppTest) -> list[str]:
+    return [element.value for element in at.subheader]
+
+
+def figures(at: AppTest) -> list[dict[str, Any]]:
+    return [json.loads(chart.proto.spec) for chart in at.get("plotly_chart")]
+
+
+def said(at: AppTest) -> str:
+    return " ".join(e.value for kind in (at.warning, at.error, at.info, at.caption) for e in kind)
+
+
+def open_page(at: AppTest, name: str) -> None:
+    """AppTest.switch_page knows pages that are files; ours are functions, found by their address."""
+    at._page_hash = next(key for key, info in at._registered_pages.items() if info.get("url_pathname") == name)
+    at.run()
+
+
+def finish(at: AppTest, most: float = 240) -> None:
+    """Polls, as the page's fragment does, until the run bar waits for nothing."""
+    deadline = time.monotonic() + most
+    while "run" in at.session_state["pending"]:
+        assert time.monotonic() < deadline, "the run did not finish"
+        time.sleep(0.3)
+        at.run()
+    at.run()
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("beside", [None, "eviction=streaming_llm(budget=64)"])
+def test_every_page_draws_the_bundled_example_without_a_model(app: AppTest, page: str, beside: str | None) -> None:
+    if beside:
+        app.query_params["beside"] = beside
+        app.query_params["pipeline"] = "eviction=a2sf(budget=64)"
+        app.query_params["generate"] = "24"
+    app.run()
+    if page != "tokens":
+        open_page(app, page)
+    assert not app.exception
+    assert len(figures(app)) >= (3 if beside else 2)
+    assert all(figure["layout"]["template"]["layout"]["font"]["family"] for figure in figures(app))
+
+
+def test_choosing_a_layer_head_token_or_step_moves_every_figure(app: AppTest) -> None:
+    app.run()
+    before = json.dumps(figures(app)[0])
+    for number, value in (("layer", 3), ("token", 20)):
+        app.number_input(key=number).set_value(value).run()
+        after = json.dumps(figures(app)[0])
+        assert after != before, number
+        before = after
+    app.selectbox(key="head").set_value(2).run()
+    assert json.dumps(figures(app)[0]) != before
+    app.slider(key="step").set_value(100).run()
+    assert not app.exception
+    assert "step 100, layer 3" in " ".join(titles(app))
+    drops = [z for trace in figures(app)[0]["data"] if trace.get("name") == "dropped" for z in [trace["z"]]]
+    assert drops
+    assert app.query_params["step"] == "100" and app.query_params["layer"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda at: at.number_input(key="A_a2sf_budget").set_value(0), "budget is at least 1; got 0"),
+        (lambda at: at.number_input(key="A_a2sf_budget").set_value(-5), "budget is at least 1; got -5"),
+        (lambda at: at.number_input(key="A_a2sf_recent").set_value(100), "above the budget of 64"),
+        (lambda at: at.text_input(key="A_a2sf_forgetting_factor").set_value("1.5"), "lies between 0 and 1"),
+        (lambda at: at.text_input(key="A_a2sf_forgetting_factor").set_value("[0.1,"), "Cannot read the value"),
+        (lambda at: at.text_area(key="prompt_text").set_value("  "), "prompt is empty"),
+    ],
+    ids=[
+        "budget 0",
+        "budget negative",
+        "protected above budget",
+        "factor above 1",
+        "factor unreadable",
+        "empty prompt",
+    ],
+)
+def test_bad_input_is_a_sentence_and_the_view_stays(app: AppTest, change: Any, sentence: str) -> None:
+    app.run()
+    before = len(figures(app))
+    change(app).run()
+    assert not app.exception
+    assert sentence in said(app)
+    assert len(figures(app)) == before
+    run = app.button(key="run")
+    assert run.disabled
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"pipeline": "eviction=a2fs(budget=8)"}, "did you mean 'a2sf'"),
+        ({"pipeline": "evicting=a2sf"}, "did you mean 'eviction'"),
+        ({"pipeline": "dense", "prompt": "nowhere"}, "no prompt 'nowhere'"),
+        ({"pipeline": "dense", "seed": "x"}, "whole numbers"),
+    ],
+    ids=str,
+)
+def test_a_link_that_cannot_be_followed_opens_the_example_and_says_why(
+    app: AppTest, parameters: Any, sentence: str
+) -> None:
+    for name, value in parameters.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    assert sentence in said(app)
+    assert figures(app)
+
+
+def test_run_computes_what_the_bar_asks_for_and_keeps_it(app: AppTest) -> None:
+    app.run()
+    app.text_area(key="prompt_text").set_value("One fish, two fish, red fish, blue fish, and a very old boat.").run()
+    app.number_input(key="A_a2sf_budget").set_value(6).run()
+    app.number_input(key="generate").set_value(0).run()
+    app.button(key="run").click().run()
+    finish(app)
+    assert not app.exception
+    assert [spec.pipeline for spec in app.session_state["specs"]] == ["eviction=a2sf(budget=6)"]
+    assert any("a2sf(budget=6)" in m.value for m in app.markdown)
+
+
+def test_a_failed_run_is_a_sentence_and_the_view_stays(app: AppTest) -> None:
+    app.run()
+    app.text_area(key="prompt_text").set_value("word " * 9000).run()
+    app.button(key="run").click().run()
+    finish(app)
+    assert not app.exception
+    assert "reads at most 8,192" in said(app)
+    assert any("a2sf(budget=64)" in m.value for m in app.markdown)
+
+
+def test_what_cannot_be_stored_is_shown_all_the_same(app: AppTest, tmp_path: Path) -> None:
+    (tmp_path / "traces").write_text("a file where the folder should be")
+    app.run()
+    app.text_area(key="prompt_text").set_value("A short text about nothing in particular, twice over and over.").run()
+    app.number_input(key="A_a2sf_budget").set_value(5).run()
+    app.number_input(key="generate").set_value(0).run()
+    app.button(key="run").click().run()
+    finish(app)
+    assert not app.exception
+    assert "could not be kept" in said(app)
+    assert any("a2sf(budget=5)" in m.value for m in app.markdown)
+
+
+def test_no_text_of_a_user_is_ever_rendered_as_html() -> None:
+    for path in [ROOT / "app.py", *(ROOT / "ui").glob("*.py"), *(ROOT / "pages").glob("*.py")]:
+        code = path.read_text()
+        assert "unsafe_allow_html" not in code and "st.html(" not in code, path
+        assert not re.search(r"\.innerHTML\s*=", code), path

@@ -1,0 +1,160 @@
+"""The main job, in a real browser on a real server with the real model: look, run, click, follow, cancel, come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pypdf import PdfReader
+
+from tests.server import browser_path, cache_with_models, serving, settle
+from viz.paper import read_csv
+
+OWN = "The keeper of the lighthouse wrote a letter every evening. Nobody answered, and so the letters grew longer. " * 3
+HOSTILE = "<b id='hacked'>bold</b> $x$ مرحبا 🙂 \u202eabc <script>window.hacked=1</script> the end of the text " * 2
+PICTURE = ".js-plotly-plot .heatmaplayer image"
+MODEL_SECONDS = 240  # on a fresh machine the embedded model is converted first, and CI's cores are slow
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = browser_path()
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
+    with serving(cache_with_models(tmp_path_factory.mktemp("cache"))) as found:
+        yield found
+
+
+def opened(browser: Any, address: str, **context: Any) -> Any:
+    page = browser.new_context(viewport={"width": 1500, "height": 1400}, **context).new_page()
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.wait_for_selector(PICTURE)
+    settle(page)
+    return page
+
+
+def set_number(page: Any, label: str, value: int) -> None:
+    box = page.get_by_label(label, exact=True)
+    box.fill(str(value))
+    box.press("Enter")
+    settle(page)
+
+
+def ask(page: Any, text: str, budget: int, generate: int) -> None:
+    """Fills in the run bar and presses Run."""
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_label("Text", exact=True).press("Control+Enter")
+    settle(page)
+    set_number(page, "budget", budget)
+    if not page.get_by_label("Generated tokens").is_visible():
+        page.get_by_text("Run settings", exact=True).click()
+    set_number(page, "Generated tokens", generate)
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def no_exception(page: Any) -> None:
+    assert page.locator("[data-testid=stException]").count() == 0
+
+
+def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
+    page = opened(browser, address)
+    no_exception(page)
+    assert "The·" not in page.locator("h3").first.inner_text()
+    assert page.get_by_text("a2sf(budget=64)").count() > 0
+
+    ask(page, OWN, budget=16, generate=4)
+    page.get_by_text("a2sf(budget=16)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)
+    page.wait_for_selector(PICTURE)
+    settle(page)
+    no_exception(page)
+    strip = page.locator("[role=listbox]").first
+    assert "lighthouse" in strip.inner_text()
+
+    # A click on a cell of the atlas: layer and token follow, and so does the strip.
+    plot = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    page.mouse.move(plot["x"] + 0.3 * plot["width"], plot["y"] + 0.25 * plot["height"])
+    page.mouse.click(plot["x"] + 0.3 * plot["width"], plot["y"] + 0.25 * plot["height"])
+    page.wait_for_function("!/layer 15$/.test([...document.querySelectorAll('h3')].map(h => h.innerText).join('|'))")
+    settle(page)
+    layer = int(page.get_by_label("Layer", exact=True).input_value())
+    token = int(page.get_by_label("Token", exact=True).input_value())
+    assert 18 <= layer <= 26  # a quarter from the top of 30 layers
+    n_tokens = int(page.get_by_role("slider", name="Step").get_attribute("aria-valuemax")) + 1
+    assert abs(token - 0.3 * n_tokens) <= 2
+    chosen = page.locator("[role=option][aria-selected=true]").first
+    chosen.wait_for()
+    assert f"token {token} " in chosen.get_attribute("aria-label")
+    assert f"layer={layer}" in page.url and f"token={token}" in page.url
+
+    # A second run, long enough to be cancelled: the view stays, and can be run again.
+    ask(page, OWN * 40, budget=64, generate=64)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel").wait_for(state="detached")
+    settle(page)
+    assert page.get_by_text("a2sf(budget=16)", exact=True).count() > 0
+    no_exception(page)
+    ask(page, OWN, budget=12, generate=0)
+    page.get_by_text("a2sf(budget=12)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)
+
+    # The address brings the view back, in another browser.
+    other = opened(browser, page.url)
+    assert other.get_by_text("a2sf(budget=12)", exact=True).count() > 0
+    no_exception(other)
+    other.context.close()
+
+    # Figures leave as files that carry their data.
+    page.get_by_role("button", name="Export").first.click()
+    for label in ("PDF", "CSV"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=label, exact=True).click()
+        download.value.save_as(tmp_path / label)
+    assert read_csv((tmp_path / "CSV").read_bytes())["layer"].max() == 29
+    assert len(PdfReader(tmp_path / "PDF").pages) == 1
+    page.context.close()
+
+
+def test_hostile_text_is_shown_and_never_interpreted(browser: Any, address: str) -> None:
+    page = opened(browser, address)
+    ask(page, HOSTILE, budget=16, generate=0)
+    page.get_by_text("a2sf(budget=16)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)
+    settle(page)
+    no_exception(page)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#hacked").count() == 0
+    assert "⟨U+202E⟩" in page.locator("[role=listbox]").first.inner_text()
+    page.context.close()
+
+
+def test_a_run_whose_browser_closed_is_found_by_the_next(browser: Any, address: str) -> None:
+    text = OWN + "A different end."
+    page = opened(browser, address)
+    ask(page, text, budget=20, generate=0)
+    page.get_by_role("button", name="Cancel").wait_for()
+    page.context.close()
+    again = opened(browser, address)
+    ask(again, text, budget=20, generate=0)
+    again.get_by_text("a2sf(budget=20)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)
+    no_exception(again)
+    again.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["", "scores"])
+def test_every_page_opens_side_by_side_in_both_themes(browser: Any, address: str, path: str, scheme: str) -> None:
+    link = f"{address}/{path}?pipeline=eviction%3Da2sf(budget%3D64)&beside=eviction%3Dstreaming_llm(budget%3D64)&generate=24"
+    page = opened(browser, link, color_scheme=scheme)
+    no_exception(page)
+    assert page.get_by_text("streaming_llm(budget=64)", exact=True).count() > 0
+    ink = page.locator(".js-plotly-plot .xtitle").first.evaluate("e => getComputedStyle(e).fill")
+    assert (sum(int(v) for v in ink[4:-1].split(",")[:3]) > 380) == (scheme == "dark")
+    page.context.close()
