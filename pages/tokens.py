@@ -67,7 +67,6 @@ def _atlas(item: Shown, at: View, latest: int, named: bool) -> None:
             step=at.step,
             selected=(at.layer, at.token),
             latest=latest,
-            clickable=True,
         ),
         table,
         name=f"atlas_{item.letter}",

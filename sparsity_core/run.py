@@ -201,7 +201,7 @@ def snapshot_steps(model: Model, n: int, most: int) -> list[int]:
     """Evenly spaced queries, the last among them, so few that the scores stay below 24 MB."""
     room = _SNAPSHOT_ELEMENTS // max(1, model.arch.n_layers * model.arch.n_kv_heads * n)
     count = min(most, n, max(2, room))
-    return sorted(set(np.linspace(0, n - 1, count).round().astype(int).tolist())) if count else []
+    return sorted(set(np.linspace(n - 1, 0, count).round().astype(int).tolist())) if count else []
 
 
 @torch.inference_mode()

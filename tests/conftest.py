@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def smollm() -> Iterator[Model]:
+def smollm() -> Model:
     """The embedded model in float32 on the CPU, whatever else the machine has."""
     from sparsity_core.models import ModelError, load
 

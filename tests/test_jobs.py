@@ -198,6 +198,10 @@ def test_only_the_latest_finished_jobs_are_remembered(queue):
     jobs = [queue.submit(f"{i}", lambda report, i=i: i, "me") for i in range(40)]
     settled(*jobs)
     assert [i for i in range(40) if queue.find(f"{i}")] == list(range(8, 40))
+    again = queue.submit("8", lambda report: "again", "me")
+    more = [queue.submit(f"{i}", lambda report: None, "me") for i in range(40, 50)]
+    settled(again, *more)
+    assert queue.find("8") is again  # the latest to finish, although its key is an old one
 
 
 def test_many_threads_submit_one_key_and_it_runs_once(queue):

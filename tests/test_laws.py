@@ -191,7 +191,7 @@ def test_scores_are_recorded_of_the_kept_keys_alone(method):
     n = trace.n_tokens
     assert trace.snapshot_steps.tolist() == list(range(n))
     for layer, rule in enumerate(rules(method)):
-        if isinstance(rule, PrefillRule) or rule.scored:
+        if isinstance(rule, PrefillRule) or rule.scored or rule.noise is not None:
             for q in range(n - 1):
                 kept = (np.arange(n) <= q) & (trace.evicted_at[layer] > q + 1)
                 assert (~np.isnan(trace.snapshots[layer, :, q]) == kept).all()
@@ -315,10 +315,33 @@ def test_every_family_under_eviction_equals_plain_attention_under_the_recorded_m
     check_against_plain_attention(family, method)
 
 
-def check_against_plain_attention(family: str, method: str) -> None:
-    ids, model = text(), tiny.model(family)
+LONG = ["a2sf(budget=50)", "h2o(budget=200)", "a2sf(budget=50, variant=prefill)", "random(budget=150)"]
+
+
+@pytest.mark.parametrize("method", LONG)
+def test_a_text_of_several_blocks_of_rows_equals_plain_attention_and_physical_eviction(method):
+    """The references work in blocks of 128 and 256 rows; the other texts here fit into one."""
+    ids = tiny.ids(300)
+    check_against_plain_attention("llama", method, ids, n_prefill=270)
+    masked, real, hidden, physical = simulated_and_real(tiny.model(), method, ids, 6)
+    torch.testing.assert_close(hidden, physical, rtol=0, atol=1e-9)
+    same_traces(masked, real, rtol=2e-6, atol=1e-8)
+
+
+def test_a_scan_of_several_blocks_decides_as_one_key_at_a_time_does():
+    trace, attended = tapped("a2sf(budget=50)", tiny.ids(300), 0)
+    q, k, v = attended[2]
+    _, evicted_at, threshold, _ = oracles.evict_step_by_step(q, k, v, budget=50, decay=0.3)
+    same(trace.evicted_at[2], evicted_at[0].clamp(max=300).numpy())
+    same(trace.threshold[2], threshold[0].numpy(), atol=1e-6)
+
+
+def check_against_plain_attention(
+    family: str, method: str, ids: list[int] | None = None, n_prefill: int = PROMPT
+) -> None:
+    ids, model = ids or text(), tiny.model(family)
     with tiny.hidden_states(model.hf) as seen:
-        trace = run(model, ids, pipeline(method), n_prefill=PROMPT)
+        trace = run(model, ids, pipeline(method), n_prefill=n_prefill)
     assert (trace.evicted_at < len(ids)).any()
     plain, tokens = tiny.transformer(family), torch.tensor([ids])
     with tiny.plain_attention(plain, [trace.keep(layer) for layer in range(3)]):
@@ -366,6 +389,11 @@ SCANS = {
     "a2sf(budget=12, forgetting_factor={name: 0.0, number: 1.0, other: 0.25, space: 0.75})": lambda layer: {
         "decay": torch.tensor([BY_CLASS.get(class_of(c), 0.25) for c in tiny.TEXT])
     },
+    "a2sf(budget=12, forgetting_factor={space: 0.5})": lambda layer: {
+        "decay": torch.tensor(
+            [0.5 if c == " " else 1.0 for c in tiny.TEXT]
+        )  # a class that is not named forgets nothing
+    },
     "a2sf(budget=12, n_sink=2, recent=3)": lambda layer: {"decay": 0.3, "n_sink": 2, "recent": 3},
     "a2sf(budget=12, reduction=mean)": lambda layer: {"decay": 0.3, "reduction": "mean"},
     "a2sf(budget=12, forgetting_factor=0.5, reduction=max)": lambda layer: {"decay": 0.5, "reduction": "max"},
@@ -386,6 +414,18 @@ def test_a_scan_decides_as_one_key_at_a_time_does(method):
         same(trace.evicted_at[layer], evicted_at[0].clamp(max=len(ids)).numpy())
         if not np.isnan(trace.threshold[layer]).all():
             same(trace.threshold[layer], threshold[0].numpy(), atol=1e-6)
+
+
+def test_a_trace_tells_what_each_layer_was_given():
+    trace = traced("streaming_llm(budget=12, layer_budget=pyramid, dense_layers=1)", text(), against_dense=False)
+    assert trace.budgets.tolist() == [PROMPT + NEW, 12, 6]  # a dense layer's is the text
+    assert trace.n_sink.tolist() == [0, 4, 4]
+    assert trace.recent.tolist() == [0, 8, 2]
+    assert (trace.n_prompt, trace.n_prefill, trace.n_heads) == (PROMPT + NEW, 0, 4)
+    cut = traced("snapkv(budget=12, observation_window=4)", text(), against_dense=False)
+    assert (cut.n_prefill, cut.recent.tolist()) == (PROMPT, [4, 4, 4])
+    half = run(tiny.model(), text(), pipeline("snapkv(budget=12, observation_window=4)"), against_dense=False)
+    assert half.n_prefill == (PROMPT + NEW) // 2
 
 
 def test_value_norm_weighs_by_the_norm_of_each_value():
@@ -634,6 +674,7 @@ def test_long_texts_keep_few_snapshots_and_the_last():
     assert len(steps) == 10
     assert steps[-1] == 99_999
     assert snapshot_steps(tiny.model(), 1, 64) == [0]
+    assert snapshot_steps(tiny.model(), 9, 1) == [8]
     assert snapshot_steps(tiny.model(), 9, 0) == []
 
 

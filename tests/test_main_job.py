@@ -56,7 +56,7 @@ def ask(page: Any, text: str, budget: int, generate: int) -> None:
     page.get_by_label("Text", exact=True).press("Control+Enter")
     settle(page)
     set_number(page, "budget", budget)
-    if not page.get_by_label("Generated tokens").is_visible():
+    if not page.get_by_label("Generated tokens", exact=True).is_visible():
         page.get_by_text("Run settings", exact=True).click()
     set_number(page, "Generated tokens", generate)
     page.get_by_role("button", name="Run", exact=True).click()
@@ -89,7 +89,7 @@ def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
     layer = int(page.get_by_label("Layer", exact=True).input_value())
     token = int(page.get_by_label("Token", exact=True).input_value())
     assert 18 <= layer <= 26  # a quarter from the top of 30 layers
-    n_tokens = int(page.get_by_role("slider", name="Step").get_attribute("aria-valuemax")) + 1
+    n_tokens = int(page.get_by_label("Token", exact=True).get_attribute("max")) + 1
     assert abs(token - 0.3 * n_tokens) <= 2
     chosen = page.locator("[role=option][aria-selected=true]").first
     chosen.wait_for()

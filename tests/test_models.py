@@ -364,6 +364,7 @@ def check_pieces(reader, ids: list[int]) -> tuple[list[str], list[int]]:
         assert group in (i, groups[i - 1])
         inner = i + 1 < len(ids) and groups[i + 1] == group
         assert not (inner and texts[i])  # only the last piece of a group has the character
+        assert i - group < 8  # bytes that are no text do not pile up
     return texts, groups
 
 

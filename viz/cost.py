@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from sparsity_core.method import Pipeline
 from sparsity_core.trace import Trace
 from viz.theme import SEQUENTIAL, method_colour, method_dash, plain
 
@@ -20,12 +21,7 @@ MEASURES = {
 
 def label(trace: Trace) -> str:
     """A pipeline's short name in legends: its methods with their knobs, without the stage names."""
-    return (
-        " + ".join(
-            part.split("=", 1)[1] for part in trace.provenance.pipeline.split(" ") if part.startswith("eviction=")
-        )
-        or "dense"
-    )
+    return " + ".join(map(str, Pipeline.parse(trace.provenance.pipeline).methods.values())) or "dense"
 
 
 def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:
@@ -36,8 +32,8 @@ def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:
 
 def method_of(trace: Trace) -> str:
     """The eviction method's name, by which it is coloured; "dense" where there is none."""
-    _, _, call = trace.provenance.pipeline.partition("eviction=")
-    return call.split("(", 1)[0] or "dense"
+    method = Pipeline.parse(trace.provenance.pipeline).eviction
+    return method.name if method else "dense"
 
 
 def similarity_table(traces: Mapping[str, Trace], head: int | str = "mean") -> pd.DataFrame:
@@ -154,11 +150,13 @@ def plot_loss(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str], st
     """KL of the next-token distribution to the dense model's at each token: where forgetting hurts."""
     figure = go.Figure()
     for name, table in tables.items():
+        method = methods[name]
+        drawn = any(line.line.color == method_colour(method) for line in figure.data)
         figure.add_scatter(
             x=table["position"],
             y=table["kl_to_dense"],
             mode="lines",
-            line={"color": method_colour(methods[name]), "dash": method_dash(methods[name]), "width": 1.2},
+            line={"color": method_colour(method), "dash": "2px,2px" if drawn else method_dash(method), "width": 1.2},
             name=plain(name),
             customdata=np.stack([[plain(t) for t in table["token"]], table["extra_nll"].round(3).astype(str)], axis=1),
             hovertemplate="before token %{x} “%{customdata[0]}”<br>KL %{y:.3f} nats, −log p %{customdata[1]} above dense"
