@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from sparsity_core.trace import RunSpec, Trace
+from ui.literal import literal
 from viz import paper
 from viz.theme import style
 
@@ -95,7 +96,7 @@ def _downloads(
             on_click="ignore",
             width="stretch",
         )
-    st.caption(f"{caption} {_made_by(sources)}")
+    st.caption(literal(f"{caption} {_made_by(sources)}"))
     with st.expander("Table"):
         st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
         if len(table) > _TABLE_ROWS:

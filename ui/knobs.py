@@ -16,7 +16,7 @@ DENSE = "dense"
 def method_picker(letter: str, current: Method | None) -> str:
     """Chooses an eviction method, or the dense model, and its knobs. Returns the pipeline's canonical text.
 
-    Raises ValueError, as a sentence, where the knobs do not fit together.
+    Raises ValueError, as a sentence, where the knobs do not fit together; all of them are drawn by then.
     """
     names = [DENSE, *methods.names("eviction")]
     key = f"{letter}_method"
@@ -36,6 +36,8 @@ def method_picker(letter: str, current: Method | None) -> str:
     if others:
         with st.expander("More settings"):
             values |= {k.name: _widget(letter, cls, k, same) for k in others}
+    if "forgetting_factor" in values:
+        values["forgetting_factor"] = parse_value(values["forgetting_factor"])
     return f"eviction={cls(**values)}"
 
 
@@ -49,7 +51,7 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
     if knob.metadata["choices"]:
         return st.selectbox(label, knob.metadata["choices"], key=key, help=text)
     if knob.name == "forgetting_factor":
-        return parse_value(st.text_input(label, key=key, help=text))
+        return st.text_input(label, key=key, help=text)
     if isinstance(default, bool):
         return st.toggle(label, key=key, help=text)
     if isinstance(default, int):

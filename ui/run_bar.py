@@ -9,14 +9,15 @@ from pathlib import Path
 import streamlit as st
 
 from sparsity_core.files import read_text
-from sparsity_core.jobs import Job
-from sparsity_core.method import Pipeline
+from sparsity_core.jobs import Job, explain
+from sparsity_core.method import Method, Pipeline
 from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
 from sparsity_core.trace import RunSpec
 from ui import work
-from ui.knobs import method_picker
-from ui.session import EXAMPLE, specs
+from ui.knobs import DENSE, method_picker
+from ui.literal import literal
+from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
 
 _OWN = "own"
 _MODELS = [EXAMPLE.model]
@@ -25,23 +26,17 @@ _MODELS = [EXAMPLE.model]
 def run_bar() -> None:
     """Draws the bar; pressing Run queues what is not stored yet and shows it when it is done."""
     first = specs()[0]
-    try:
-        with st.sidebar:
-            wanted = _form(first)
-            problem = None
-    except ValueError as error:
-        wanted, problem = [], f"{str(error)[:1].upper()}{str(error)[1:]}."
     with st.sidebar:
-        if problem:
-            st.warning(problem, icon=":material/warning:")
-        changed = bool(wanted) and wanted != specs()
+        wanted, problems = _form(first)
+        for problem in problems:
+            st.warning(literal(problem), icon=":material/warning:")
         pressed = st.button(
             "Run",
             key="run",
             type="primary",
             icon=":material/play_arrow:",
             width="stretch",
-            disabled=bool(problem) or work.pending("run"),
+            disabled=bool(problems) or work.pending("run"),
             help="compute what the settings above ask for; results are kept and found again",
         )
         if pressed:
@@ -50,11 +45,11 @@ def run_bar() -> None:
             if not work.submit_specs("run", wanted):
                 _show(wanted)
         work.watch("run", _finished)
-        if changed and not work.pending("run") and not problem:
+        if wanted != specs() and not work.pending("run") and not problems:
             st.caption("The settings differ from what is shown: press Run.")
         warning = st.session_state.get("warning")
         if warning:
-            st.warning(warning)
+            st.warning(literal(warning))
         _status(first.model)
 
 
@@ -82,7 +77,17 @@ def _show(wanted: list[RunSpec]) -> None:
     st.rerun()
 
 
-def _form(first: RunSpec) -> list[RunSpec]:
+def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
+    """What the settings ask for, and what is wrong with them. Draws every setting, whatever is wrong with another."""
+    problems: list[str] = []
+
+    def method(letter: str, current: Method | None) -> str:
+        try:
+            return method_picker(letter, current)
+        except ValueError as error:
+            problems.append(explain(error))
+            return DENSE
+
     model = st.selectbox(
         "Model",
         sorted({*_MODELS, first.model}),
@@ -91,23 +96,25 @@ def _form(first: RunSpec) -> list[RunSpec]:
         help="the embedded model, a Hugging Face hub id (owner/name), or a local folder; type to enter one",
     )
     prompt = _prompt(first)
+    if not prompt.strip():
+        problems.append("The prompt is empty: type some text, or choose one from the library.")
     st.caption(_count(model, prompt))
     current = Pipeline.parse(first.pipeline).eviction
-    pipelines = [method_picker("A", current)]
+    pipelines = [method("A", current)]
     second = specs()[1] if len(specs()) > 1 else None
     if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
         beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)").eviction
-        pipelines.append(method_picker("B", beside))
+        pipelines.append(method("B", beside))
     with st.expander("Run settings"):
         generate = st.number_input(
             "Generated tokens",
             0,
-            512,
+            MOST_NEW,
             first.generate,
             key="generate",
             help="0: read the prompt alone. Above: the model goes on, and what is evicted physically leaves its cache",
         )
-        seed = st.number_input("Seed", 0, 2**31 - 1, first.seed, key="seed", help="used by random eviction")
+        seed = st.number_input("Seed", 0, MOST_SEED, first.seed, key="seed", help="used by random eviction")
         devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
         if first.device not in devices:
             devices.append(first.device)
@@ -121,7 +128,7 @@ def _form(first: RunSpec) -> list[RunSpec]:
         dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
         dtype = st.selectbox("Number format", dtypes, help="bfloat16 is far slower than float32 on most CPUs")
     base = RunSpec(str(model).strip(), prompt, pipelines[0], int(generate), int(seed), device, dtype)
-    return [base, *(replace(base, pipeline=p) for p in pipelines[1:])]
+    return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
 
 
 def _prompt(first: RunSpec) -> str:
@@ -162,9 +169,7 @@ def _prompt(first: RunSpec) -> str:
     with st.expander("Upload a text file"):
         st.file_uploader("UTF-8 text, at most 5 MB", key="prompt_file", on_change=upload)
     if "prompt_problem" in st.session_state:
-        st.warning(f"{st.session_state.prompt_problem}. The text above is unchanged.")
-    if not text.strip():
-        raise ValueError("the prompt is empty: type some text, or choose one from the library")
+        st.warning(literal(f"{st.session_state.prompt_problem}. The text above is unchanged."))
     return text
 
 
@@ -193,6 +198,6 @@ def _status(model: str) -> None:
     job = work.warm_up(model) if model == EXAMPLE.model else None
     if job is not None:
         states = {"done": "ready", "failed": "not loaded", "cancelled": "not loaded"}
-        st.caption(f"{model}: {states.get(job.status, 'loading in the background')}")
+        st.caption(f"{literal(model)}: {states.get(job.status, 'loading in the background')}")
         if job.status == "failed":
-            st.caption(job.error)
+            st.caption(literal(job.error))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import streamlit as st
 
+from sparsity_core.jobs import explain
 from sparsity_core.method import Pipeline
 from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import Store, key_of
@@ -19,6 +21,7 @@ EXAMPLE = RunSpec(
     pipeline="eviction=a2sf(budget=64)",
     generate=24,
 )
+MOST_NEW, MOST_SEED = 512, 2**31 - 1
 _LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
 
 
@@ -70,7 +73,7 @@ def start() -> str | None:
     try:
         st.session_state.specs = _specs_from(st.query_params)
     except ValueError as error:
-        return f"The link could not be followed: {error}. The bundled example is shown instead."
+        return f"The link could not be followed. {explain(error)} The bundled example is shown instead."
     st.session_state.view = {k: st.query_params[k] for k in ("layer", "head", "token", "step") if k in st.query_params}
     return None
 
@@ -86,20 +89,23 @@ def _specs_from(parameters: Mapping[str, str]) -> list[RunSpec]:
                 f"there is no prompt {name!r} in the library, and a prompt this long does not fit into a link"
             )
         prompt = PROMPTS[name].text
-    try:
-        numbers = {name: int(parameters.get(name, "0")) for name in ("generate", "seed")}
-    except ValueError:
-        raise ValueError("generate and seed are whole numbers") from None
     spec = RunSpec(
         model=parameters.get("model", EXAMPLE.model),
         prompt=prompt,
         pipeline=str(Pipeline.parse(parameters.get("pipeline", "dense"))),
         device=parameters.get("device", "cpu"),
         dtype=parameters.get("dtype", "float32"),
-        **numbers,
+        generate=_number(parameters.get("generate", "0"), MOST_NEW),
+        seed=_number(parameters.get("seed", "0"), MOST_SEED),
     )
     beside = parameters.get("beside")
     return [spec] if beside is None else [spec, replace(spec, pipeline=str(Pipeline.parse(beside)))]
+
+
+def _number(given: str, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,10}", given) or int(given) > most:
+        raise ValueError(f"generate and seed are whole numbers, at most {MOST_NEW} and {MOST_SEED:,}; got {given!r}")
+    return int(given)
 
 
 def link_parameters(view: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
+from ui.literal import literal
 from ui.session import Shown
 from viz.cost import label
 
@@ -49,8 +50,8 @@ def summary(shown: list[Shown]) -> None:
     made = shown[0].trace.provenance
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in made.seconds.items())
     st.caption(
-        f"{made.model} · weights {made.fingerprint} · {made.dtype} on {made.device} · {', '.join(made.backends)} kernels · "
-        f"{seconds}, computed when this trace was made"
+        f"{literal(made.model)} · weights {made.fingerprint} · {made.dtype} on {made.device} · "
+        f"{', '.join(made.backends)} kernels · {seconds}, computed when this trace was made"
     )
 
 

@@ -96,14 +96,20 @@ def _apply_requests(trace: Trace) -> None:
     for name, default in defaults.items():
         value = requests.get(name, st.session_state.get(name, linked.get(name, default)))
         if name == "head":
-            value = int(value) if str(value).isdigit() else value
-            value = value if value in _HEADS or (isinstance(value, int) and value < trace.n_kv_heads) else 0
+            value = value if value in _HEADS else _whole(value, 0)
+            value = value if value in _HEADS or 0 <= value < trace.n_kv_heads else 0
         else:
-            value = int(value) if str(value).lstrip("-").isdigit() else default
-            value = min(max(0, value), limits[name])
+            value = min(max(0, _whole(value, default)), limits[name])
         if st.session_state.get(name) != value:
             st.session_state[name] = value
     st.session_state.view = {}
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    try:
+        return int(value)
+    except ValueError:  # a link may say anything
+        return otherwise
 
 
 def _telling_token(trace: Trace, layer: int) -> int:

@@ -11,6 +11,7 @@ import streamlit as st
 from sparsity_core.jobs import Job, JobQueue
 from sparsity_core.store import Store, key_of
 from sparsity_core.trace import RunSpec, Trace
+from ui.literal import literal
 from ui.session import trace_of
 
 
@@ -60,7 +61,7 @@ def watch(purpose: str, done: Callable[[dict[str, Job]], None]) -> None:
         _watch(purpose, done)
     failure = st.session_state.get("failures", {}).get(purpose)
     if failure:
-        st.error(failure, icon=":material/error:")
+        st.error(literal(failure), icon=":material/error:")
 
 
 @st.fragment(run_every=0.4)
