@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from ui import view
@@ -36,7 +37,7 @@ def page(shown: list[Shown], at: View) -> None:
         tables = {name: cost.loss_table(s.trace) for name, s in compared.items()}
         show_figure(
             cost.plot_loss(tables, {name: cost.method_of(s.trace) for name, s in compared.items()}, at.step),
-            tables[next(iter(tables))],
+            pd.concat(tables, names=["pipeline"]).reset_index("pipeline"),
             name="loss",
             caption="KL divergence of the next-token distribution from the dense model's, at each token.",
             read="High where the pipeline would have said something else than the dense model.",

@@ -98,10 +98,10 @@ class Model:
         return out if cap is None else cap * torch.tanh(out / cap)
 
     def logit_rows(self, hidden: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """(start, end, log p [end − start, vocabulary]) over hidden states [T, hidden], a bounded block at a time."""
+        """(start, end, logits [end − start, vocabulary]) over hidden states [T, hidden], a bounded block at a time."""
         for start in range(0, hidden.shape[0], _LOGIT_ROWS):
             block = hidden[start : start + _LOGIT_ROWS]
-            yield start, start + block.shape[0], torch.log_softmax(self.logits(block), dim=-1)
+            yield start, start + block.shape[0], self.logits(block)
 
     def rotary_frequencies(self) -> torch.Tensor:
         """Radians per position of each rotary pair. Raises ValueError where positions are not rotary."""

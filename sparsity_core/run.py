@@ -386,8 +386,8 @@ def _complete(
         seconds["dense"] = round(time.perf_counter() - began - forward_seconds, 3)
     else:
         nll = np.full(len(ids), np.nan, np.float32)
-        for start, end, log_p in model.logit_rows(hidden):
-            nll[start:end] = _nll(log_p, ids[start + 1 : end + 1])
+        for start, end, logits in model.logit_rows(hidden):
+            nll[start:end] = _nll(logits, ids[start + 1 : end + 1])
         found["nll"] = nll
         if draft.provenance.pipeline == "dense":
             zero = np.zeros(len(ids), np.float32)
@@ -403,19 +403,21 @@ def _compared_losses(
     nll, dense_nll = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     kl, agrees = np.zeros(n, np.float32), np.zeros(n, np.float32)
     rows = zip(model.logit_rows(hidden), model.logit_rows(dense_hidden), strict=True)
-    for (start, end, log_p), (_, _, log_dense) in rows:
+    for (start, end, logits), (_, _, dense_logits) in rows:
         following = ids[start + 1 : end + 1]
-        nll[start:end], dense_nll[start:end] = _nll(log_p, following), _nll(log_dense, following)
+        nll[start:end], dense_nll[start:end] = _nll(logits, following), _nll(dense_logits, following)
+        log_p, log_dense = logits.log_softmax(-1), dense_logits.log_softmax(-1)
         kl[start:end] = (log_dense.exp() * (log_dense - log_p)).sum(-1).clamp_min(0).cpu().numpy()
         agrees[start:end] = (log_dense.argmax(-1) == log_p.argmax(-1)).cpu().numpy()
     return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
 
 
-def _nll(log_p: torch.Tensor, following: torch.Tensor) -> np.ndarray:
+def _nll(logits: torch.Tensor, following: torch.Tensor) -> np.ndarray:
     """−log p of the tokens that follow; nan for a last row that nothing follows."""
-    out = np.full(log_p.shape[0], np.nan, np.float32)
-    picked = log_p[: len(following)].gather(1, following.to(log_p.device)[:, None])[:, 0]
-    out[: len(following)] = -picked.float().cpu().numpy()
+    out = np.full(logits.shape[0], np.nan, np.float32)
+    known = logits[: len(following)]
+    picked = known.gather(1, following.to(logits.device)[:, None])[:, 0]
+    out[: len(following)] = (known.logsumexp(-1) - picked).float().cpu().numpy()
     return out
 
 
