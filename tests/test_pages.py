@@ -16,6 +16,7 @@ import app as app_module
 from sparsity_core.store import Store
 from sparsity_core.trace import Trace
 from tests import traces
+from tests.server import cache_with_models
 from tests.test_app import ROOT, figures, open_page, said
 from ui.bundle import BESIDE
 from ui.literal import literal
@@ -60,6 +61,12 @@ def example() -> Trace:
 # --- what holds for every page ---
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No results but the bundled ones."""
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+
+
 @pytest.fixture(params=sorted(path.stem for path in (ROOT / "pages").glob("[a-z]*.py")))
 def page_name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -73,7 +80,6 @@ def test_every_file_among_the_pages_is_in_the_navigation_and_asks_a_question(pag
 
 
 @pytest.mark.parametrize("link", [{}, PAIR], ids=["one", "A and B"])
-@pytest.mark.usefixtures("model")
 def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downloads(
     tmp_path: Path, page_name: str, link: dict[str, str]
 ) -> None:
@@ -95,7 +101,6 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
         assert letters == {"A", "B"}
 
 
-@pytest.mark.usefixtures("model")
 def test_a_choice_outlives_the_way_to_another_page_and_back(tmp_path: Path) -> None:
     at = opened(tmp_path)
     at.number_input(key="layer").set_value(7).run()
@@ -114,7 +119,6 @@ def test_a_choice_outlives_the_way_to_another_page_and_back(tmp_path: Path) -> N
 # --- the figures follow what is chosen ---
 
 
-@pytest.mark.usefixtures("model")
 def test_the_atlas_on_the_page_is_the_table_of_what_is_chosen(tmp_path: Path) -> None:
     at, trace = opened(tmp_path), example()
     for head, step in ((0, 272), (2, 272), (2, 100), ("last", 100), ("first", 7)):
@@ -132,7 +136,6 @@ def test_the_atlas_on_the_page_is_the_table_of_what_is_chosen(tmp_path: Path) ->
     assert [note["x"] for note in layout["annotations"] if note["text"] == "▼"] == [30]
 
 
-@pytest.mark.usefixtures("model")
 def test_the_scores_on_the_page_are_those_of_the_chosen_layer_and_head(tmp_path: Path) -> None:
     at, trace = opened(tmp_path), example()
     open_page(at, "scores")
@@ -145,7 +148,6 @@ def test_the_scores_on_the_page_are_those_of_the_chosen_layer_and_head(tmp_path:
         np.testing.assert_allclose(decoded(line["y"]), table["score"], rtol=1e-6)
 
 
-@pytest.mark.usefixtures("model")
 def test_two_that_drop_nothing_stand_side_by_side(tmp_path: Path) -> None:
     one, other = (f"eviction={name}(budget=4000)" for name in ("a2sf", "h2o"))
     for pipeline in (one, other):
@@ -156,7 +158,6 @@ def test_two_that_drop_nothing_stand_side_by_side(tmp_path: Path) -> None:
     assert "Mean Jaccard index of the dropped sets over the layers: 1.00." in said(at)
 
 
-@pytest.mark.usefixtures("model")
 def test_both_lines_of_a_comparison_are_in_its_table(tmp_path: Path) -> None:
     at = opened(tmp_path, **PAIR)
     tables = [frame.value for frame in at.dataframe if "kl_to_dense" in frame.value]
@@ -166,7 +167,6 @@ def test_both_lines_of_a_comparison_are_in_its_table(tmp_path: Path) -> None:
 # --- links ---
 
 
-@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
@@ -185,7 +185,6 @@ def test_a_links_place_is_kept_inside_the_trace(
     assert figures(at)
 
 
-@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     ("link", "sentence"),
     [
@@ -216,7 +215,6 @@ def test_a_link_out_of_range_opens_the_example_and_says_why(
 # --- the run bar ---
 
 
-@pytest.mark.usefixtures("model")
 def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
     at = opened(tmp_path)
     at.number_input(key="A_a2sf_budget").set_value(33)
@@ -232,7 +230,6 @@ def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
     assert not at.button(key="run").disabled
 
 
-@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     ("factor", "sentence"),
     [
@@ -260,7 +257,6 @@ def test_a_forgetting_factor_that_is_none_loses_no_other_setting(tmp_path: Path,
     assert at.session_state["A_a2sf_recent"] == 9
 
 
-@pytest.mark.usefixtures("model")
 def test_what_is_wrong_with_a_and_with_b_is_said_of_both(tmp_path: Path) -> None:
     at = opened(tmp_path, **PAIR)
     at.number_input(key="A_a2sf_budget").set_value(0)
@@ -272,7 +268,6 @@ def test_what_is_wrong_with_a_and_with_b_is_said_of_both(tmp_path: Path) -> None
     assert len(figures(at)) == 4
 
 
-@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
@@ -296,7 +291,6 @@ def test_an_upload_that_is_no_text_is_refused_and_the_prompt_stays(
     assert at.text_area(key="prompt_text").value == EXAMPLE.prompt
 
 
-@pytest.mark.usefixtures("model")
 def test_an_uploaded_text_becomes_the_prompt(tmp_path: Path) -> None:
     at = opened(tmp_path)
     text = "‏שלום‏ <b>bold</b> 🙂\n\ttab"
