@@ -67,7 +67,7 @@ def cache_with_models(folder: Path) -> Path:
     return folder
 
 
-def settle(page: Any, most: float = 60) -> None:
+def settle(page: Any, most: float = 150) -> None:
     """Waits until the page's script has run to its end."""
     page.wait_for_function(
         "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'", timeout=1000 * most

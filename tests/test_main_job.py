@@ -36,7 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[
 
 def opened(browser: Any, address: str, **context: Any) -> Any:
     page = browser.new_context(viewport={"width": 1500, "height": 1400}, **context).new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(150_000)  # a busy machine takes a minute to draw two pipelines
     page.goto(address)
     page.wait_for_selector(PICTURE)
     settle(page)
