@@ -81,10 +81,11 @@ def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
     assert "lighthouse" in strip.inner_text()
 
     # A click on a cell of the atlas: layer and token follow, and so does the strip.
+    before = page.get_by_label("Layer", exact=True).input_value()
     plot = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     page.mouse.move(plot["x"] + 0.3 * plot["width"], plot["y"] + 0.25 * plot["height"])
     page.mouse.click(plot["x"] + 0.3 * plot["width"], plot["y"] + 0.25 * plot["height"])
-    page.wait_for_function("!/layer 15$/.test([...document.querySelectorAll('h3')].map(h => h.innerText).join('|'))")
+    page.wait_for_function("before => document.querySelector('input[aria-label=Layer]').value !== before", arg=before)
     settle(page)
     layer = int(page.get_by_label("Layer", exact=True).input_value())
     token = int(page.get_by_label("Token", exact=True).input_value())
