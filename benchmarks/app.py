@@ -91,7 +91,7 @@ def _choose(page, label: str) -> float:  # type: ignore[no-untyped-def]
         box.press("Enter")
     else:
         slider = page.get_by_role("slider", name="Step")
-        value = int(slider.get_attribute("aria-valuenow")) - 1
+        value = int(slider.evaluate("e => e.getAttribute('aria-valuenow') ?? e.value")) - 1
         expected = f"Tokens at step {value},"
         slider.focus()
         began = time.perf_counter()

@@ -5,11 +5,14 @@ Shapes: B batch, Hkv KV heads, G query heads per KV head, R rows (queries) of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 
-_BLOCK_ELEMENTS = 786_432  # logits of one KV head and block: 3 MiB of float32, which stays in a core's cache
+_TILE_ELEMENTS = 786_432  # of logits: with its probabilities 6 MiB of float32, which stay in the caches
+_TILE_ROWS = 256  # at most
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -17,21 +20,22 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def block_rows(n_columns: int, group: int) -> int:
-    """Rows per block so that a block's logits stay small at any context length."""
-    return max(32, min(256, _BLOCK_ELEMENTS // max(1, group * n_columns)))
-
-
-def logits(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """q [B, H, R, D], k [B, Hkv, C, D] → scaled logits [B, Hkv, G, R, C] in the accumulator's dtype."""
+def logits(
+    q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """q [B, H, R, D], k [B, Hkv, C, D] → scaled logits [B, Hkv, G, R, C] in the accumulator's dtype, in `out` if given."""
     batch, n_heads, rows, dim = q.shape
     n_kv, columns = k.shape[1], k.shape[2]
+    group = n_heads // n_kv
     dtype = accumulator_dtype(q.dtype)
-    q_grouped = (q.to(dtype) * scale).reshape(batch, n_kv, (n_heads // n_kv) * rows, dim)
-    out = torch.matmul(q_grouped, k.to(dtype).transpose(-1, -2))
+    q = q.to(dtype) if scale == 1.0 else q.to(dtype) * scale
+    q_flat = q.reshape(batch * n_kv, group * rows, dim)
+    k_flat = k.to(dtype).reshape(batch * n_kv, columns, dim)
+    flat = None if out is None else out.view(batch * n_kv, group * rows, columns)
+    found = torch.bmm(q_flat, k_flat.transpose(-1, -2), out=flat)
     if softcap is not None:
-        out = softcap * torch.tanh(out / softcap)
-    return out.view(batch, n_kv, n_heads // n_kv, rows, columns)
+        found.div_(softcap).tanh_().mul_(softcap)
+    return found.view(batch, n_kv, group, rows, columns)
 
 
 def attend(probabilities: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -48,26 +52,43 @@ def causal_rows(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
-) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yields (start, end, P) with P [B, Hkv, G, end − start, C] the softmax rows of queries start…end − 1.
+) -> Iterator[tuple[slice, int, int, torch.Tensor]]:
+    """Yields (KV heads, start, end, P) with P [B, KV heads, G, end − start, C] the softmax rows of queries start…end − 1.
 
-    Queries are the last Tq of the Tk keys. P holds the columns that the block's last query sees, C = Tk − Tq + end.
-    `window` hides the keys at a distance of `window` or more (a sliding-window layer).
+    Queries are the last Tq of the Tk keys. P holds the columns that the tile's last query sees, C = Tk − Tq + end; it is
+    overwritten by the next tile. `window` hides the keys at a distance of `window` or more (a sliding-window layer).
     """
-    n_queries, n_keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    past = n_keys - n_queries
-    start = 0
-    while start < n_queries:
-        end = min(n_queries, start + block_rows(past + start + 1, group))
-        columns = past + end
-        rows = logits(q[:, :, start:end], k[:, :, :columns], scale, softcap)
-        query = torch.arange(past + start, columns, device=q.device)[:, None]
-        rows[..., past + start :].masked_fill_(query < query.T, float("-inf"))
-        if window is not None:
-            key = torch.arange(columns, device=q.device)[None, :]
-            rows.masked_fill_(key <= query - window, float("-inf"))
-        yield start, end, torch.softmax(rows, dim=-1)
-        start = end
+    batch, n_heads, n_queries, _ = q.shape
+    n_kv, n_keys = k.shape[1], k.shape[2]
+    group, past = n_heads // n_kv, n_keys - n_queries
+    together = 1 if q.device.type == "cpu" else n_kv  # a core's cache holds the tile of one head, a GPU wants them all
+    per_row = batch * together * group
+    size = max(_TILE_ELEMENTS, 16 * per_row * n_keys)
+    dtype = accumulator_dtype(q.dtype)
+    # Fresh memory for each tile costs as much as its softmax, so all tiles share these two.
+    scratch = torch.empty(2, size, dtype=dtype, device=q.device)
+    future = torch.full((_TILE_ROWS, _TILE_ROWS), float("-inf"), dtype=dtype, device=q.device).triu_(1)
+    for first in range(0, n_kv, together):
+        heads = slice(first, first + together)
+        own_q = q[:, first * group : (first + together) * group].to(dtype) * scale
+        own_k = k[:, heads].to(dtype)
+        start = 0
+        while start < n_queries:
+            seen = past + start
+            rows = (
+                math.isqrt(seen * seen + 4 * (size // per_row)) - seen
+            ) // 2  # rows · (seen + rows) ≤ size / per_row
+            end = min(n_queries, start + min(_TILE_ROWS, max(16, rows // 16 * 16)))
+            columns, rows = past + end, end - start
+            shape = (batch, together, group, rows, columns)
+            tile, p = (part[: math.prod(shape)].view(shape) for part in scratch)
+            logits(own_q[:, :, start:end], own_k[:, :, :columns], 1.0, softcap, out=tile)
+            tile[..., seen:] += future[:rows, :rows]
+            if window is not None:
+                query = torch.arange(seen, columns, device=q.device)[:, None]
+                tile.masked_fill_(torch.arange(columns, device=q.device) <= query - window, float("-inf"))
+            yield heads, start, end, torch.softmax(tile, dim=-1, out=p)
+            start = end
 
 
 def reduce_group(probabilities: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -92,23 +113,44 @@ def decayed_sums(
     score [B, Hkv, C], P [B, Hkv, G, R, C]; `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
     `stops` ascend. The rows between two stops are summed at once, by one product for all stops where `decay` is a number.
     """
-    batch, n_kv, group, rows, columns = probabilities.shape
-    starts = [first, *stops[:-1]]
-    by_product = not isinstance(decay, torch.Tensor) and reduction != "max"
-    if by_product:
-        ages = torch.zeros(len(stops), rows, dtype=probabilities.dtype)
-        for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            ages[i, start:stop] = decay ** torch.arange(stop - start - 1, -1, -1, dtype=probabilities.dtype)
+    dtype, device = probabilities.dtype, probabilities.device
+    if not isinstance(decay, torch.Tensor) and reduction != "max":
+        batch, n_kv, group, rows, columns = probabilities.shape
         share = 1.0 / group if reduction == "mean" else 1.0
-        summing = (share * ages).repeat(1, group).to(probabilities.device)  # [stops, G · R]
-        sums = torch.matmul(summing, probabilities.reshape(batch, n_kv, group * rows, columns))
-    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        if by_product:
-            added = sums[:, :, i]
-        else:
-            part = reduce_group(probabilities[..., start:stop, :], reduction)
-            age = torch.arange(stop - start - 1, -1, -1, device=part.device, dtype=part.dtype)
-            factor = torch.atleast_1d(torch.as_tensor(decay, dtype=part.dtype, device=part.device))
-            added = (part * factor.unsqueeze(-2) ** age[:, None]).sum(dim=2)
+        ages, fade = _ages(decay, tuple(stops), first, rows, group, share, dtype, device)
+        flat = probabilities.reshape(batch * n_kv, group * rows, columns)
+        # Not matmul: it would fold the batch and multiply the transposes, five times slower for so few stops.
+        added = torch.bmm(ages.expand(batch * n_kv, -1, -1), flat).view(batch, n_kv, -1, columns)
+        added = added if weight is None else added * weight[:, :, None]
+        past = fade * score[:, :, None]
+        yield from zip(stops, (past + added).unbind(2), strict=True)
+        return
+    for start, stop in zip([first, *stops[:-1]], stops, strict=True):
+        part = reduce_group(probabilities[..., start:stop, :], reduction)
+        age = torch.arange(stop - start - 1, -1, -1, device=device, dtype=dtype)
+        factor = torch.atleast_1d(torch.as_tensor(decay, dtype=dtype, device=device))
+        added = (part * factor.unsqueeze(-2) ** age[:, None]).sum(dim=2)
         score = score * decay ** (stop - start) + (added if weight is None else added * weight)
         yield stop, score
+
+
+@lru_cache(maxsize=512)
+def _ages(
+    decay: float,
+    stops: tuple[int, ...],
+    first: int,
+    rows: int,
+    group: int,
+    share: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each row counts at each stop [stops, G · R], and each stop's decay of the score before the rows [stops, 1].
+
+    Kept, because all layers ask for the same and making it takes as long as the product with it.
+    """
+    with torch.inference_mode(False):
+        until = torch.tensor(stops, dtype=dtype, device=device)[:, None]
+        row = torch.arange(rows, dtype=dtype, device=device)
+        ages = (decay ** (until - 1 - row).clamp(min=0)) * ((first <= row) & (row < until))
+        return (share * ages).repeat(1, group), decay ** (until - first)

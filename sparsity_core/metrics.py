@@ -62,18 +62,22 @@ class AgainstDense:
         out = q.new_empty(*q.shape[:3], v.shape[3])
         evicted_at = torch.from_numpy(self._evicted_at[layer]).to(q.device)
         dropped_here = bool((evicted_at < evicted_at.shape[1]).any())
-        for start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
-            out[:, :, start:end] = attend(p, v[:, :, :end])
+        group = q.shape[1] // k.shape[1]
+        for heads, start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+            own = slice(heads.start * group, heads.stop * group)
+            out[:, own, start:end] = attend(p, v[:, heads, :end])
             if dropped_here:
-                self._compare(layer, start, end, p[0], evicted_at[:, :end])
+                self._compare(layer, heads, own, start, end, p[0], evicted_at[heads, :end])
         return out
 
-    def _compare(self, layer: int, start: int, end: int, p: torch.Tensor, evicted_at: torch.Tensor) -> None:
-        """p [Hkv, G, R, C] against evicted_at [Hkv, C]."""
+    def _compare(
+        self, layer: int, kv: slice, heads: slice, start: int, end: int, p: torch.Tensor, evicted_at: torch.Tensor
+    ) -> None:
+        """p [KV heads, G, R, C] against evicted_at [KV heads, C]."""
         query = torch.arange(start, end, device=p.device)
         keep = query[:, None] < evicted_at[:, None, :]  # the columns above the diagonal have no mass
         lost = (p * ~keep[:, None]).sum(-1)
-        self.regret[layer, :, start:end] = lost.reshape(-1, end - start).cpu().numpy()
+        self.regret[layer, heads, start:end] = lost.reshape(-1, end - start).cpu().numpy()
         where = np.flatnonzero((self.steps >= start) & (self.steps < end))
         if not where.size:
             return
@@ -89,6 +93,6 @@ class AgainstDense:
         both = kept & ideal
         square = mass.square()
         norm = ((square * kept).sum(-1) * (square * ideal).sum(-1)).sqrt()
-        self.recall[layer][:, where] = (both.sum(-1) / n_kept[..., 0]).cpu().numpy()
-        self.cosine[layer][:, where] = ((square * both).sum(-1) / norm.clamp_min(1e-30)).cpu().numpy()
-        self.mass[layer][:, where] = (mass * ideal).sum(-1).cpu().numpy()
+        self.recall[layer, kv][:, where] = (both.sum(-1) / n_kept[..., 0]).cpu().numpy()
+        self.cosine[layer, kv][:, where] = ((square * both).sum(-1) / norm.clamp_min(1e-30)).cpu().numpy()
+        self.mass[layer, kv][:, where] = (mass * ideal).sum(-1).cpu().numpy()

@@ -32,7 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _ROTATED_BY_HALVES = frozenset(
     "llama mistral mixtral qwen2 qwen3 gemma gemma2 phi phi3 gpt_neox olmo olmo2 stablelm starcoder2".split()
 )
-_LOGIT_ROWS = 256  # rows of logits held at once: 50 MB of float32 at a vocabulary of 49,152
+_LOGIT_ROWS = 128  # 25 MB of float32 logits: memory that is used again, where larger blocks are mapped afresh each time
 
 
 class ModelError(ValueError):

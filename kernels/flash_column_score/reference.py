@@ -33,31 +33,35 @@ def flash_column_score(
     snapshots = torch.full((batch, n_kv, len(snapshot_steps), n_keys), float("nan"), dtype=dtype, device=q.device)
     slot_of = {step: slot for slot, step in enumerate(snapshot_steps)}
 
-    def columns_of(values: Any, n: int) -> Any:
-        return values[..., :n] if isinstance(values, torch.Tensor) and values.shape[-1] > 1 else values
+    def part_of(values: Any, heads: slice, n: int) -> Any:
+        """The values [B, Hkv, Tk] of these heads and the first n keys, where an axis has more than one."""
+        if not isinstance(values, torch.Tensor):
+            return values
+        values = values if values.shape[1] == 1 else values[:, heads]
+        return values if values.shape[2] == 1 else values[..., :n]
 
-    for start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
-        out[:, :, start:end] = attend(p, v[:, :, : past + end])
+    group = q.shape[1] // n_kv
+    for heads, start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
         seen = past + end
+        out[:, heads.start * group : heads.stop * group, start:end] = attend(p, v[:, heads, :seen])
         begin = max(start, first_query)
         stops = sorted({s + 1 for s in snapshot_steps if begin <= s < end} | {end})
         if begin < end:
             sums = decayed_sums(
-                score[..., :seen],
+                score[:, heads, :seen],
                 p,
                 [stop - start for stop in stops],
                 first=begin - start,
-                decay=columns_of(decay, seen),
+                decay=part_of(decay, heads, seen),
                 reduction=reduction,
-                weight=columns_of(weight, seen),
+                weight=part_of(weight, heads, seen),
             )
             for stop, current in sums:
-                score[..., :seen] = current
-                if start + stop - 1 in slot_of:
-                    snapshots[:, :, slot_of[start + stop - 1], : past + start + stop] = current[
-                        ..., : past + start + stop
-                    ]
+                score[:, heads, :seen] = current
+                step = start + stop - 1
+                if step in slot_of:
+                    snapshots[:, heads, slot_of[step], : past + step + 1] = current[..., : past + step + 1]
         for step in slot_of:
             if start <= step < begin:
-                snapshots[:, :, slot_of[step], : past + step + 1] = score[..., : past + step + 1]
+                snapshots[:, heads, slot_of[step], : past + step + 1] = score[:, heads, : past + step + 1]
     return out, score, snapshots
