@@ -49,7 +49,7 @@ def perplexity(
         raise ValueError(
             f"block is 2 to {model.arch.max_positions:,} tokens, the positions of {model.name}; got {block}"
         )
-    ids = list(model.tokenizer(text, verbose=False)["input_ids"])
+    ids = model.encode_all(text)
     blocks = len(ids) // block
     if not blocks:
         raise ValueError(f"the text has {len(ids):,} tokens, fewer than one block of {block:,}: choose a smaller block")

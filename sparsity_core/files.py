@@ -1,6 +1,14 @@
-"""Text that a user names or uploads."""
+"""Files: text that a user names or uploads, and results that appear whole or not at all."""
 
 from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
 
 _MOST_BYTES = 5 * 1024**2
 
@@ -18,3 +26,22 @@ def read_text(name: str, data: bytes) -> str:
     if "\0" in text:
         raise ValueError(f"{name} is a binary file: give plain text")
     return text
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all. Raises OSError where the folder cannot be written."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays by name as one compressed .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -10,12 +10,24 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsity_core.compress import CompressedModel, Ranking
+    from sparsity_core.ffn import FeedForward
+    from sparsity_core.models import Model
 
 REDUCTIONS = ("sum", "mean", "max")  # as the kernels have them; importing those would import torch with every page
+Progress = Callable[[float, str], None]  # (share done in 0…1, what is being done); raises to cancel
 FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
+
+
+def _silent(share: float, doing: str) -> None:
+    pass
 
 
 def knob(
@@ -63,11 +75,11 @@ class Method:
         return dataclasses.fields(cls)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        """The canonical spelling: the budget, and every knob that is not at its default."""
+        """The canonical spelling: the budget or ratio, and every knob that is not at its default."""
         shown = [
             f"{knob_.name}={_spell(getattr(self, knob_.name))}"
             for knob_ in self.knobs()
-            if knob_.name == "budget" or getattr(self, knob_.name) != knob_.default
+            if knob_.name in ("budget", "ratio") or getattr(self, knob_.name) != knob_.default
         ]
         return f"{self.name}({', '.join(shown)})"
 
@@ -79,6 +91,51 @@ class WeightMethod(Method):
     """Decides which weights stay."""
 
     stage = "weights"
+
+    def compress(self, model: Model, progress: Progress = _silent) -> CompressedModel:
+        """The model with fewer weights; `model` itself is left as it is. Raises ValueError where it cannot be cut so."""
+        raise TypeError(f"{type(self).__name__} must define compress")
+
+
+@dataclass(frozen=True)
+class NeuronMethod(WeightMethod):
+    """Ranks the neurons of each feed-forward block; the least important go, with their rows and their column."""
+
+    ratio: float = knob(0.25, low=0.0, high=0.75, at_least=0.0, help="share of each layer's FFN neurons removed")
+    allocation: str = knob(
+        "uniform",
+        choices=("uniform", "equal_ks"),
+        help="the same ratio in every layer, or ratios of equal KS distance whose mean is the ratio",
+    )
+    multiple: int = knob(
+        1, low=1, high=128, at_least=1, help="kept neurons are rounded to a multiple of this; hardware likes 8, 64"
+    )
+
+    calibrated: ClassVar[bool] = False  # whether it reads text
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.name, self.ratio)
+
+    def compress(self, model: Model, progress: Progress = _silent) -> CompressedModel:
+        from sparsity_core.compress import cut_neurons
+
+        return cut_neurons(model, self, progress)
+
+    def rank(self, model: Model, blocks: Sequence[FeedForward], progress: Progress) -> Sequence[Ranking]:
+        """One ranking per layer."""
+        from sparsity_core.compress import Ranking
+
+        return [Ranking(self.importance(block)) for block in blocks]
+
+    def importance(self, block: FeedForward) -> torch.Tensor:
+        """[n]: how much each neuron of this block matters, from its weights alone."""
+        raise TypeError(f"{type(self).__name__} must define importance or rank")
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"{name}: ratio is the share removed, 0 to below 1; got {ratio:g}")
 
 
 class GateMethod(Method):
@@ -414,4 +471,4 @@ def _spell(value: Any) -> str:
         return "{" + ", ".join(f"{k}: {_spell(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(_spell(v) for v in value) + "]"
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) and value.isidentifier() else repr(value)

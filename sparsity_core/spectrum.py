@@ -7,12 +7,23 @@ matrix, so trying another ratio costs one small eigenproblem.
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from sparsity_core.files import npz_bytes, write_whole
+from sparsity_core.store import cache_dir
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+
+_SLICE = 2048  # rows in float64 at once
 _RELIABLE = 1e-8  # of the largest singular value: squares of smaller ones are lost in float64
 
 
@@ -111,9 +122,49 @@ def effective_rank(values: torch.Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+def leverage_scores(weight: torch.Tensor) -> torch.Tensor:
+    """float64 [rows]: ‖U_i‖² of W = U Σ Vᵀ, 0 to 1, summing to the rank (Drineas, Mahoney and Muthukrishnan, 2008)."""
+    rows, columns = weight.shape
+    if rows <= columns:
+        eigenvalues, vectors = torch.linalg.eigh(_gram(weight))
+        return vectors[:, eigenvalues > _RELIABLE**2 * eigenvalues[-1]].square().sum(1)
+    eigenvalues, vectors = torch.linalg.eigh(_gram(weight))
+    sound = eigenvalues > _RELIABLE**2 * eigenvalues[-1]
+    whitened = vectors[:, sound] / eigenvalues[sound].sqrt()
+    return torch.cat([(part.double() @ whitened).square().sum(1) for part in weight.split(_SLICE)])
+
+
+def spectra_of(
+    model: Model, progress: Callable[[float, str], None] = lambda share, doing: None
+) -> dict[tuple[int, str], np.ndarray]:
+    """The singular values of every FFN matrix by (layer, matrix), from the user's cache where they are known."""
+    from sparsity_core.ffn import feed_forwards
+
+    path = cache_dir() / "spectra" / f"{model.fingerprint}-{model.dtype_name}.npz"
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+        np.load(path, allow_pickle=False) as stored,
+    ):
+        return {(int(name.split("_")[0]), name.split("_")[1]): stored[name] for name in stored.files}
+    found = {}
+    for block in feed_forwards(model):
+        progress(block.layer / model.arch.n_layers, f"spectra of layer {block.layer + 1}")
+        for name, weight in block.matrices.items():
+            found[block.layer, name] = singular_values(weight).cpu().numpy()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds the next time, no more
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, npz_bytes({f"{layer}_{name}": values for (layer, name), values in found.items()}))
+    return found
+
+
 def _gram(weight: torch.Tensor) -> torch.Tensor:
-    w = weight.double()
-    return w.T @ w if w.shape[0] > w.shape[1] else w @ w.T
+    """Wᵀ W or W Wᵀ, the smaller, in float64; a slice of the longer side at a time, so that no copy of W is held."""
+    tall = weight if weight.shape[0] > weight.shape[1] else weight.T
+    out = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=weight.device)
+    for part in tall.split(_SLICE):
+        rows = part.double()
+        out.addmm_(rows.T, rows)
+    return out
 
 
 def _values(gram: torch.Tensor, count: int) -> torch.Tensor:

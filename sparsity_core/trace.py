@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sparsity_core.files import npz_bytes, write_whole
 
 FORMAT = 1  # raised when a stored trace can no longer be read as it was meant
 
@@ -141,15 +141,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Writes the trace whole or not at all. Raises OSError where the folder cannot be written."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.to_bytes())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(Path(path), self.to_bytes())
 
     def to_bytes(self) -> bytes:
         arrays: dict[str, Any] = {}
@@ -160,10 +152,8 @@ class Trace:
                 arrays[item.name] = _compact(item.name, value)
             else:
                 plain[item.name] = asdict(value) if isinstance(value, Provenance) else value
-        buffer = io.BytesIO()
         meta = json.dumps({"format": FORMAT, **plain}, ensure_ascii=False)
-        np.savez_compressed(buffer, meta=np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays)
-        return buffer.getvalue()
+        return npz_bytes({"meta": np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays})
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
