@@ -67,6 +67,7 @@ class CompressedModel:
     seconds: float
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # more for the report card, plain JSON values
+    removed: int = 0  # parameters gone besides those of neurons, those that a low rank does without among them
 
     @cached_property
     def spectra(self) -> list[MatrixSpectrum]:
@@ -85,13 +86,13 @@ class CompressedModel:
 
     @property
     def true_cut(self) -> float:
-        """Share of all parameters removed, zeros that fill narrower layers not counted as kept."""
+        """Share of all parameters removed, zeros that fill narrower layers not counted as kept, nor what a rank spares."""
         blocks = feed_forwards(self.base)
         per_neuron = [sum(w.shape[1] for w in block.matrices.values()) for block in blocks]
         gone = sum(
             n * (block.n_neurons - len(kept)) for n, block, kept in zip(per_neuron, blocks, self.kept, strict=True)
         )
-        return gone / sum(p.numel() for p in self.base.hf.parameters())
+        return (gone + self.removed) / sum(p.numel() for p in self.base.hf.parameters())
 
     def report(
         self, *, text: str | None = None, block: int = 1024, blocks: int = 2, progress: Progress | None = None
@@ -175,7 +176,7 @@ class CompressedModel:
 def cut_neurons(model: Model, method: NeuronMethod, progress: Progress) -> CompressedModel:
     """The model without the neurons that a method ranks lowest, a layer at a time."""
     began = time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():  # inference mode's tensors could never take part in a backward pass again
         blocks = feed_forwards(model)
         if method.ratio == 0.0:
             kept = [torch.arange(block.n_neurons) for block in blocks]

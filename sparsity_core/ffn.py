@@ -57,10 +57,10 @@ class NeuronCut:
 def feed_forwards(model: Model) -> list[FeedForward]:
     """The block of each layer. Raises ModelError for a model without one of the known layouts, or with damaged weights."""
     blocks = []
-    for index, layer in enumerate(_layers(model.hf, model.arch.n_layers)):
+    for index, layer in enumerate(decoder_layers(model.hf, model.arch.n_layers)):
         names = _layout(layer, model)
         gate, up, down = (None if name is None else layer.get_submodule(name) for name in names)
-        block = FeedForward(index, None if gate is None else _weight(gate), _weight(up), _weight(down))
+        block = FeedForward(index, None if gate is None else weight_of(gate), weight_of(up), weight_of(down))
         if any(not bool(torch.isfinite(w).all()) for w in block.matrices.values()):
             raise ModelError(
                 f"{model.name} has weights that are not finite in layer {index}: the checkpoint is damaged"
@@ -71,7 +71,12 @@ def feed_forwards(model: Model) -> list[FeedForward]:
 
 def down_projections(model: Model) -> list[torch.nn.Module]:
     """The module of each layer that reads the neurons' activations [B, T, n]."""
-    return [layer.get_submodule(_layout(layer, model)[2]) for layer in _layers(model.hf, model.arch.n_layers)]
+    return [layer.get_submodule(_layout(layer, model)[2]) for layer in decoder_layers(model.hf, model.arch.n_layers)]
+
+
+def up_projections(model: Model) -> list[torch.nn.Module]:
+    """The module of each layer that reads the block's input [B, T, d], as the gate does."""
+    return [layer.get_submodule(_layout(layer, model)[1]) for layer in decoder_layers(model.hf, model.arch.n_layers)]
 
 
 def shared_copy(hf: Any) -> Any:
@@ -97,22 +102,22 @@ def without_neurons(model: Model, cuts: Sequence[NeuronCut]) -> tuple[Any, list[
     config = hf.config.get_text_config()
     if compensated and getattr(config, "mlp_bias", None) is False:
         config.mlp_bias = True
-    for layer, cut in zip(_layers(hf, model.arch.n_layers), cuts, strict=True):
+    for layer, cut in zip(decoder_layers(hf, model.arch.n_layers), cuts, strict=True):
         names = _layout(layer, model)
         gate, up, down = (None if name is None else layer.get_submodule(name) for name in names)
         for module in (gate, up):
             if module is not None:
                 bias = None if module.bias is None else _filled(module.bias[cut.kept], width)
-                _set(module, _filled(_weight(module)[cut.kept], width), bias)
+                set_weight(module, _filled(weight_of(module)[cut.kept], width), bias)
         bias = down.bias
         if cut.bias is not None and (bias is not None or getattr(config, "mlp_bias", False)):
-            added = cut.bias.to(_weight(down))
+            added = cut.bias.to(weight_of(down))
             bias = added if bias is None else bias + added
-        _set(down, _filled(_weight(down)[:, cut.kept].T, width).T, bias)
+        set_weight(down, _filled(weight_of(down)[:, cut.kept].T, width).T, bias)
         if compensated and getattr(config, "mlp_bias", False):
             for module in (gate, up, down):
                 if module is not None and module.bias is None:
-                    _set(module, _weight(module), torch.zeros_like(_weight(module)[:, 0]))
+                    set_weight(module, weight_of(module), torch.zeros_like(weight_of(module)[:, 0]))
         for owner in (layer, getattr(layer, "mlp", None)):
             if hasattr(owner, "intermediate_size"):
                 owner.intermediate_size = width
@@ -125,15 +130,16 @@ def without_neurons(model: Model, cuts: Sequence[NeuronCut]) -> tuple[Any, list[
 def with_matrices(model: Model, blocks: Sequence[FeedForward]) -> Any:
     """A transformers model that shares every weight with `model` but has these feed-forward weights, of unchanged shape."""
     hf = shared_copy(model.hf)
-    for layer, block in zip(_layers(hf, model.arch.n_layers), blocks, strict=True):
+    for layer, block in zip(decoder_layers(hf, model.arch.n_layers), blocks, strict=True):
         for name, weight in zip(_layout(layer, model), (block.gate, block.up, block.down), strict=True):
             if name is not None and weight is not None:
                 module = layer.get_submodule(name)
-                _set(module, weight, module.bias)
+                set_weight(module, weight, module.bias)
     return hf
 
 
-def _layers(hf: Any, n_layers: int) -> torch.nn.ModuleList:
+def decoder_layers(hf: Any, n_layers: int) -> torch.nn.ModuleList:
+    """The decoder's layers, whatever the family calls them."""
     for module in hf.base_model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
             return module
@@ -155,12 +161,13 @@ def _is_transposed(module: Any) -> bool:
     return type(module).__name__ == "Conv1D"  # GPT-2 stores [in, out]
 
 
-def _weight(module: Any) -> torch.Tensor:
+def weight_of(module: Any) -> torch.Tensor:
     """[out, in], whatever the module stores."""
     return module.weight.detach().T if _is_transposed(module) else module.weight.detach()
 
 
-def _set(module: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def set_weight(module: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Gives a linear module another weight [out, in] and bias [out], of any shape."""
     stored = weight.T if _is_transposed(module) else weight
     module.weight = torch.nn.Parameter(stored.contiguous(), requires_grad=False)
     module.bias = None if bias is None else torch.nn.Parameter(bias.detach().contiguous(), requires_grad=False)
