@@ -107,10 +107,14 @@ def _choose_head(page) -> float:  # type: ignore[no-untyped-def]
     box = page.get_by_role("combobox", name="KV head")
     current = page.locator("[data-testid=stSelectbox]", has=box).inner_text()
     box.click()
-    option = page.get_by_role("option", name="head 1" if "head 0" in current else "head 0", exact=True)
+    chosen = "head 1" if "head 0" in current else "head 0"
+    option = page.get_by_role("option", name=chosen, exact=True)
     began = time.perf_counter()
     option.click()
-    page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'running'")
+    page.wait_for_function(
+        "text => [...document.querySelectorAll('[data-testid=stMarkdown]')].some(m => m.textContent.includes(text))",
+        arg=f"KV {chosen} ",
+    )
     page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
     return time.perf_counter() - began
 

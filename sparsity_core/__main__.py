@@ -1,4 +1,4 @@
-"""The command line: `python -m sparsity_core run|generate|eval|models|methods`. Exit 0, 1 for a failed run, 2 for bad input."""
+"""The command line, `python -m sparsity_core --help`. Exit status 0, 1 for a failed run, 2 for bad input."""
 
 from __future__ import annotations
 
@@ -69,9 +69,85 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, metavar="DIR", help="write the trace there")
         if name == "generate":
             sub.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    _weights_commands(command)
     command("models", _models, "what can be loaded by name, and how the embedded model is found")
     command("methods", _methods, "the methods, their knobs and sources")
     return parser
+
+
+def _weights_commands(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+    sub = command(
+        "compress", _compress, "cut weights and write a checkpoint that transformers loads, with its report card"
+    )
+    sub.add_argument("--weights", required=True, metavar="M", help='e.g. "prunenet(ratio=0.25)"')
+    sub.add_argument("--file", metavar="F", type=Path, help="measure perplexity on this UTF-8 text, not on the default")
+    sub.add_argument(
+        "--blocks", type=int, default=2, metavar="N", help="blocks of 1,024 tokens to measure perplexity on"
+    )
+    train = command("train", _train, "learn what to cut, and keep the policy as a file")
+    train.add_argument("what", choices=("prunenet",))
+    train.add_argument("--variant", default="corrected", choices=("corrected", "official"))
+    train.add_argument("--ratio", type=float, default=0.25)
+    train.add_argument("--episodes", type=int, default=20)
+    train.add_argument("--seed", type=int, default=0)
+    for each in (sub, train):
+        each.add_argument("--model", default="smollm2-135m", help="the embedded model, a hub id, or a local folder")
+        each.add_argument("--device", default="auto", help="auto, cpu, cuda")
+        each.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+        each.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
+
+
+def _compress(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    pipeline = Pipeline.parse(f"weights={options.weights}")
+    text = None if options.file is None else _text_of(options)
+    if options.blocks < 1:
+        raise ValueError(f"--blocks is at least 1; got {options.blocks}")
+    from sparsity_core.compress import report_card
+    from sparsity_core.models import load
+
+    assert pipeline.weights is not None
+    with _progress() as progress, _writing(options.out):
+        progress(0.0, f"loading {options.model}")
+        model = load(options.model, device=options.device, dtype=options.dtype)
+        compressed = pipeline.weights.compress(model, lambda share, doing: progress(0.5 * share, doing))
+        found = compressed.report(
+            text=text, blocks=options.blocks, progress=lambda share, doing: progress(0.5 + 0.5 * share, doing)
+        )
+        compressed.save_pretrained(options.out, report=found)
+    return {**found, "path": str(options.out)}, f"{report_card(found)}\nwritten to {options.out}"
+
+
+def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from sparsity_core.models import load
+    from sparsity_core.policy import train_policy
+
+    with _progress() as progress, _writing(options.out):
+        progress(0.0, f"loading {options.model}")
+        model = load(options.model, device=options.device, dtype=options.dtype)
+        options.out.mkdir(parents=True, exist_ok=True)
+        policy = train_policy(
+            model,
+            variant=options.variant,
+            ratio=options.ratio,
+            episodes=options.episodes,
+            seed=options.seed,
+            progress=progress,
+            checkpoint=options.out / "training.part",
+        )
+        path = options.out / f"prunenet-{options.variant}.safetensors"
+        policy.save(path)
+    return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What the disk refuses, as bad input: the folder is the user's choice."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror or error}): choose a folder you can write"
+        ) from None
 
 
 def _run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -130,7 +206,8 @@ def _eval(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _text_of(options: argparse.Namespace) -> str:
-    return options.prompt if options.prompt is not None else read_text(options.file.name, _read(options.file))
+    prompt = getattr(options, "prompt", None)
+    return prompt if prompt is not None else read_text(options.file.name, _read(options.file))
 
 
 @contextlib.contextmanager

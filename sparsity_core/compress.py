@@ -17,14 +17,19 @@ import numpy as np
 import torch
 
 from sparsity_core.ffn import FeedForward, NeuronCut, feed_forwards, without_neurons
-from sparsity_core.models import Model, wrap
+from sparsity_core.models import Model, quiet, wrap
 from sparsity_core.spectrum import Gram, ks_distance, scaled_ks_distance
 
 if TYPE_CHECKING:
+    from sparsity_core.evaluate import Perplexity
     from sparsity_core.method import NeuronMethod, WeightMethod
 
 Progress = Callable[[float, str], None]
 _GRID = 12  # ratios at which a layer's KS distance is known before equal ones are looked for
+
+
+def _silent(share: float, doing: str) -> None:
+    pass
 
 
 class Ranking(NamedTuple):
@@ -95,7 +100,7 @@ class CompressedModel:
         return (gone + self.removed) / sum(p.numel() for p in self.base.hf.parameters())
 
     def report(
-        self, *, text: str | None = None, block: int = 1024, blocks: int = 2, progress: Progress | None = None
+        self, *, text: str | None = None, block: int = 1024, blocks: int = 2, progress: Progress = _silent
     ) -> dict[str, Any]:
         """What was cut and what it cost, as plain JSON values.
 
@@ -105,19 +110,16 @@ class CompressedModel:
         from sparsity_core.calibration import evaluation_text
         from sparsity_core.evaluate import perplexity
 
-        progress = progress or (lambda share, doing: None)
         name, text = ("default", evaluation_text()) if text is None else ("given", text)
         length = min(block, self.base.arch.max_positions, len(self.base.encode_all(text)))
-        before, after = (
-            perplexity(
-                model,
-                text,
-                block=length,
-                most_blocks=blocks,
-                progress=lambda s, d, at=at: progress(0.5 * at + 0.5 * s, d),
-            )
-            for at, model in enumerate((self.base, self.model))
-        )
+        found: list[Perplexity] = []
+        for model in (self.base, self.model):
+
+            def half(share: float, doing: str, done: float = 0.5 * len(found)) -> None:
+                progress(done + 0.5 * share, doing)
+
+            found.append(perplexity(model, text, block=length, most_blocks=blocks, progress=half))
+        before, after = found
         ratios = [1 - len(kept) / b.n_neurons for kept, b in zip(self.kept, feed_forwards(self.base), strict=True)]
         ks: dict[str, list[float]] = {}
         for item in self.spectra:
@@ -156,8 +158,9 @@ class CompressedModel:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
         try:
-            self.model.hf.save_pretrained(building)
-            self.model.tokenizer.save_pretrained(building)
+            with quiet():
+                self.model.hf.save_pretrained(building)
+                self.model.tokenizer.save_pretrained(building)
             (building / "report.json").write_text(json.dumps(report, indent=1) + "\n")
             (building / "REPORT.md").write_text(report_card(report))
             building.chmod(0o755)

@@ -59,7 +59,7 @@ def feed_forwards(model: Model) -> list[FeedForward]:
     blocks = []
     for index, layer in enumerate(decoder_layers(model.hf, model.arch.n_layers)):
         names = _layout(layer, model)
-        gate, up, down = (None if name is None else layer.get_submodule(name) for name in names)
+        gate, up, down = _modules(layer, names)
         block = FeedForward(index, None if gate is None else weight_of(gate), weight_of(up), weight_of(down))
         if any(not bool(torch.isfinite(w).all()) for w in block.matrices.values()):
             raise ModelError(
@@ -104,7 +104,7 @@ def without_neurons(model: Model, cuts: Sequence[NeuronCut]) -> tuple[Any, list[
         config.mlp_bias = True
     for layer, cut in zip(decoder_layers(hf, model.arch.n_layers), cuts, strict=True):
         names = _layout(layer, model)
-        gate, up, down = (None if name is None else layer.get_submodule(name) for name in names)
+        gate, up, down = _modules(layer, names)
         for module in (gate, up):
             if module is not None:
                 bias = None if module.bias is None else _filled(module.bias[cut.kept], width)
@@ -118,9 +118,9 @@ def without_neurons(model: Model, cuts: Sequence[NeuronCut]) -> tuple[Any, list[
             for module in (gate, up, down):
                 if module is not None and module.bias is None:
                     set_weight(module, weight_of(module), torch.zeros_like(weight_of(module)[:, 0]))
-        for owner in (layer, getattr(layer, "mlp", None)):
-            if hasattr(owner, "intermediate_size"):
-                owner.intermediate_size = width
+        mlp: Any = getattr(layer, "mlp", layer)
+        if hasattr(mlp, "intermediate_size"):
+            mlp.intermediate_size = width
     if compensated and down_projections(model)[0].bias is None and not getattr(config, "mlp_bias", False):
         notes.append(f"{model.arch.family} models have no bias after the FFN, so the compensation could not be stored.")
     setattr(config, next(name for name in _WIDTHS if hasattr(config, name)), width)
@@ -133,7 +133,7 @@ def with_matrices(model: Model, blocks: Sequence[FeedForward]) -> Any:
     for layer, block in zip(decoder_layers(hf, model.arch.n_layers), blocks, strict=True):
         for name, weight in zip(_layout(layer, model), (block.gate, block.up, block.down), strict=True):
             if name is not None and weight is not None:
-                module = layer.get_submodule(name)
+                module: Any = layer.get_submodule(name)
                 set_weight(module, weight, module.bias)
     return hf
 
@@ -155,6 +155,10 @@ def _layout(layer: torch.nn.Module, model: Model) -> tuple[str | None, str, str]
         f"{model.name} ({model.arch.family}) has no feed-forward block that is known here: it needs gate, up and down "
         "projections, or two matrices"
     )
+
+
+def _modules(layer: torch.nn.Module, names: tuple[str | None, str, str]) -> list[Any]:
+    return [None if name is None else layer.get_submodule(name) for name in names]
 
 
 def _is_transposed(module: Any) -> bool:

@@ -254,7 +254,7 @@ def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype:
             f"{source} ({config.model_type}) is not a decoder language model: choose one made for text generation"
         )
     placed = _placement(config, device, dtype)
-    with _quiet():
+    with quiet():
         hf = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=False, use_safetensors=None if gguf else True, **placed, **extra
         )
@@ -321,7 +321,7 @@ def _is_offline(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own progress bars and advice, which would mix with ours."""
     from transformers.utils import logging
 
@@ -383,7 +383,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix="building-"))
     try:
-        with _quiet():
+        with quiet():
             dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             config = dequantised.config
             del config.quantization_config  # the weights are plain float32 from here on

@@ -66,13 +66,15 @@ def run(
     method = _eviction_of(pipeline)
     ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
     _check(model, ids, seed)
+    reference, model = model, pruned(model, pipeline, progress)
+    against_dense = against_dense and bool(pipeline.methods)
     n = len(ids)
     if n_prefill is None:
         n_prefill = _default_prefill(model, method, n)
     began = time.perf_counter()
     texts, groups = pieces(model.tokenizer, ids)
     classes = token_classes(model.tokenizer, ids)
-    weight = 0.5 if against_dense and method is not None else 1.0
+    weight = 0.5 if against_dense else 1.0
     recorder = Recorder(
         model,
         method,
@@ -90,10 +92,11 @@ def run(
     recorder.check_fired(1)
     forward_seconds = time.perf_counter() - began
     draft = _draft(model, pipeline, method, recorder, ids, texts, groups, classes, n, n_prefill, seed)
+    draft = _made_from(draft, reference)
     per_key = 2 * model.arch.head_dim * model.dtype.itemsize
-    draft = replace(draft, kv_bytes=recorder.n_cached() * per_key, kv_bytes_dense=_dense_bytes(model, n))
+    draft = replace(draft, kv_bytes=recorder.n_cached() * per_key, kv_bytes_dense=_dense_bytes(reference, n))
     return _complete(
-        model, draft, hidden, method is not None and against_dense, began, forward_seconds, weight, progress
+        model, draft, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
     )
 
 
@@ -129,11 +132,13 @@ def generate(
     ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
     n_prompt = len(ids)
     _check(model, ids, seed, extra=max_new_tokens)
+    reference, model = model, pruned(model, pipeline, progress)
+    against_dense = against_dense and bool(pipeline.methods)
     total = n_prompt + max_new_tokens - 1  # the last new token is never an input
     began = time.perf_counter()
     classes = token_classes(model.tokenizer, ids)
     cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
-    share = 0.5 if against_dense and method is not None else 1.0
+    share = 0.5 if against_dense else 1.0
     step_share = share / (1 + max_new_tokens)
     recorder = Recorder(
         model,
@@ -171,10 +176,10 @@ def generate(
     draft = _draft(
         model, pipeline, method, recorder, seen, texts, groups, classes[: len(seen)], n_prompt, n_prompt, seed
     )
-    draft = replace(draft, kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(model, len(seen)))
+    draft = replace(_made_from(draft, reference), kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(reference, len(seen)))
     hidden = torch.cat(states)
     trace = _complete(
-        model, draft, hidden, method is not None and against_dense, began, forward_seconds, share, progress
+        model, draft, hidden, reference if against_dense else None, began, forward_seconds, share, progress
     )
     new = ids[n_prompt:]
     text = model.tokenizer.decode(new, skip_special_tokens=True)
@@ -212,7 +217,7 @@ def refill(
 
     Runs the layers up to this one again over the trace's tokens. Every step where None, up to 512 of them.
     """
-    n = trace.n_tokens
+    n, model = trace.n_tokens, pruned(model, pipeline)
     wanted = list(steps) if steps is not None else sorted(set(np.linspace(0, n - 1, min(n, 512)).round().astype(int)))
     recorder = Recorder(
         model,
@@ -229,10 +234,26 @@ def refill(
     return np.asarray(wanted, np.int32), recorder.layer_snapshots(layer)
 
 
+_pruned: dict[tuple[str, str, str, str], Model] = {}
+
+
+def pruned(model: Model, pipeline: Pipeline, progress: Progress = _silent) -> Model:
+    """The model after the pipeline's weights stage. The one pruned last is kept and returned again for the same ask."""
+    if pipeline.weights is None:
+        return model
+    key = (model.fingerprint, model.dtype_name, str(model.device), str(pipeline.weights))
+    found = _pruned.get(key)
+    if found is None:
+        found = pipeline.weights.compress(model, lambda share, doing: progress(0.0, doing)).model
+        _pruned.clear()  # one at a time, as with loaded models
+        _pruned[key] = found
+    return found
+
+
 def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
-    others = [stage for stage in pipeline.methods if stage != "eviction"]
+    others = [stage for stage in pipeline.methods if stage not in ("weights", "eviction")]
     if others:
-        raise ValueError(f"the {others[0]} stage cannot be run yet: only eviction methods can")
+        raise ValueError(f"the {others[0]} stage cannot be run yet: only weights and eviction methods can")
     return pipeline.eviction
 
 
@@ -349,6 +370,12 @@ def _draft(
     )
 
 
+def _made_from(draft: Trace, reference: Model) -> Trace:
+    """Names the model that the pipeline started from; the pipeline's own text says how its weights were cut."""
+    made = replace(draft.provenance, model=reference.name, fingerprint=reference.fingerprint)
+    return replace(draft, provenance=made)
+
+
 def _per_layer(rules: list[Any], name: str, otherwise: int, n_layers: int) -> np.ndarray:
     values = [getattr(rule, name) for rule in rules] or [None] * n_layers
     return np.asarray([otherwise if v is None else v for v in values], np.int32)
@@ -358,17 +385,20 @@ def _complete(
     model: Model,
     draft: Trace,
     hidden: torch.Tensor,
-    against_dense: bool,
+    reference: Model | None,
     began: float,
     forward_seconds: float,
     share: float,
     progress: Progress,
 ) -> Trace:
-    """Adds the loss of the pruned pass and, with a dense pass, what the pruning cost."""
+    """Adds the loss of the pruned pass and, with a dense pass, what the pruning cost.
+
+    Eviction is held against the same weights without eviction, the losses against the reference, whose weights are whole.
+    """
     ids = torch.from_numpy(draft.token_ids.astype(np.int64))
     seconds = {"forward": round(forward_seconds, 3)}
     found: dict[str, Any] = {}
-    if against_dense:
+    if reference is not None:
         dense = AgainstDense(
             draft.evicted_at,
             draft.n_heads,
@@ -376,7 +406,10 @@ def _complete(
         )
         with recording(dense):
             dense_hidden = model.hidden(ids[None], use_cache=False)[0]
-        found |= _compared_losses(model, ids, hidden, dense_hidden)
+        if reference is not model:
+            progress(0.95, "the model with all its weights, to compare")
+            dense_hidden = reference.hidden(ids[None], use_cache=False)[0]
+        found |= _compared_losses(model, reference, ids, hidden, dense_hidden)
         found |= {
             "regret": dense.regret,
             "ideal_recall": dense.recall,
@@ -397,12 +430,12 @@ def _complete(
 
 
 def _compared_losses(
-    model: Model, ids: torch.Tensor, hidden: torch.Tensor, dense_hidden: torch.Tensor
+    model: Model, reference: Model, ids: torch.Tensor, hidden: torch.Tensor, dense_hidden: torch.Tensor
 ) -> dict[str, Any]:
     n = len(ids)
     nll, dense_nll = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     kl, agrees = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    rows = zip(model.logit_rows(hidden), model.logit_rows(dense_hidden), strict=True)
+    rows = zip(model.logit_rows(hidden), reference.logit_rows(dense_hidden), strict=True)
     for (start, end, logits), (_, _, dense_logits) in rows:
         following = ids[start + 1 : end + 1]
         nll[start:end], dense_nll[start:end] = _nll(logits, following), _nll(dense_logits, following)

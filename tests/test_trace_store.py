@@ -173,7 +173,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatc
     if broken == "write":
         monkeypatch.setattr(Trace, "to_bytes", full)
     else:
-        monkeypatch.setattr("sparsity_core.trace.os.replace", full)
+        monkeypatch.setattr("sparsity_core.files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         example().save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
@@ -265,7 +265,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_part(store, monkeypatch):
         raise OSError(28, "No space left on device")
 
     store.root.mkdir()
-    monkeypatch.setattr("sparsity_core.trace.os.replace", full)
+    monkeypatch.setattr("sparsity_core.files.os.replace", full)
     assert "(No space left on device): free some space" in str(store.put(SPEC, example()))
     assert list(store.root.iterdir()) == []
 
