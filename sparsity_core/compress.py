@@ -187,7 +187,7 @@ def cut_neurons(model: Model, method: NeuronMethod, progress: Progress) -> Compr
         else:
             rankings = method.rank(model, blocks, lambda share, doing: progress(0.8 * share, doing))
             counts = _counts(blocks, rankings, method, lambda s, doing: progress(0.8 + 0.2 * s, doing))
-            kept = [_top(r.importance, n) for r, n in zip(rankings, counts, strict=True)]
+            kept = [top(r.importance, n) for r, n in zip(rankings, counts, strict=True)]
         cuts = [NeuronCut(rows.to(model.device)) for rows in kept]
         if rankings and rankings[0].mean is not None:
             cuts = [_compensated(block, cut.kept, r.mean) for block, cut, r in zip(blocks, cuts, rankings, strict=True)]
@@ -198,7 +198,7 @@ def cut_neurons(model: Model, method: NeuronMethod, progress: Progress) -> Compr
     return CompressedModel(compressed, model, method, arrays, time.perf_counter() - began, tuple(notes))
 
 
-def _top(importance: torch.Tensor, count: int) -> torch.Tensor:
+def top(importance: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` most important neurons, ascending; of equal ones the first."""
     if bool(torch.isnan(importance).any()):
         raise ValueError("a neuron's importance is not a number: the weights or the calibration are damaged")
@@ -243,7 +243,7 @@ def _equal_ks(
         distances = [0.0]
         for r in grid[1:]:
             kept = torch.zeros(block.n_neurons, dtype=torch.bool)
-            kept[_top(ranking.importance, kept_count(block.n_neurons, float(r)))] = True
+            kept[top(ranking.importance, kept_count(block.n_neurons, float(r)))] = True
             distances.append(ks_distance(before, gram.singular_values(kept).cpu()).statistic)
         curves.append(np.maximum.accumulate(distances))
     low, high = 0.0, max(float(curve[-1]) for curve in curves)
