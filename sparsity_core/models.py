@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from sparsity_core.record import ATTENTION, probe
+from sparsity_core.record import ATTENTION, probe, probe_logits
 from sparsity_core.store import cache_dir
 
 if TYPE_CHECKING:
@@ -106,7 +106,10 @@ class Model:
         head = self.hf.get_output_embeddings()
         out = head(hidden.to(head.weight.device, head.weight.dtype))
         out = out.to(torch.promote_types(out.dtype, torch.float32))
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.hf.config.get_text_config()
+        out = out * (getattr(config, "logit_scale", None) or 1.0)  # Cohere's
+        out = out / (getattr(config, "logits_scaling", None) or 1.0)  # Granite's
+        cap = getattr(config, "final_logit_softcapping", None)
         return out if cap is None else cap * torch.tanh(out / cap)
 
     def logit_rows(self, hidden: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -203,9 +206,11 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
         max_positions=getattr(config, "max_position_embeddings", 0) or 2048,
     )
     hf.eval().requires_grad_(False)
+    with _explained(name):
+        plain = probe_logits(hf)  # by the attention that it came with, before ours takes its place
     hf.set_attn_implementation(ATTENTION)
     model = Model(name, hf, tokenizer, arch, hf.device, hf.dtype, _fingerprint(hf))
-    reason = probe(model)
+    reason = probe(model, plain)
     if reason is not None:
         raise ModelError(f"{name} ({arch.family}) cannot be recorded: {reason}")
     return model

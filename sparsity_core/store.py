@@ -75,9 +75,13 @@ class Store:
 
     def _make_room(self) -> None:
         """Drops the traces that were used longest ago once the folder passes 2 GiB."""
-        files = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in self.root.glob("*.npz")), reverse=True)
+        files = []
+        for path in self.root.glob("*.npz"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
         total = 0
-        for _, size, path in files:
+        for _, size, path in sorted(files, reverse=True):
             total += size
             if total > _MOST_BYTES:
                 path.unlink(missing_ok=True)

@@ -136,6 +136,22 @@ class Trace:
         lifetime = np.minimum(self.evicted_at, t) - np.arange(t)
         return float(lifetime.mean() / ((t + 1) / 2))
 
+    def _check_shapes(self) -> None:
+        """Raises ValueError where an array does not have the shape that its field declares."""
+        t, (layers, heads, _) = len(self.token_ids), self.evicted_at.shape
+        s, p = len(self.snapshot_steps), len(self.probe_steps)
+        per_token = ("token_ids", "groups", "nll", "dense_nll", "kl_to_dense", "top1_agrees")
+        shapes: dict[str, tuple[int, ...]] = {name: (t,) for name in per_token}
+        shapes |= {name: (layers,) for name in ("budgets", "n_sink", "recent")}
+        shapes |= {name: (layers, heads, t) for name in ("evicted_at", "threshold")}
+        shapes["snapshots"] = (layers, heads, s, t)
+        if self.compared:
+            shapes["regret"] = (layers, self.n_heads, t)
+            shapes |= {name: (layers, heads, p) for name in ("ideal_recall", "ideal_cosine", "ideal_mass")}
+        wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]
+        if wrong or not len(self.texts) == len(self.tokens) == len(self.classes) == t:
+            raise ValueError(f"{wrong or 'the tokens'} do not fit the trace")
+
     def with_notes(self, *notes: str) -> Trace:
         return replace(self, notes=(*self.notes, *notes))
 
@@ -176,8 +192,10 @@ class Trace:
         try:
             source = meta.pop("provenance")
             provenance = Provenance(**{**source, "backends": tuple(source["backends"])})
-            return cls(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
-        except (TypeError, KeyError) as error:
+            trace = cls(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
+            trace._check_shapes()
+            return trace
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
 
 

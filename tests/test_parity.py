@@ -8,11 +8,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.models import EMBEDDED, wrap
-from sparsity_core.record import _Probe, probe
+from sparsity_core.record import _Probe, probe, probe_logits
 from sparsity_core.store import cache_dir
 from tests import tiny
 
@@ -137,16 +137,35 @@ def test_transformers_own_generate_works_on_the_idle_model():
 def test_the_probe_sees_attention_that_leaves_out_what_the_model_adds(monkeypatch):
     """A soft cap that the recorder ignored would change every logit: such a model must be refused."""
     model = tiny.model("gemma2")
-    assert probe(model) is None
+    plain = probe_logits(tiny.transformer("gemma2"))
+    assert probe(model, plain) is None
     attend = _Probe.attend
     monkeypatch.setattr(_Probe, "attend", lambda self, *args, **own: attend(self, *args, **own | {"softcap": None}))
-    assert "other logits" in str(probe(model))
+    assert "other logits" in str(probe(model, plain))
 
 
 def test_the_probe_sees_a_model_that_does_its_own_attention():
     model = wrap(tiny.transformer("llama"), tiny.tokenizer(), "llama")
     model.hf.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
-    assert "does not go through transformers' attention interface" in str(probe(model))
+    assert "does not go through transformers' attention interface" in str(probe(model, probe_logits(model.hf)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CohereConfig(**tiny.GROUPED, logit_scale=0.25),
+        GraniteConfig(**tiny.GROUPED, logits_scaling=4.0, attention_multiplier=0.2),
+    ],
+    ids=lambda c: c.model_type,
+)
+def test_models_that_scale_their_logits_are_recorded_with_that_scale(config):
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tokens = tiny.ids(20)
+    with torch.inference_mode():
+        expected = hf(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    trace = run(wrap(hf, tiny.tokenizer(), config.model_type), tokens)
+    np.testing.assert_allclose(trace.nll[:-1], tiny.nll(expected, tokens), atol=1e-4)
 
 
 @functools.cache

@@ -295,3 +295,11 @@ def test_the_traces_that_ship_can_be_read():
         trace = Trace.load(file)
         assert str(Pipeline.parse(trace.provenance.pipeline)) == trace.provenance.pipeline
         assert np.isfinite(trace.perplexity)
+
+
+@pytest.mark.parametrize("name", ["nll", "evicted_at", "budgets", "regret", "snapshots"])
+def test_a_trace_whose_arrays_do_not_fit_each_other_is_refused(tmp_path, name):
+    broken = dataclasses.replace(example(), **{name: getattr(example(), name)[..., :-1]})
+    broken.save(tmp_path / "broken.npz")
+    with pytest.raises(ValueError, match="damaged"):
+        Trace.load(tmp_path / "broken.npz")

@@ -46,19 +46,19 @@ _COMMON = {
     "eos_token_id": END,
     "pad_token_id": PAD,
 }
-_GROUPED = {**_COMMON, "intermediate_size": 96, "num_key_value_heads": 2}
-_GEMMA = {**_GROUPED, "head_dim": 16, "query_pre_attn_scalar": 16}
+GROUPED = {**_COMMON, "intermediate_size": 96, "num_key_value_heads": 2}
+_GEMMA = {**GROUPED, "head_dim": 16, "query_pre_attn_scalar": 16}
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 CONFIGS: dict[str, Any] = {
-    "llama": functools.partial(LlamaConfig, **_GROUPED),
-    "qwen2": functools.partial(Qwen2Config, **_GROUPED),
-    "qwen3": functools.partial(Qwen3Config, **_GROUPED, head_dim=16),
-    "mistral": functools.partial(MistralConfig, **_GROUPED, sliding_window=WINDOW),
+    "llama": functools.partial(LlamaConfig, **GROUPED),
+    "qwen2": functools.partial(Qwen2Config, **GROUPED),
+    "qwen3": functools.partial(Qwen3Config, **GROUPED, head_dim=16),
+    "mistral": functools.partial(MistralConfig, **GROUPED, sliding_window=WINDOW),
     "phi": functools.partial(PhiConfig, **_COMMON, intermediate_size=96, partial_rotary_factor=0.5),
     "gpt2": functools.partial(GPT2Config, **_COMMON),
     "opt": functools.partial(OPTConfig, **_COMMON, ffn_dim=96, word_embed_proj_dim=64),
-    "gemma": functools.partial(GemmaConfig, **_GROUPED, head_dim=16),
+    "gemma": functools.partial(GemmaConfig, **GROUPED, head_dim=16),
     "gemma2": functools.partial(
         Gemma2Config,
         **_GEMMA,
