@@ -6,5 +6,18 @@ and `__init__.py` checks the arguments and chooses between them.
 
 from kernels.evict_scan import NEVER, EvictScan, evict_scan
 from kernels.flash_column_score import ColumnScore, flash_column_score
+from kernels.label_scores import Labels, dequantise, label_scores, quantise
+from kernels.sparse_decode import sparse_decode
 
-__all__ = ["NEVER", "ColumnScore", "EvictScan", "evict_scan", "flash_column_score"]
+__all__ = [
+    "NEVER",
+    "ColumnScore",
+    "EvictScan",
+    "Labels",
+    "dequantise",
+    "evict_scan",
+    "flash_column_score",
+    "label_scores",
+    "quantise",
+    "sparse_decode",
+]

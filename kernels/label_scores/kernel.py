@@ -1,0 +1,68 @@
+"""Approximate scores, a program per block of tokens and KV head, its G query heads together; integers unpacked in registers."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.label_scores import Labels
+
+_REDUCTIONS = {"sum": 0, "mean": 1, "max": 2}
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def _scores(
+    q, values, token_scale, out,
+    v_row, v_token,  # strides of the labels in elements
+    factor, n_tokens,
+    CHANNELS: tl.constexpr, GROUP: tl.constexpr, REDUCTION: tl.constexpr, BITS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out[t] = R_g factor · scale[t] · Σ_c q[g, c] · value[t, c] for the tokens of one block and one KV head."""
+    i_row = tl.program_id(1).to(tl.int64)
+    o_t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    o_c = tl.arange(0, BLOCK_C)
+    m_t, m_c = o_t < n_tokens, o_c < CHANNELS
+    column = o_c // 2 if BITS == 4 else o_c
+    p_v = values + i_row * v_row + o_t.to(tl.int64)[:, None] * v_token + column[None, :]
+    b_v = tl.load(p_v, mask=m_t[:, None] & m_c[None, :], other=0)
+    if BITS == 4:
+        b_n = (b_v.to(tl.int32) >> (4 * (o_c % 2))[None, :]) & 0xF
+        b_x = tl.where(b_n > 7, b_n - 16, b_n).to(tl.float32)
+    else:
+        b_x = b_v.to(tl.float32)
+    b_best = tl.full([BLOCK], float("-inf"), tl.float32) if REDUCTION == 2 else tl.zeros([BLOCK], tl.float32)
+    for g in range(GROUP):
+        b_q = tl.load(q + (i_row * GROUP + g) * CHANNELS + o_c, mask=m_c, other=0.0).to(tl.float32)
+        b_s = tl.sum(b_x * b_q[None, :], axis=1)
+        b_best = tl.maximum(b_best, b_s * factor) if REDUCTION == 2 else b_best + b_s * factor
+    if REDUCTION == 1:
+        b_best = b_best / GROUP
+    if BITS < 16:
+        b_best = b_best * tl.load(token_scale + i_row * n_tokens + o_t, mask=m_t, other=0.0).to(tl.float32)
+    tl.store(out + i_row * n_tokens + o_t, b_best, mask=m_t)
+
+
+def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: float) -> torch.Tensor:
+    """As reference.label_scores."""
+    if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("the Triton kernel needs a CUDA tensor, or TRITON_INTERPRET=1 to run on the CPU")
+    batch, n_kv, n_tokens, _ = labels.values.shape
+    values = labels.values.contiguous()
+    token_scale = values if labels.scale is None else labels.scale.contiguous()
+    out = torch.empty(batch, n_kv, n_tokens, dtype=torch.float32, device=q.device)
+    channels = labels.n_channels
+    block = 64
+    with torch.cuda.device_of(q):
+        _scores[(triton.cdiv(n_tokens, block), batch * n_kv)](
+            q.float().contiguous(), values, token_scale, out,
+            values.stride(1), values.stride(2),
+            scale, n_tokens,
+            CHANNELS=channels, GROUP=q.shape[1] // n_kv, REDUCTION=_REDUCTIONS[reduction],
+            BITS={"fp16": 16, "int8": 8, "int4": 4}[labels.dtype],
+            BLOCK=block, BLOCK_C=max(2, triton.next_power_of_2(channels)),
+        )  # fmt: skip
+    return out

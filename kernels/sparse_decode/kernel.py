@@ -1,0 +1,97 @@
+"""Flash decoding over gathered keys: splits of the selection in parallel, merged by their log-sum-exp."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+_LENGTHS = ["n_index", "n_splits"]
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def _split(
+    q, k, v, index, n_selected, part, lse,
+    k_batch, k_head, k_token, k_channel,  # strides
+    v_batch, v_head, v_token, v_channel,
+    scale, n_index, n_splits, n_kv,
+    DIM: tl.constexpr, DIM_V: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PER_SPLIT: tl.constexpr,
+):  # fmt: skip
+    """part = Σ_s exp(x[g, s] − lse[g]) · v[s] and lse[g] = log Σ_s exp x[g, s] over one split of a KV head's selection.
+
+    A program per (split, batch · KV head), with its G query heads packed into the rows of one product. An empty split
+    leaves −∞ and nought.
+    """
+    i_split, i_row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_batch, i_kv = i_row // n_kv, i_row % n_kv
+    o_g, o_d, o_v = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    m_g, m_d, m_v = o_g < GROUP, o_d < DIM, o_v < DIM_V
+    p_q = q + (i_row * GROUP + o_g)[:, None] * DIM + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_g[:, None] & m_d[None, :], other=0.0)
+    count = tl.load(n_selected + i_row)
+    b_max = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_G], tl.float32)
+    b_out = tl.zeros([BLOCK_G, BLOCK_V], tl.float32)
+    first = i_split * PER_SPLIT
+    for i_s in range(first, tl.minimum(first + PER_SPLIT, count), BLOCK):
+        o_s = i_s + tl.arange(0, BLOCK)
+        m_s = o_s < tl.minimum(first + PER_SPLIT, count)
+        o_key = tl.load(index + i_row * n_index + o_s, mask=m_s, other=0).to(tl.int64)
+        p_k = k + i_batch * k_batch + i_kv * k_head + o_key[None, :] * k_token + o_d[:, None] * k_channel
+        p_v = v + i_batch * v_batch + i_kv * v_head + o_key[:, None] * v_token + o_v[None, :] * v_channel
+        b_k = tl.load(p_k, mask=m_d[:, None] & m_s[None, :], other=0.0)
+        b_v = tl.load(p_v, mask=m_s[:, None] & m_v[None, :], other=0.0)
+        b_x = tl.dot(b_q, b_k, input_precision="ieee") * scale
+        b_x = tl.where(m_s[None, :], b_x, float("-inf"))
+        b_new = tl.maximum(b_max, tl.max(b_x, axis=1))  # finite: every block of the loop has a key
+        b_p = tl.exp(b_x - b_new[:, None])
+        b_rescale = tl.exp(b_max - b_new)
+        b_sum = b_sum * b_rescale + tl.sum(b_p, axis=1)
+        b_out = b_out * b_rescale[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+        b_max = b_new
+    b_found = b_sum > 0
+    b_total = tl.where(b_found, b_sum, 1.0)
+    o_row = (i_row * n_splits + i_split) * GROUP + o_g
+    tl.store(part + o_row[:, None] * DIM_V + o_v[None, :], b_out / b_total[:, None], mask=m_g[:, None] & m_v[None, :])
+    tl.store(lse + o_row, tl.where(b_found, b_max + tl.log(b_total), float("-inf")), mask=m_g)
+
+
+def sparse_decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    n_selected: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """As reference.sparse_decode."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if q.device.type == "cpu" and not interpreted:
+        raise ValueError("the Triton kernel needs a CUDA tensor, or TRITON_INTERPRET=1 to run on the CPU")
+    batch, n_heads, dim = q.shape
+    n_kv, n_index, dim_v, dtype = k.shape[1], index.shape[2], v.shape[3], q.dtype
+    group = n_heads // n_kv
+    if interpreted and dtype == torch.bfloat16:  # its tl.dot takes bfloat16 for the integers it is stored in
+        q, k, v = q.float(), k.float(), v.float()
+    if n_selected is None:
+        n_selected = torch.full((batch, n_kv), n_index, device=q.device)
+    per_split = 256
+    n_splits = max(1, triton.cdiv(n_index, per_split))
+    part = torch.empty(batch, n_kv, n_splits, group, dim_v, dtype=torch.float32, device=q.device)
+    lse = torch.empty(batch, n_kv, n_splits, group, dtype=torch.float32, device=q.device)
+    with torch.cuda.device_of(q):
+        _split[(n_splits, batch * n_kv)](
+            q.contiguous(), k, v, index.contiguous(), n_selected.int().contiguous(), part, lse,
+            *k.stride(), *v.stride(),
+            scale, n_index, n_splits, n_kv,
+            DIM=dim, DIM_V=dim_v, GROUP=group,
+            BLOCK=64, BLOCK_G=max(16, triton.next_power_of_2(group)),
+            BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(dim_v)),
+            PER_SPLIT=per_split,
+        )  # fmt: skip
+    share = torch.softmax(lse, dim=2).nan_to_num(0.0)  # over splits; a head without keys has only −∞
+    return (share[..., None] * part).sum(2).view(batch, n_heads, dim_v).to(dtype)
