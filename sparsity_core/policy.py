@@ -1,0 +1,646 @@
+"""PruneNet's policy: what it sees of a neuron, how it is trained on the weights alone, and its file.
+
+A layer's action is which neurons stay; its reward is 1 / D, D the Kolmogorov–Smirnov distance of the singular values of the
+first FFN matrix before and after. One policy serves all layers, and any ratio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from sparsity_core.compress import kept_count
+from sparsity_core.ffn import FeedForward, feed_forwards
+from sparsity_core.files import write_whole
+from sparsity_core.method import check_ratio
+from sparsity_core.models import EMBEDDED, Model
+from sparsity_core.spectrum import Gram, ks_distance
+from sparsity_core.store import cache_dir
+
+Progress = Callable[[float, str], None]
+
+VARIANTS = ("corrected", "official")
+FORMAT = 1
+_ASSETS = Path(__file__).parent / "assets" / "policies"
+_BANDS = 4  # of singular values, from the largest to the smallest, in which a row's leverage is told apart
+_SUMMARIES = 2 + _BANDS  # what the corrected policy sees of a neuron beside its weights
+_RELIABLE = 1e-16  # of the largest eigenvalue of a Gram matrix: smaller ones are rounding
+_SLICE = 2048  # rows in float64 at once
+_SHARPNESS = 3.0  # of the starting scores against the Gumbel noise: at 1, half of every draw would be noise
+_ROLLOUTS = 3  # draws a layer and episode; each is the others' baseline
+_RATE = {"corrected": 0.15, "official": 1e-3}
+_DECAY = {"corrected": 0.0, "official": 0.01}
+_GAMMA = 0.99
+_MOST_THREADS = 8  # each holds a few matrices [d, d] in float64
+
+
+def _silent(share: float, doing: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A trained policy: scores every neuron of a layer [n, d]; the lowest go.
+
+    `corrected`: s = θ · (z(log ‖w‖), z(ℓ), z(log ℓ in each of four bands of singular values), z(w) / d), z over the layer's
+    neurons, ℓ the leverage score. `official`: α = σ(w · v + c), the authors' σ((W Aᵀ + b) r) with v = Aᵀ r and c = b · r.
+    """
+
+    variant: str
+    parameters: torch.Tensor  # float32 [6 + d], or [d + 1] for `official`
+    dims: tuple[int, int]  # (d_ff, d)
+    recipe: dict[str, Any]  # plain JSON values: model, fingerprint, ratio, seed, episodes, history
+    kept: torch.Tensor  # bool [layer, d_ff]: what it keeps of the model and at the ratio of its training
+
+    def scores(self, block: FeedForward) -> torch.Tensor:
+        """float32 [n]: how much each neuron of this block matters. Raises ValueError for a block of other dimensions.
+
+        The official policy draws even at compression, in proportion to a relaxed Bernoulli keep. Keys log keep + Gumbel noise
+        from the recipe's seed have that distribution at every ratio, so they are its scores.
+        """
+        if tuple(block.first.shape) != self.dims:
+            raise ValueError(
+                f"the policy was trained on {self.dims[0]:,} neurons over {self.dims[1]:,} channels and layer {block.layer} "
+                f"has {block.first.shape[0]:,} over {block.first.shape[1]:,}: train one for this model"
+            )
+        view = _View(block.first)
+        if self.variant == "corrected":
+            return view.scores(self.parameters)
+        generator = _generator(self.recipe["seed"], self.recipe["episodes"], block.layer)
+        return _official_draw(view.logits(self.parameters), generator)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes `name.safetensors` and, beside it, `name.json` with the recipe and the first one's hash.
+
+        Raises ValueError for another suffix, and OSError where the folder cannot be written.
+        """
+        path = _policy_path(path)
+        data = safetensors_bytes({"parameters": self.parameters.contiguous(), "kept": self.kept.contiguous()})
+        card = {
+            "format": FORMAT,
+            "variant": self.variant,
+            "dims": list(self.dims),
+            **self.recipe,
+            "blake2b": hashlib.blake2b(data).hexdigest(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        write_whole(path.with_suffix(".json"), (_card_text(card) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Reads what `save` wrote. Raises ValueError, with the next step, where a file is missing, damaged or changed."""
+        path = _policy_path(path)
+        again = "train it again, or give another file"
+        try:
+            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"there is no policy at {path} ({error.strerror or error}): {again}") from None
+        except ValueError:
+            raise ValueError(f"{path.with_suffix('.json')} is damaged: {again}") from None
+        if not isinstance(card, dict) or card.get("format") != FORMAT:
+            raise ValueError(f"{path.with_suffix('.json')} is no policy of format {FORMAT}: {again}")
+        if hashlib.blake2b(data).hexdigest() != card.pop("blake2b", None):
+            raise ValueError(f"{path} is not the file that {path.stem}.json was written with: {again}")
+        try:
+            tensors, _ = _read_tensors(path)
+            del card["format"]
+            variant, (n, d) = card.pop("variant"), card.pop("dims")
+            policy = cls(variant, tensors["parameters"], (int(n), int(d)), card, tensors["kept"])
+            expected = {"corrected": _SUMMARIES + d, "official": d + 1}[variant]
+            sound = policy.parameters.shape == (expected,) and bool(policy.parameters.isfinite().all())
+            if not sound or {"ratio", "seed", "episodes", "fingerprint"} - set(card):
+                raise KeyError(variant)
+        except (KeyError, TypeError, ValueError, SafetensorError):
+            raise ValueError(f"{path} does not hold what its recipe says: {again}") from None
+        return policy
+
+
+def find_policy(model: Model, variant: str, name: str = "auto", progress: Progress = _silent) -> Policy:
+    """The policy of a file; or for "auto" the one that ships for this model, or was trained before, or is trained now.
+
+    One that is trained here (ratio 0.25, seed 0, 20 episodes) is kept in the user's cache, and so is an unfinished training.
+    """
+    if name != "auto":
+        return Policy.load(os.path.expanduser(name))
+    shipped = _ASSETS / f"{EMBEDDED}-{variant}.safetensors"
+    if shipped.exists():
+        policy = Policy.load(shipped)
+        # Its fingerprint is of float32 weights; the embedded model is the same in any other dtype.
+        rounded = model.name == EMBEDDED and model.dtype != torch.float32
+        if rounded or policy.recipe["fingerprint"] == model.fingerprint:
+            return policy
+    own = cache_dir() / "policies" / f"{model.fingerprint}-{variant}.safetensors"
+    with contextlib.suppress(ValueError):  # absent or damaged: trained again
+        return Policy.load(own)
+    checkpoint: Path | None = own.with_suffix(".part")
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        checkpoint = None
+    policy = train_policy(model, variant=variant, progress=progress, checkpoint=checkpoint)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the training again, no more
+        policy.save(own)
+    return policy
+
+
+def train_policy(
+    model: Model,
+    *,
+    variant: str = "corrected",
+    ratio: float = 0.25,
+    episodes: int = 20,
+    seed: int = 0,
+    progress: Progress = _silent,
+    checkpoint: str | Path | None = None,
+) -> Policy:
+    """A policy trained by REINFORCE on the weights of a model alone.
+
+    `corrected`: three draws a layer and episode by Gumbel top-k, their exact Plackett–Luce log-probability, one Adam step an
+    episode on the gradient of Σ (G − b) log p, clipped first. G_l = Σ_{k ≥ l} 0.99^{k−l} r_k is the return to go; no layer's
+    choice changes another's reward, so the baseline b_l takes the later rewards off as they are, and of r_l the mean of the
+    layer's other draws. Training starts from the better of keep-largest-norm and keep-largest-leverage, and what is returned
+    is the choice of least mean D seen after any episode, both starts included.
+
+    `official`: as the authors' code: r ~ U(0, 1), a relaxed Bernoulli keep = σ(logit ε + logit α), a draw without replacement in
+    proportion to it, loss −γ^l / D · Σ_kept log keep under a second draw of ε, a step of AdamW a layer, the last policy. It
+    does not beat random rows: that loss is no log-probability of the draw, has no baseline, and rewards are all positive, so
+    it raises every kept row alike; it clips gradients that were zeroed before, and keeps a policy that is not the best.
+    Differently: float32 in place of float16 autocast.
+
+    In both D is at least 1 / (number of singular values), the least that it can be other than 0, so a choice that moves nothing
+    is rewarded with that number. The authors' code sets 99999 there and then stops at `.item()` of an integer.
+
+    Args:
+        progress: called after every layer; whatever it raises cancels.
+        checkpoint: a file that holds every finished episode; a training that finds it there goes on from it, with the same
+            result as one that was never interrupted. It is removed at the end.
+
+    Raises ValueError for a ratio, variant or model that does not fit, and for a checkpoint of another training.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is one of {', '.join(VARIANTS)}; got {variant!r}")
+    if episodes < 1:
+        raise ValueError(f"episodes is at least 1; got {episodes}")
+    check_ratio("prunenet", ratio)
+    with torch.inference_mode(False), torch.no_grad(), _Spectra(model, ratio) as spectra:
+        recipe = {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "ratio": float(ratio),
+            "seed": int(seed),
+            "episodes": int(episodes),
+        }
+        training = (_Corrected if variant == "corrected" else _Official)(spectra, recipe, progress)
+        file = None if checkpoint is None else Path(checkpoint)
+        identity = {**recipe, "variant": variant, "dims": list(spectra.dims)}
+        state = None if file is None else _resumed(file, identity)
+        state = training.start() if state is None else state
+        for episode in range(state.episode, episodes):
+            state = training.episode(state)
+            if file is not None and episode + 1 < episodes:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(file, _state_bytes(state, identity))
+        parameters, kept = training.finish(state)
+        if file is not None:
+            file.unlink(missing_ok=True)
+    recipe["history"] = state.history
+    return Policy(variant, parameters, spectra.dims, recipe, kept)
+
+
+def log_probability(scores: torch.Tensor, order: torch.Tensor, count: int) -> torch.Tensor:
+    """log p of drawing order[…, :count] one after the other without replacement, each ∝ e^s (Plackett, 1975; Luce, 1959).
+
+    log p = Σ_{i < count} (s_{π_i} − log Σ_{j ≥ i} e^{s_{π_j}}). `order` [..., n] is a permutation; returns [...].
+    """
+    drawn = scores.expand(order.shape).gather(-1, order)
+    left = drawn.flip(-1).logcumsumexp(-1).flip(-1)
+    return (drawn - left)[..., :count].sum(-1)
+
+
+def returns_to_go(rewards: torch.Tensor, gamma: float = _GAMMA) -> torch.Tensor:
+    """G_l = Σ_{k ≥ l} γ^{k−l} r_k over the last axis, the layers."""
+    out = rewards.clone()
+    for layer in range(rewards.shape[-1] - 2, -1, -1):
+        out[..., layer] += gamma * out[..., layer + 1]
+    return out
+
+
+def advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """[draw, layer]: the return to go less a baseline that the layer's own draw does not enter, in standard deviations."""
+    togo = returns_to_go(rewards)
+    later = torch.nn.functional.pad(_GAMMA * togo[:, 1:], (0, 1))
+    others = (rewards.sum(0) - rewards) / max(1, rewards.shape[0] - 1)
+    found = togo - (later + others)
+    return found / found.std().clamp_min(1e-12)
+
+
+class _View:
+    """What a policy sees of one layer's first matrix [n, d]."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight.detach()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """float32 [n, d]: the model's own where it is that, a passing copy of a narrower one."""
+        return self._weight.float()
+
+    @cached_property
+    def summaries(self) -> torch.Tensor:
+        """float32 [n, 6]: log row norm, leverage score, and its logarithm by band; each z-scored over the neurons."""
+        leverage = _band_leverages(self.weight)
+        norm = self.weight.double().norm(dim=1, keepdim=True)
+        # exact zeros have no logarithm; the floor is far below any neuron that does something
+        raw = [norm.clamp_min(1e-30).log(), leverage.sum(1, keepdim=True), leverage.clamp_min(1e-30).log()]
+        return _standardised(torch.cat(raw, 1)).float()
+
+    @cached_property
+    def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean of each channel, and the factor that makes the channels together weigh as much as one summary."""
+        deviation, mean = torch.std_mean(self.weight, dim=0, correction=0)
+        return mean, 1.0 / (deviation.clamp_min(1e-12) * self._weight.shape[1])
+
+    def scores(self, parameters: torch.Tensor) -> torch.Tensor:
+        """[n] of the corrected policy. z(w) is never made: its mean and deviation go into the parameters."""
+        parameters = parameters.to(self._weight.device)
+        mean, scale = self._moments
+        direction = parameters[_SUMMARIES:] * scale
+        return self.summaries @ parameters[:_SUMMARIES] + self.weight @ direction - mean @ direction
+
+    def pullback(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[6 + d]: the gradient with respect to the parameters, from that [n] with respect to `scores`."""
+        gradient = gradient.to(self._weight.device)
+        mean, scale = self._moments
+        return torch.cat(
+            [self.summaries.T @ gradient, (self.weight.T @ gradient - mean * gradient.sum()) * scale]
+        ).cpu()
+
+    def logits(self, parameters: torch.Tensor) -> torch.Tensor:
+        """[n]: logit α of the official policy."""
+        parameters = parameters.to(self._weight.device)
+        return self.weight @ parameters[:-1] + parameters[-1]
+
+    def pullback_logits(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[d + 1]: the same for `logits`."""
+        gradient = gradient.to(self._weight.device)
+        return torch.cat([self.weight.T @ gradient, gradient.sum()[None]]).cpu()
+
+
+def _band_leverages(weight: torch.Tensor) -> torch.Tensor:
+    """float64 [n, 4]: Σ U_ik² of W = U Σ Vᵀ over each quarter of the singular values, largest first."""
+    rows, columns = weight.shape
+    if rows <= columns:
+        wide = weight.double()
+        eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
+        squares = [vectors.square()]
+    else:
+        gram = torch.zeros(columns, columns, dtype=torch.float64, device=weight.device)
+        for part in weight.split(_SLICE):
+            gram.addmm_(part.double().T, part.double())
+        eigenvalues, vectors = torch.linalg.eigh(gram)
+        whitened = vectors / eigenvalues.clamp_min(1e-300).sqrt()
+        squares = [(part.double() @ whitened).square() for part in weight.split(_SLICE)]
+    sound = (eigenvalues > _RELIABLE * eigenvalues[-1]).double()
+    found = torch.cat(squares) * sound
+    return torch.stack([band.sum(1) for band in found.flip(1).tensor_split(_BANDS, dim=1)], 1)
+
+
+def _standardised(columns: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and deviation 1 down each column; zeros where a column is constant but for rounding."""
+    deviation, mean = torch.std_mean(columns, dim=0, correction=0)
+    constant = deviation <= 1e-9 * mean.abs().clamp_min(1.0)
+    return torch.where(constant, 0.0, (columns - mean) / deviation.masked_fill(constant, 1.0))
+
+
+class _Spectra:
+    """The layers of a model with their spectra, and a pool of threads that tries choices on them.
+
+    Each thread works alone on a layer: two threads on one small eigenproblem mostly wait for each other.
+    """
+
+    def __init__(self, model: Model, ratio: float) -> None:
+        blocks = feed_forwards(model)
+        shapes = {tuple(block.first.shape) for block in blocks}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{model.name} has layers of different sizes {sorted(shapes)}: one policy serves all layers, so choose "
+                "another method, such as leverage"
+            )
+        self.dims: tuple[int, int] = (int(blocks[0].first.shape[0]), int(blocks[0].first.shape[1]))
+        self.count = kept_count(self.dims[0], ratio)
+        self.views = [_View(block.first) for block in blocks]
+        self._grams = [Gram(block.first) for block in blocks]
+        self._before: dict[int, torch.Tensor] = {}
+        self._pool = ThreadPoolExecutor(
+            min(len(blocks), _MOST_THREADS, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def __enter__(self) -> _Spectra:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.views)
+
+    @property
+    def floor(self) -> float:
+        """The least D other than 0."""
+        return 1.0 / min(self.dims)
+
+    def prepare(self, tell: Callable[[int], None]) -> None:
+        """The features and the spectrum of every layer."""
+        for layer, _ in enumerate(self._each(lambda layer: (self.views[layer].summaries, self._spectrum(layer)))):
+            tell(layer)
+
+    def distances(self, kept: torch.Tensor, tell: Callable[[int], None]) -> torch.Tensor:
+        """float64 [choice, layer]: D of choices `kept`, bool [choice, layer, n]; tells each layer when it is done."""
+        found = []
+        for layer, row in enumerate(self._each(lambda layer: [self._distance(layer, each) for each in kept[:, layer]])):
+            found.append(row)
+            tell(layer)
+        return torch.tensor(found, dtype=torch.float64).T
+
+    def _each(self, work: Callable[[int], Any]) -> Iterator[Any]:
+        futures: Sequence[Future[Any]] = [self._pool.submit(work, layer) for layer in range(self.n_layers)]
+        for future in futures:
+            yield future.result()
+
+    def _spectrum(self, layer: int) -> torch.Tensor:
+        if layer not in self._before:
+            self._before[layer] = self._grams[layer].singular_values().cpu()
+        return self._before[layer]
+
+    def _distance(self, layer: int, kept: torch.Tensor) -> float:
+        return ks_distance(self._spectrum(layer), self._grams[layer].singular_values(kept).cpu()).statistic
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A training after so many episodes."""
+
+    episode: int
+    parameters: torch.Tensor  # float32, flat
+    first: torch.Tensor  # Adam's moments
+    second: torch.Tensor
+    steps: int
+    best: torch.Tensor
+    best_ks: float
+    history: dict[str, Any]
+
+
+class _Training:
+    """What both variants share: the layers, what was asked for, and how far it is."""
+
+    variant: str
+
+    def __init__(self, spectra: _Spectra, recipe: dict[str, Any], progress: Progress) -> None:
+        self.spectra, self.recipe, self._progress = spectra, recipe, progress
+
+    def start(self) -> _State:
+        raise NotImplementedError
+
+    def episode(self, state: _State) -> _State:
+        raise NotImplementedError
+
+    def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
+        """(parameters of the policy, bool [layer, n] that it keeps)."""
+        raise NotImplementedError
+
+    def telling(self, share: float, width: float, doing: str) -> Callable[[int], None]:
+        """Reports each layer of a pass that takes the part [share, share + width] of the whole."""
+        total = self.recipe["episodes"] + 1  # the start takes about as long as an episode
+
+        def tell(layer: int) -> None:
+            inside = (layer + 1) / self.spectra.n_layers
+            self._progress((share + width * inside) / total, f"{doing}, layer {layer + 1}")
+
+        return tell
+
+    def step(self, state: _State, gradient: torch.Tensor) -> _State:
+        """One step of AdamW (Loshchilov and Hutter, 2019) down the gradient."""
+        steps = state.steps + 1
+        rate, decay = _RATE[self.variant], _DECAY[self.variant]
+        first = 0.9 * state.first + 0.1 * gradient
+        second = 0.999 * state.second + 0.001 * gradient.square()
+        move = (first / (1 - 0.9**steps)) / ((second / (1 - 0.999**steps)).sqrt() + 1e-8)
+        parameters = state.parameters * (1 - rate * decay) - rate * move
+        return replace(state, parameters=parameters, first=first, second=second, steps=steps)
+
+
+class _Corrected(_Training):
+    variant = "corrected"
+
+    def start(self) -> _State:
+        self.spectra.prepare(self.telling(0.0, 0.4, "spectra"))
+        starts = {}
+        for at, name in enumerate(("norm", "leverage")):
+            starts[name] = torch.zeros(_SUMMARIES + self.spectra.dims[1])
+            starts[name][at] = _SHARPNESS
+        choices = torch.stack([self._choice(parameters) for parameters in starts.values()])
+        found = self.spectra.distances(choices, self.telling(0.4, 0.6, "starts"))
+        at = int(found.mean(1).argmin())
+        chosen = list(starts.values())[at]
+        history = {
+            "start": list(starts)[at],
+            "ks_of_starts": {name: _rounded(row) for name, row in zip(starts, found, strict=True)},
+            "reward": [],
+            "sampled_ks": [],
+            "ks": [],
+            "best_episode": 0,
+        }
+        nothing = torch.zeros_like(chosen)
+        return _State(0, chosen, nothing, nothing, 0, chosen, float(found.mean(1).min()), history)
+
+    def episode(self, state: _State) -> _State:
+        doing = f"episode {state.episode + 1}"
+        generator = _generator(self.recipe["seed"], state.episode, 0)
+        scores = torch.stack([view.scores(state.parameters).cpu() for view in self.spectra.views])
+        order = (scores + _gumbel((_ROLLOUTS, *scores.shape), generator)).argsort(stable=True, dim=-1, descending=True)
+        kept = torch.zeros(order.shape, dtype=torch.bool).scatter(-1, order[..., : self.spectra.count], True)
+        sampled = self.spectra.distances(kept, self.telling(state.episode + 1.0, 0.75, doing))
+        reward = 1.0 / sampled.clamp_min(self.spectra.floor)
+        with torch.enable_grad():
+            scores.requires_grad_()
+            chance = log_probability(scores, order, self.spectra.count)
+            (uphill,) = torch.autograd.grad((advantages(reward).float() * chance).mean(), scores)
+        gradient = -sum(
+            (view.pullback(own) for view, own in zip(self.spectra.views, uphill, strict=True)),
+            start=torch.zeros_like(state.parameters),
+        )
+        gradient = gradient / gradient.norm().clamp_min(1.0)  # clipped to norm 1
+        state = self.step(state, gradient)
+        now = self.spectra.distances(
+            self._choice(state.parameters)[None], self.telling(state.episode + 1.75, 0.25, doing + ", its choice")
+        )[0]
+        history = {
+            **state.history,
+            "reward": [*state.history["reward"], _rounded(reward.mean(0))],
+            "sampled_ks": [*state.history["sampled_ks"], _rounded(sampled.mean(0))],
+            "ks": [*state.history["ks"], _rounded(now)],
+        }
+        best, best_ks = state.best, state.best_ks
+        if float(now.mean()) < best_ks:
+            best, best_ks = state.parameters, float(now.mean())
+            history["best_episode"] = state.episode + 1
+        return replace(state, episode=state.episode + 1, best=best, best_ks=best_ks, history=history)
+
+    def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
+        return state.best, self._choice(state.best)
+
+    def _choice(self, parameters: torch.Tensor) -> torch.Tensor:
+        return torch.stack([_largest(view.scores(parameters), self.spectra.count) for view in self.spectra.views])
+
+
+class _Official(_Training):
+    variant = "official"
+
+    def start(self) -> _State:
+        n, d = self.spectra.dims
+        self.spectra.prepare(self.telling(0.0, 1.0, "spectra"))
+        generator = _generator(self.recipe["seed"], -1, 0)
+        bound = d**-0.5  # torch's own linear layer
+        inside = (2 * torch.rand(n * d + n, generator=generator) - 1) * bound
+        parameters = torch.cat([inside, torch.rand(n, generator=generator)])
+        nothing = torch.zeros_like(parameters)
+        history: dict[str, Any] = {"reward": [], "ks": []}
+        return _State(0, parameters, nothing, nothing, 0, nothing[:0], float("inf"), history)
+
+    def episode(self, state: _State) -> _State:
+        generator = _generator(self.recipe["seed"], state.episode, 0)
+        collapsed = self._collapsed(state.parameters)
+        keys = [_official_draw(view.logits(collapsed), generator) for view in self.spectra.views]
+        kept = torch.stack([_largest(each, self.spectra.count) for each in keys])
+        doing = f"episode {state.episode + 1}"
+        found = self.spectra.distances(kept[None], self.telling(state.episode + 1.0, 1.0, doing))[0]
+        reward = 1.0 / found.clamp_min(self.spectra.floor)
+        for layer, view in enumerate(self.spectra.views):
+            logits = view.logits(self._collapsed(state.parameters)).cpu()
+            keep = torch.sigmoid(logits + _logistic(logits.shape, generator))
+            # of −γ^l / D · Σ_kept log keep, with respect to logit α
+            gradient = -(_GAMMA**layer) * float(reward[layer]) * kept[layer] * (1.0 - keep)
+            state = self.step(state, self._spread(state.parameters, view.pullback_logits(gradient)))
+        history = {
+            "reward": [*state.history["reward"], _rounded(reward)],
+            "ks": [*state.history["ks"], _rounded(found)],
+        }
+        return replace(state, episode=state.episode + 1, history=history)
+
+    def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
+        collapsed = self._collapsed(state.parameters)
+        keys = [
+            _official_draw(view.logits(collapsed), _generator(self.recipe["seed"], state.episode, layer))
+            for layer, view in enumerate(self.spectra.views)
+        ]
+        return collapsed, torch.stack([_largest(key, self.spectra.count) for key in keys])
+
+    def _parts(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A [n, d], b [n] and r [n] of (W Aᵀ + b) r."""
+        n, d = self.spectra.dims
+        inner, bias, outer = parameters.split([n * d, n, n])
+        return inner.view(n, d), bias, outer
+
+    def _collapsed(self, parameters: torch.Tensor) -> torch.Tensor:
+        """[Aᵀ r, b · r]: the d + 1 numbers that the score depends on; multiplied out first, they save n² d products."""
+        inner, bias, outer = self._parts(parameters)
+        return torch.cat([inner.T @ outer, (bias @ outer)[None]])
+
+    def _spread(self, parameters: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient with respect to A, b and r, from that with respect to `_collapsed`."""
+        inner, bias, outer = self._parts(parameters)
+        direction, offset = gradient[:-1], gradient[-1]
+        return torch.cat([torch.outer(outer, direction).flatten(), offset * outer, inner @ direction + offset * bias])
+
+
+def _official_draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """[n]: keys whose k largest are a draw of k without replacement ∝ keep = σ(logit ε + logit α)."""
+    logits = logits.cpu()
+    log_keep = torch.nn.functional.logsigmoid(logits + _logistic(logits.shape, generator))
+    return log_keep + _gumbel(logits.shape, generator)
+
+
+def _logistic(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """logit ε, ε ~ U(0, 1)."""
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12).logit().float()
+
+
+def _gumbel(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    uniform = torch.rand(tuple(shape), generator=generator, dtype=torch.float64).clamp(1e-300, 1 - 1e-16)
+    return -(-uniform.log()).log().float()
+
+
+def _generator(seed: int, episode: int, layer: int) -> torch.Generator:
+    """Its own for each episode and layer, so that a training that goes on draws what it would have drawn."""
+    digest = hashlib.blake2b(f"{seed} {episode} {layer}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """bool [n]: the `count` largest, of equal ones the first: the choice that compression makes."""
+    order = scores.double().cpu().sort(descending=True, stable=True).indices
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter(0, order[:count], True)
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+def _state_bytes(state: _State, identity: dict[str, Any]) -> bytes:
+    tensors = {name: getattr(state, name).contiguous().clone() for name in ("parameters", "first", "second", "best")}
+    numbers = {"episode": state.episode, "steps": state.steps, "best_ks": state.best_ks, "history": state.history}
+    return safetensors_bytes(tensors, {"training": json.dumps(identity), "state": json.dumps(numbers)})
+
+
+def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
+    """The training that a file holds, or None where there is no file. Raises ValueError for one that is not this training's."""
+    if not file.exists():
+        return None
+    try:
+        tensors, metadata = _read_tensors(file)
+        stored, numbers = json.loads(metadata["training"]), json.loads(metadata["state"])
+        state = _State(**{**tensors, **numbers})
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
+        raise ValueError(f"{file} is no training that could go on: delete it to start again") from None
+    differing = sorted(key for key in identity if stored.get(key) != identity[key])
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{file} holds a training with {key} {stored.get(key)}, not {identity[key]}: delete it, or name another file"
+        )
+    return state
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        # copies: the tensors would otherwise be views of the file's mapping
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _policy_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a policy is two files, name.safetensors and name.json: give the first; got {path}")
+    return path
+
+
+def _card_text(card: dict[str, Any]) -> str:
+    """JSON with a line for each entry."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in card.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
