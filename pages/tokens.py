@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
 from ui import view
 from ui.entry import start_from_app
 from ui.explain import explain_methods
-from ui.figure import show_figure, theme
+from ui.figure import offer_figure, show_figure, theme
 from ui.session import Shown
 from ui.strip import token_strip
 from ui.summary import summary
@@ -102,14 +104,13 @@ def _strip(item: Shown, beside: Shown | None, at: View) -> None:
     clicked = token_strip(
         cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}"
     )
-    show_figure(
-        strip.plot_strip(table, theme()),
+    offer_figure(
+        partial(strip.plot_strip, table, theme()),
         table,
         name=f"strip_figure_{item.letter}",
         caption=f"Tokens kept and dropped in layer {at.layer} at step {at.step} ({cost.label(trace)}).",
         read="Struck through: dropped. Double border and underline: protected as a sink or as recent. Click to follow a token.",
         sources=[(item.spec, trace)],
-        chart=False,
     )
     st.markdown(tell_token(trace, at))
     if clicked is not None and clicked != at.token:

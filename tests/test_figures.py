@@ -126,18 +126,14 @@ def _shapes(figure: go.Figure) -> list[tuple[Any, ...]]:
 
 def test_every_cell_of_the_atlas_answers_the_pointer_with_its_own_fate() -> None:
     table = atlas.atlas_table(trace(tokens=HOSTILE), 0, step=5)
-    figure = atlas.plot_atlas(table)
     said = {}
-    for cells in figure.data:
-        if cells.type != "scattergl":
-            assert cells.hoverinfo == "skip", "the heatmaps would say it twice"
-            continue
-        assert cells.marker.opacity == cells.selected.marker.opacity == cells.unselected.marker.opacity == 0
-        for x, y, token, step in zip(cells.x, cells.y, cells.text, cells.customdata, strict=True):
+    for cells in atlas.plot_atlas(table).data:
+        assert cells.hoverongaps is False, "where it is empty, another one answers"
+        for y, x in np.argwhere(~np.isnan(cells.z)):
             assert (y, x) not in said
-            assert token == plain(HOSTILE[x])
-            said[y, x] = cells.hovertemplate.split("<br>")[1].removesuffix("<extra></extra>")
-            said[y, x] = said[y, x].replace("%{customdata}", f"{step:g}")
+            assert cells.text[y, x] == plain(HOSTILE[x])
+            fate = cells.hovertemplate.split("<br>")[1].removesuffix("<extra></extra>")
+            said[y, x] = fate.replace("%{z:d}", f"{cells.z[y, x]:g}")
     cached, unread = "in the cache", "not read yet"
     assert [said[0, x] for x in range(8)] == [
         cached, "dropped at step 3", "dropped at step 4", cached, cached, cached, unread, unread
@@ -145,9 +141,9 @@ def test_every_cell_of_the_atlas_answers_the_pointer_with_its_own_fate() -> None
     assert len(said) == 16
 
 
-def test_a_click_needs_a_drag_mode_that_streamlit_lets_clicks_through_in() -> None:
-    # In its "select" and "lasso" modes Streamlit switches the selection of points by clicks off.
-    assert atlas.plot_atlas(atlas.atlas_table(trace())).layout.dragmode == "zoom"
+def test_no_chart_needs_webgl_which_takes_a_second_a_chart_without_a_gpu() -> None:
+    for name, figure in plots(trace()).items():
+        assert not [data.type for data in figure.data if data.type.endswith(("gl", "3d"))], name
 
 
 def test_more_than_a_million_cells_are_refused_with_what_to_do() -> None:

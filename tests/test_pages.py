@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,16 +90,25 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
     charts = at.get("plotly_chart")
     assert charts
     assert all(chart.proto.alt and chart.proto.theme == "" for chart in charts)
-    exports = [button.key for button in at.get("download_button") if button.key.startswith("csv_")]
-    assert len(exports) >= len(charts)
-    for key in exports:
-        name = key.removeprefix("csv_")
+    assert not at.get("download_button"), "what nobody has opened is not drawn"
+    names = open_exports(at)
+    assert len(names) >= len(charts)
+    for name in names:
         labels = {b.label for b in at.get("download_button") if b.key.split("_", 1)[1] == name}
         assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV"}
-    assert len(at.dataframe) == len(exports) == len({key for key in exports})
+    assert len(at.dataframe) == len(names)
     if link:
-        letters = {key.rsplit("_", 1)[1] for key in exports if key[-2:] in ("_A", "_B")}
-        assert letters == {"A", "B"}
+        assert {name[-1] for name in names if name.endswith(("_A", "_B"))} == {"A", "B"}
+
+
+def open_exports(at: AppTest) -> set[str]:
+    """Opens every figure's downloads, which AppTest cannot press; returns the figures' names."""
+    names = {block.proto.popover.id.partition("-export_")[2] for block in at.get("popover")}
+    for name in names:
+        at.session_state[f"export_{name}"] = True
+    at.run()
+    assert not at.exception
+    return names
 
 
 def test_a_choice_outlives_the_way_to_another_page_and_back(tmp_path: Path) -> None:
@@ -136,6 +146,27 @@ def test_the_atlas_on_the_page_is_the_table_of_what_is_chosen(tmp_path: Path) ->
     assert [note["x"] for note in layout["annotations"] if note["text"] == "▼"] == [30]
 
 
+def test_a_clicked_cell_is_followed_in_the_same_run(tmp_path: Path) -> None:
+    at = opened(tmp_path, **PAIR)
+    click(at, "atlas_B", {"x": 30, "y": 4})
+    assert (at.session_state["layer"], at.session_state["token"]) == (4, 30)
+    assert f"Tokens at step {at.session_state['step']}, layer 4" in [title.value for title in at.subheader]
+    assert (at.query_params["layer"], at.query_params["token"]) == ("4", "30")
+    at.number_input(key="layer").set_value(9).run()
+    assert at.session_state["layer"] == 9, "a click is told once"
+
+
+def click(at: AppTest, figure: str, point: dict[str, int]) -> None:
+    """What a browser sends when a point of a figure is clicked, which AppTest cannot do."""
+    (ear,) = [found for found in at.get("bidi_component") if found.proto.id.endswith(f"-clicks_figure_{figure}")]
+    assert json.loads(ear.proto.json) == {"figure": f"figure_{figure}"}
+    states = at._tree.get_widget_states()
+    clicked = json.dumps([{"event": "clicked", "value": point}])
+    states.widgets.add(id=f"$$STREAMLIT_INTERNAL_KEY_{ear.proto.id}__events", json_trigger_value=clicked)
+    at._run(states)
+    assert not at.exception
+
+
 def test_the_scores_on_the_page_are_those_of_the_chosen_layer_and_head(tmp_path: Path) -> None:
     at, trace = opened(tmp_path), example()
     open_page(at, "scores")
@@ -160,6 +191,7 @@ def test_two_that_drop_nothing_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_both_lines_of_a_comparison_are_in_its_table(tmp_path: Path) -> None:
     at = opened(tmp_path, **PAIR)
+    open_exports(at)
     tables = [frame.value for frame in at.dataframe if "kl_to_dense" in frame.value]
     assert [sorted(set(table["pipeline"].str[0])) for table in tables] == [["A", "B"]]
 

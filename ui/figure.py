@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from sparsity_core.trace import RunSpec, Trace
+from ui.clicks import hear_clicks
 from ui.literal import literal
 from viz import paper
 from viz.theme import style
@@ -26,9 +27,9 @@ _MIME = {
 _TABLE_ROWS = 2000
 
 
-def theme() -> str:
-    """The browser's theme: "light" or "dark"."""
-    return st.context.theme.type or "light"
+def theme() -> Literal["light", "dark"]:
+    """The browser's theme."""
+    return "dark" if st.context.theme.type == "dark" else "light"
 
 
 def show_figure(
@@ -40,55 +41,65 @@ def show_figure(
     read: str,
     sources: list[tuple[RunSpec, Trace]],
     on_click: Callable[[dict[str, Any]], None] | None = None,
-    chart: bool = True,
 ) -> None:
     """Draws a figure and, below it, how to read it, its table and its downloads.
 
     `name` is unique on the page and becomes the file's name; `caption` is the stub that travels with the file; `sources`
-    are the runs it is drawn from. `on_click` gets the clicked point before the page runs again. With `chart=False` the
-    caller has drawn it in its own way, and the figure serves the downloads.
+    are the runs it is drawn from. `on_click` gets the x and y of a clicked point before the page runs again.
     """
-    if chart:
-        key = f"figure_{name}"
-        config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
-        styled = style(figure, theme())  # type: ignore[arg-type]
-        if on_click is None:
-            st.plotly_chart(styled, theme=None, key=key, config=config, alt=caption)
-        else:
-            st.plotly_chart(
-                styled,
-                theme=None,
-                key=key,
-                config=config,
-                alt=caption,
-                selection_mode="points",
-                on_select=lambda: _clicked(key, on_click),
-            )
+    key = f"figure_{name}"
+    config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+    st.plotly_chart(style(figure, theme()), theme=None, key=key, config=config, alt=caption)
+    if on_click is not None:
+        hear_clicks(key, on_click)
+    offer_figure(lambda: figure, table, name=name, caption=caption, read=read, sources=sources)
+
+
+def offer_figure(
+    draw: Callable[[], go.Figure],
+    table: pd.DataFrame,
+    *,
+    name: str,
+    caption: str,
+    read: str,
+    sources: list[tuple[RunSpec, Trace]],
+) -> None:
+    """What stands below a figure that the caller shows in its own way: how to read it, its table and its downloads.
+
+    `draw` makes the figure for a file when one is asked for.
+    """
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
         st.caption(read)
-        with st.popover("Export", icon=":material/download:", width="content"):
-            _downloads(figure, table, name, caption, sources)
-
-
-def _clicked(key: str, on_click: Callable[[dict[str, Any]], None]) -> None:
-    points = st.session_state[key].selection.points
-    if points:
-        on_click(points[-1])
+        _downloads(draw, table, name, caption, sources)
 
 
 @st.fragment
 def _downloads(
-    figure: go.Figure, table: pd.DataFrame, name: str, caption: str, sources: list[tuple[RunSpec, Trace]]
+    draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, caption: str, sources: list[tuple[RunSpec, Trace]]
+) -> None:
+    # Filled when it is opened: a page's dozens of hidden buttons take longer to send and to mount than its figures.
+    popover = st.popover("Export", icon=":material/download:", width="content", key=f"export_{name}", on_change="rerun")
+    if popover.open:
+        with popover:
+            _formats(draw, table, name, caption, sources)
+
+
+def _formats(
+    draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, caption: str, sources: list[tuple[RunSpec, Trace]]
 ) -> None:
     provenance = paper.Provenance(caption=caption, fields=_fields(sources))
     width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
     rendered = paper.can_render()
     if not rendered:
         st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
+
+    def export(form: str) -> bytes:
+        return paper.export(draw(), table, form, provenance, width=paper.WIDTHS[width])
+
     for form in paper.FORMATS:
         st.download_button(
             _LABELS[form],
-            data=partial(paper.export, figure, table, form, provenance, width=paper.WIDTHS[width]),
+            data=partial(export, form),
             file_name=f"{name}.{form}",
             mime=_MIME[form],
             key=f"{form}_{name}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -66,28 +68,36 @@ def plot_atlas(
         raise ValueError(f"{shape[0]} × {shape[1]} cells are too many to draw: pool them, or choose a window")
     z = table["dropped_at"].to_numpy(np.float32).reshape(shape)
     seen = table["seen"].to_numpy().reshape(shape)
-    figure = go.Figure()
-    figure.add_heatmap(
-        z=np.where(seen & np.isnan(z), 0.0, np.nan).astype(np.float32),
-        x=positions,
-        y=layers,
-        colorscale=[[0, "rgba(128,136,150,0.10)"], [1, "rgba(128,136,150,0.10)"]],
-        showscale=False,
-        hoverinfo="skip",
-        name="kept",
+    tokens = np.asarray([plain(token) for token in table["token"].to_numpy()[: shape[1]]], dtype=object)
+    kept, unread = (np.where(where, 0, np.nan).astype(np.float32) for where in (seen & np.isnan(z), ~seen))
+    end = float(latest if latest is not None else max(1, positions[-1]))
+    # One heatmap for each fate, which is empty elsewhere and leaves the pointer there to the others.
+    fates: list[tuple[str, np.ndarray, str, dict[str, Any]]] = [
+        ("kept", kept, "in the cache", _one_colour("rgba(128,136,150,0.10)")),
+        ("unread", unread, "not read yet", _one_colour("rgba(0,0,0,0)")),
+        (
+            "dropped",
+            z,
+            "dropped at step %{z:d}",
+            {"zmin": 0, "zmax": end, "colorscale": SEQUENTIAL, "colorbar": {"title": {"text": "dropped at step"}}},
+        ),
+    ]
+    figure = go.Figure(
+        [
+            go.Heatmap(
+                name=name,
+                z=cells,
+                x=positions,
+                y=layers,
+                text=np.where(np.isnan(cells), "", tokens),
+                hoverongaps=False,
+                hovertemplate=f"layer %{{y}}, token %{{x}} “%{{text}}”<br>{fate}<extra></extra>",
+                **looks,
+            )
+            for name, cells, fate, looks in fates
+            if name != "unread" or not seen.all()
+        ]
     )
-    figure.add_heatmap(
-        z=z,
-        x=positions,
-        y=layers,
-        zmin=0,
-        zmax=float(latest if latest is not None else max(1, positions[-1])),
-        colorscale=SEQUENTIAL,
-        colorbar={"title": {"text": "dropped at step"}},
-        hoverinfo="skip",
-        name="dropped",
-    )
-    _add_cells(figure, table)
     if n_prompt is not None and positions[0] < n_prompt <= positions[-1]:
         figure.add_vline(n_prompt - 0.5, line={"width": 1, "dash": "dot"})
         figure.add_annotation(
@@ -122,33 +132,8 @@ def plot_atlas(
     return figure
 
 
-def _add_cells(figure: go.Figure, table: pd.DataFrame) -> None:
-    """Transparent markers over the cells, which answer the pointer: a page cannot select a heatmap's cells.
-
-    WebGL, because SVG markers take 4 s for 15,000 cells, and all of them within 3 px count as hit.
-    """
-    dropped = table["dropped_at"].notna()
-    fates = {
-        "dropped at step %{customdata}": dropped,
-        "in the cache": ~dropped & table["seen"],
-        "not read yet": ~table["seen"],
-    }
-    shown = {token: plain(token) for token in table["token"].unique()}
-    for fate, chosen in fates.items():
-        cells = table[chosen]
-        if len(cells):
-            figure.add_scattergl(
-                x=cells["position"],
-                y=cells["layer"],
-                mode="markers",
-                marker={"size": 1, "opacity": 0},
-                text=cells["token"].map(shown),
-                customdata=cells["dropped_at"],
-                hovertemplate=f"layer %{{y}}, token %{{x}} “%{{text}}”<br>{fate}<extra></extra>",
-                selected={"marker": {"opacity": 0}},
-                unselected={"marker": {"opacity": 0}},
-                name="cells",
-            )
+def _one_colour(colour: str) -> dict[str, Any]:
+    return {"zmin": 0, "zmax": 1, "colorscale": [[0, colour], [1, colour]], "showscale": False}
 
 
 def plot_overview(pooled: pd.DataFrame, window: tuple[int, int]) -> go.Figure:
