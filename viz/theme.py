@@ -27,6 +27,30 @@ _METHODS = {
     "snapkv": ("#56B4E9", _DASHES[0]),
     "random": ("#A0A0A0", _DASHES[2]),  # the two references are greys, readable on both grounds; methods have hues
     "dense": ("#707070", _DASHES[0]),
+    "prunenet": ("#D55E00", _DASHES[0]),
+    "leverage": ("#0072B2", _DASHES[1]),
+    "row_norm": ("#009E73", _DASHES[3]),
+    "column_norm": ("#E69F00", _DASHES[5]),
+    "wanda_sp": ("#56B4E9", _DASHES[0]),
+    "flap": ("#CC79A7", _DASHES[4]),
+    "llm_pruner": ("#009E73", _DASHES[1]),
+    "svd_truncation": ("#E69F00", _DASHES[1]),
+    "svd_llm": ("#0072B2", _DASHES[4]),
+    "head_pruning": ("#CC79A7", _DASHES[5]),
+    "random_neurons": ("#A0A0A0", _DASHES[2]),
+}
+_SYMBOLS = {
+    "prunenet": "star",
+    "leverage": "square",
+    "row_norm": "diamond",
+    "column_norm": "triangle-up",
+    "wanda_sp": "circle",
+    "flap": "pentagon",
+    "llm_pruner": "triangle-down",
+    "svd_truncation": "hourglass",
+    "svd_llm": "bowtie",
+    "head_pruning": "cross",
+    "random_neurons": "x",
 }
 
 
@@ -43,6 +67,12 @@ def method_colour(name: str) -> str:
 def method_dash(name: str) -> str:
     """The line dash of a method, which tells two lines apart without colour and where two names share a hue."""
     return _look(name)[1]
+
+
+def method_symbol(name: str) -> str:
+    """The marker of a method, which tells two points apart without colour."""
+    shapes = ("hexagon", "hexagram", "star-diamond", "star-square")
+    return _SYMBOLS.get(name) or shapes[zlib.crc32(name.encode()) % len(shapes)]
 
 
 @dataclass(frozen=True)
