@@ -104,19 +104,24 @@ def _choose(page, label: str) -> float:  # type: ignore[no-untyped-def]
 
 
 def _choose_head(page) -> float:  # type: ignore[no-untyped-def]
+    """Seconds from a click on a head to the sentence about the chosen token that names it."""
     box = page.get_by_role("combobox", name="KV head")
-    current = page.locator("[data-testid=stSelectbox]", has=box).inner_text()
+    chosen = "head 1" if box.input_value() == "head 0" else "head 0"
     box.click()
-    chosen = "head 1" if "head 0" in current else "head 0"
     option = page.get_by_role("option", name=chosen, exact=True)
+    option.wait_for()
+    if page.evaluate(_TOLD, chosen):
+        raise RuntimeError(f"the page names KV {chosen} before it is chosen: nothing is measured")
     began = time.perf_counter()
     option.click()
-    page.wait_for_function(
-        "text => [...document.querySelectorAll('[data-testid=stMarkdown]')].some(m => m.textContent.includes(text))",
-        arg=f"KV {chosen} ",
-    )
+    page.wait_for_function(_TOLD, arg=chosen)
     page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
     return time.perf_counter() - began
+
+
+_TOLD = """head => [...document.querySelectorAll("[data-testid=stMarkdown]")].some(
+    ({ textContent }) => /^\\s*Token \\d/.test(textContent) && RegExp(`KV ${head}\\\\b`).test(textContent)
+)"""
 
 
 def _wait_for(address: str, most: float = 60) -> None:

@@ -68,7 +68,7 @@ def plot_atlas(
         raise ValueError(f"{shape[0]} × {shape[1]} cells are too many to draw: pool them, or choose a window")
     z = table["dropped_at"].to_numpy(np.float32).reshape(shape)
     seen = table["seen"].to_numpy().reshape(shape)
-    tokens = np.asarray([plain(token) for token in table["token"].to_numpy()[: shape[1]]], dtype=object)
+    tokens = np.asarray([plain(token) for token in table["token"].to_numpy()[: shape[1]]])  # as str: Plotly copies fast
     kept, unread = (np.where(where, 0, np.nan).astype(np.float32) for where in (seen & np.isnan(z), ~seen))
     end = float(latest if latest is not None else max(1, positions[-1]))
     # One heatmap for each fate, which is empty elsewhere and leaves the pointer there to the others.
@@ -98,38 +98,33 @@ def plot_atlas(
             if name != "unread" or not seen.all()
         ]
     )
+    shapes, notes = [], []  # set once, at the end: Plotly checks all of them again for each that is added
+    above = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     if n_prompt is not None and positions[0] < n_prompt <= positions[-1]:
-        figure.add_vline(n_prompt - 0.5, line={"width": 1, "dash": "dot"})
-        figure.add_annotation(
-            x=n_prompt - 0.5, y=1, yref="paper", text="generated →", showarrow=False, xanchor="left", yanchor="bottom"
-        )
+        shapes.append(_line(n_prompt - 0.5, width=1, dash="dot"))
+        notes.append({**above, "x": n_prompt - 0.5, "xanchor": "left", "text": "generated →"})
     if step is not None and step < positions[-1]:
-        figure.add_vline(step + 0.5, line={"width": 1.5})
+        shapes.append(_line(step + 0.5, width=1.5))
     if selected is not None:
         layer, position = selected
-        figure.add_shape(
-            type="rect",
-            x0=positions[0] - 0.5,
-            x1=positions[-1] + 0.5,
-            y0=layer - 0.5,
-            y1=layer + 0.5,
-            line={"width": 1.5},
-        )
+        across = {"x0": positions[0] - 0.5, "x1": positions[-1] + 0.5}
+        shapes.append({"type": "rect", **across, "y0": layer - 0.5, "y1": layer + 0.5, "line": {"width": 1.5}})
         if positions[0] <= position <= positions[-1]:
-            figure.add_annotation(
-                x=position,
-                y=1,
-                yref="paper",
-                text="▼",
-                showarrow=False,
-                yanchor="bottom",
-                xanchor="center",
-                borderpad=0,
-            )
-    figure.update_xaxes(title="token position", range=[positions[0] - 0.5, positions[-1] + 0.5])
-    figure.update_yaxes(title="layer", range=[layers[0] - 0.5, layers[-1] + 0.5], showgrid=False)
-    figure.update_layout(height=150 + 10 * shape[0], dragmode="zoom", hoverdistance=-1, showlegend=False)
-    return figure
+            notes.append({**above, "x": position, "xanchor": "center", "text": "▼", "borderpad": 0})
+    return figure.update_layout(
+        height=150 + 10 * shape[0],
+        dragmode="zoom",
+        hoverdistance=-1,
+        showlegend=False,
+        xaxis={"title": {"text": "token position"}, "range": [positions[0] - 0.5, positions[-1] + 0.5]},
+        yaxis={"title": {"text": "layer"}, "range": [layers[0] - 0.5, layers[-1] + 0.5], "showgrid": False},
+        shapes=shapes,
+        annotations=notes,
+    )
+
+
+def _line(x: float, **look: Any) -> dict[str, Any]:
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "y domain", "line": look}
 
 
 def _one_colour(colour: str) -> dict[str, Any]:

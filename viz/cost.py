@@ -13,7 +13,7 @@ from sparsity_core.trace import Trace
 from viz.theme import SEQUENTIAL, method_colour, method_dash, plain
 
 MEASURES = {
-    "ideal_cosine": "cosine with the ideal mask, weighted by attention",
+    "ideal_cosine": "cosine with the ideal mask",
     "ideal_recall": "share of the ideal keys that is kept",
     "retained": "dense attention mass retained",
 }
