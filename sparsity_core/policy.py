@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 
 from sparsity_core.compress import kept_count
@@ -117,7 +118,7 @@ class Policy:
         if hashlib.blake2b(data).hexdigest() != card.pop("blake2b", None):
             raise ValueError(f"{path} is not the file that {path.stem}.json was written with: {again}")
         try:
-            tensors, _ = _read_tensors(path)
+            tensors = tensors_of(data)
             del card["format"]
             variant, (n, d) = card.pop("variant"), card.pop("dims")
             policy = cls(variant, tensors["parameters"], (int(n), int(d)), card, tensors["kept"])
@@ -150,8 +151,12 @@ def find_policy(model: Model, variant: str, name: str = "auto", progress: Progre
     checkpoint: Path | None = own.with_suffix(".part")
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            _read_tensors(own.with_suffix(".part"))
     except OSError:
         checkpoint = None
+    except SafetensorError:  # the cache is ours, so nobody is asked
+        own.with_suffix(".part").unlink(missing_ok=True)
     policy = train_policy(model, variant=variant, progress=progress, checkpoint=checkpoint)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the training again, no more
         policy.save(own)
@@ -351,9 +356,12 @@ class _Spectra:
         )
 
     def __enter__(self) -> _Spectra:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread alone: what it does itself between two passes is small
         return self
 
     def __exit__(self, *raised: object) -> None:
+        torch.set_num_threads(self._threads)
         self._pool.shutdown(cancel_futures=True)
 
     @property
