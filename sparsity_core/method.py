@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsity_core.compress import CompressedModel, Ranking
     from sparsity_core.ffn import FeedForward
     from sparsity_core.models import Model
+    from sparsity_core.selection import Selector
 
 REDUCTIONS = ("sum", "mean", "max")  # as the kernels have them; importing those would import torch with every page
 Progress = Callable[[float, str], None]  # (share done in 0…1, what is being done); raises to cancel
@@ -75,11 +76,11 @@ class Method:
         return dataclasses.fields(cls)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        """The canonical spelling: the budget or ratio, and every knob that is not at its default."""
+        """The canonical spelling: the budget, ratio or tokens, and every knob that is not at its default."""
         shown = [
             f"{knob_.name}={_spell(getattr(self, knob_.name))}"
             for knob_ in self.knobs()
-            if knob_.name in ("budget", "ratio") or getattr(self, knob_.name) != knob_.default
+            if knob_.name in ("budget", "ratio", "tokens") or getattr(self, knob_.name) != knob_.default
         ]
         return f"{self.name}({', '.join(shown)})"
 
@@ -148,6 +149,26 @@ class SelectionMethod(Method):
     """Decides which cached keys each query reads; forgets between queries."""
 
     stage = "decode"
+
+
+@dataclass(frozen=True)
+class DecodeMethod(SelectionMethod):
+    """Reads a share of the cached keys at each step, chosen by an approximate score; the KV head's query heads together."""
+
+    tokens: float = knob(0.25, low=0.03, high=1.0, at_most=1.0, help="share of the context that a query reads")
+    dense_layers: int = knob(2, low=0, high=8, at_least=0, help="first layers that read everything")
+    reduction: str = knob("sum", choices=REDUCTIONS, help="of the scores, over the query heads that share a KV head")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tokens > 0:
+            raise ValueError(
+                f"{self.name}: tokens is the share of the context that is read, above 0 to 1; got {self.tokens:g}"
+            )
+
+    def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
+        """Makes the selector of a layer, anew for each run. Raises ValueError where the method does not fit the model."""
+        raise TypeError(f"{type(self).__name__} must define selectors")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from kernels import NEVER, evict_scan, flash_column_score
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
+from sparsity_core.selection import Selected, Selector, attend_selected, decode_selected
 
 if TYPE_CHECKING:
     from sparsity_core.models import Model
@@ -182,6 +183,9 @@ class Recorder:
         snapshot_steps: Sequence[int] = (),
         seed: int = 0,
         cache: Any = None,
+        selectors: Callable[[int], Selector | None] | None = None,
+        tokens: float = 1.0,
+        first_decode: int = 0,
         only_layer: int | None = None,
         on_layer: Callable[[int], None] = lambda layer: None,
     ) -> None:
@@ -196,6 +200,10 @@ class Recorder:
         shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
         self._rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
         self._states: dict[int, LayerState] = {}
+        self._make_selector, self._tokens, self._first_decode = selectors, tokens, first_decode
+        self._selectors: dict[int, Selector | None] = {}
+        self._left: dict[int, torch.Tensor] = {}  # what this forward's evictions left of a layer's cache
+        self.selected: dict[int, Selected] = {}
 
     def attend(
         self,
@@ -212,7 +220,11 @@ class Recorder:
             raise ValueError(f"a recorder follows one text at a time; got a batch of {q.shape[0]}")
         self.on_layer(layer)
         self.calls[layer] += 1
-        out = self._follow(layer, q, k, v, {"scale": scale, "softcap": softcap, "window": window})
+        before = self._states[layer].positions if layer in self._states else None
+        own = {"scale": scale, "softcap": softcap, "window": window}
+        out = self._follow(layer, q, k, v, own)
+        if self._make_selector is not None:
+            out = self._select(layer, before, out, q, k, v, own)
         if layer == self.only_layer:
             raise Enough
         return out
@@ -233,6 +245,53 @@ class Recorder:
         v_rest = torch.cat([_take(v, state.positions), v[:, :, n_first:]], dim=2)
         rest = self._scan(layer, state, state.rule.then, q[:, :, n_first:], k_rest, v_rest, self.start + n_first, own)
         return torch.cat([first, rest], dim=2)
+
+    def _select(
+        self,
+        layer: int,
+        before: torch.Tensor | None,
+        out: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        own: dict[str, Any],
+    ) -> torch.Tensor:
+        """The forward's output with its decode queries' part replaced by attention over what they select.
+
+        `before` [1, Hkv, past] are the positions that the cache held when this forward began.
+        """
+        if layer not in self._selectors:
+            assert self._make_selector is not None
+            self._selectors[layer] = self._make_selector(layer)
+            self.selected[layer] = Selected.empty(q.shape[1], k.shape[1], self.n_tokens)
+        selector, record, n = self._selectors[layer], self.selected[layer], q.shape[2]
+        if selector is None:
+            return out
+        selector.append(k[:, :, k.shape[2] - n :])
+        dense = min(n, max(0, self._first_decode - self.start))
+        if n == 1 and not dense and self.cache is not None and own["softcap"] is None and own["window"] is None:
+            new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
+            positions = new if before is None else torch.cat([before, new], dim=2)
+            out, index = decode_selected(q, k, v, selector, share=self._tokens, scale=own["scale"])
+            per = index.shape[1] // k.shape[1]
+            read = positions.repeat_interleave(per, 1).gather(2, index).view(k.shape[1], -1).cpu()
+            record.count.scatter_add_(1, read, torch.full(read.shape, 1.0 / per))
+        elif dense < n:
+            evicted_at = self._states[layer].evicted_at[0, :, : k.shape[2]] if self.cache is None else None
+            chosen = attend_selected(
+                q[:, :, dense:], k, v, selector, share=self._tokens, start=self.start + dense, record=record,
+                evicted_at=evicted_at, **own,
+            )  # fmt: skip
+            out = torch.cat([out[:, :, :dense], chosen], dim=2)
+        left = self._left.pop(layer, None)
+        if left is not None:
+            selector.keep(left)
+        return out
+
+    @property
+    def index_bytes(self) -> int:
+        """What the decode stage's indexes hold beside the cache."""
+        return sum(s.nbytes for s in self._selectors.values() if s is not None)
 
     def _prefill(
         self,
@@ -334,6 +393,7 @@ class Recorder:
                 raise ValueError(
                     f"{self.model.name} caches compressed keys, which cannot be evicted: use run, not generate"
                 )
+            self._left[layer] = columns
             self.cache.layers[layer].keys = _take(k, columns)
             self.cache.layers[layer].values = _take(v, columns)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsity_core.method import EvictionMethod, LayerShape, Pipeline, PrefillRule
+from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipeline, PrefillRule
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
 from sparsity_core.record import Enough, Recorder, recording
@@ -83,6 +83,7 @@ def run(
         token_classes=classes,
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
+        **_decoding(model, pipeline, 0, progress),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
     )
     progress(0.0, "reading the prompt")
@@ -94,7 +95,9 @@ def run(
     draft = _draft(model, pipeline, method, recorder, ids, texts, groups, classes, n, n_prefill, seed)
     draft = _made_from(draft, reference)
     per_key = 2 * model.arch.head_dim * model.dtype.itemsize
-    draft = replace(draft, kv_bytes=recorder.n_cached() * per_key, kv_bytes_dense=_dense_bytes(reference, n))
+    draft = replace(
+        draft, kv_bytes=recorder.n_cached() * per_key + recorder.index_bytes, kv_bytes_dense=_dense_bytes(reference, n)
+    )
     return _complete(
         model, draft, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
     )
@@ -149,6 +152,7 @@ def generate(
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
+        **_decoding(model, pipeline, n_prompt, progress),
         on_layer=lambda i: (
             progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
         ),
@@ -171,7 +175,7 @@ def generate(
     recorder.check_fired(len(states))
     forward_seconds = time.perf_counter() - began
     seen = ids[:-1]
-    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) + recorder.index_bytes
     texts, groups = pieces(model.tokenizer, seen)
     draft = _draft(
         model, pipeline, method, recorder, seen, texts, groups, classes[: len(seen)], n_prompt, n_prompt, seed
@@ -228,10 +232,26 @@ def refill(
         snapshot_steps=[int(s) for s in wanted],
         seed=trace.provenance.seed,
         only_layer=layer,
+        **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, _silent),
     )
     with recording(recorder), contextlib.suppress(Enough):
         model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
     return np.asarray(wanted, np.int32), recorder.layer_snapshots(layer)
+
+
+def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) -> dict[str, Any]:
+    """The recorder's arguments for the decode stage; queries from `first` on select."""
+    method = pipeline.decode
+    if method is None:
+        return {}
+    if not isinstance(method, DecodeMethod):
+        raise ValueError(f"{method.name} is no decode method")
+    make = method.selectors(model, lambda share, doing: progress(0.0, doing))
+    return {
+        "selectors": lambda layer: None if layer < method.dense_layers else make(layer),
+        "tokens": method.tokens,
+        "first_decode": first,
+    }
 
 
 _pruned: dict[tuple[str, str, str, str], Model] = {}
@@ -251,9 +271,9 @@ def pruned(model: Model, pipeline: Pipeline, progress: Progress = _silent) -> Mo
 
 
 def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
-    others = [stage for stage in pipeline.methods if stage not in ("weights", "eviction")]
+    others = [stage for stage in pipeline.methods if stage not in ("weights", "eviction", "decode")]
     if others:
-        raise ValueError(f"the {others[0]} stage cannot be run yet: only weights and eviction methods can")
+        raise ValueError(f"the {others[0]} stage cannot be run yet: only weights, eviction and decode methods can")
     return pipeline.eviction
 
 
@@ -367,7 +387,18 @@ def _draft(
         kv_bytes_dense=0,
         continuation="",
         notes=tuple(notes),
+        **_selections(recorder, n),
     )
+
+
+def _selections(recorder: Recorder, n: int) -> dict[str, np.ndarray]:
+    """What the decode stage read, as the trace's fields; nothing where there is none."""
+    layers = [recorder.selected[i] for i in sorted(recorder.selected)]
+    if not layers:
+        return {}
+    read = {"selected": [s.count for s in layers], "selected_mass": [s.mass for s in layers]}
+    read["selected_recall"] = [s.recall for s in layers]
+    return {name: torch.stack(values)[..., :n].numpy() for name, values in read.items()}
 
 
 def _made_from(draft: Trace, reference: Model) -> Trace:

@@ -47,6 +47,10 @@ class Provenance:
     seconds: dict[str, float]
 
 
+def _nothing() -> np.ndarray:
+    return np.zeros((0, 0, 0), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """What one pipeline did to one text. L layers, H query heads, Hkv KV heads, T tokens, S snapshots, P probes."""
@@ -82,6 +86,14 @@ class Trace:
     kv_bytes_dense: int
     continuation: str  # what generate wrote, its last token included; "" for run
     notes: tuple[str, ...] = field(default=())
+    # Of a decode stage; empty without one. Layers that read everything hold nan.
+    selected: np.ndarray = field(default_factory=_nothing)  # float32 [L, Hkv, T]: how many queries read each key
+    selected_mass: np.ndarray = field(
+        default_factory=_nothing
+    )  # float32 [L, H, T]: exact attention that each query read
+    selected_recall: np.ndarray = field(
+        default_factory=_nothing
+    )  # float32 [L, Hkv, T]: share of the exact top keys read
 
     @property
     def n_tokens(self) -> int:
@@ -148,6 +160,9 @@ class Trace:
         if self.compared:
             shapes["regret"] = (layers, self.n_heads, t)
             shapes |= {name: (layers, heads, p) for name in ("ideal_recall", "ideal_cosine", "ideal_mass")}
+        if self.selected.size:
+            shapes |= {"selected": (layers, heads, t), "selected_recall": (layers, heads, t)}
+            shapes["selected_mass"] = (layers, self.n_heads, t)
         wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]
         if wrong or not len(self.texts) == len(self.tokens) == len(self.classes) == t:
             raise ValueError(f"{wrong or 'the tokens'} do not fit the trace")

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsity_core.method import DecodeMethod, Progress, knob, register
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+    from sparsity_core.selection import Selector
+
+
+@register
+@dataclass(frozen=True)
+class SparQ(DecodeMethod):
+    """Ranks all keys by the channels in which the query itself is largest, then reads the best exactly.
+
+    Without the paper's correction by the mean value of what is not read.
+    """
+
+    name: ClassVar[str] = "sparq"
+    source: ClassVar[str] = "arXiv:2312.04985"
+    equation: ClassVar[str] = (
+        r"\hat{s} = \operatorname{softmax}\!\Big(q_{C} K_{C}^\top \big/ "
+        r"\sqrt{D\,\lVert q_{C}\rVert_1/\lVert q\rVert_1}\Big),\quad C = \operatorname{top}_r |q|"
+    )
+
+    channels: int = knob(16, low=4, high=64, at_least=1, help="r: channels that each query chooses")
+
+    def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
+        from sparsity_core.selection import QuerySelector
+
+        if self.channels > model.arch.head_dim:
+            raise ValueError(
+                f"{self.name}: channels is at most {model.arch.head_dim}, a head of {model.name}; got {self.channels}"
+            )
+        return lambda layer: QuerySelector(self.channels, self.reduction)

@@ -1,0 +1,244 @@
+"""Decode selection: which cached keys a query reads, by an approximate score, and what that choice left unread.
+
+A selector lives as long as one layer of one run. It sees each key once, when it enters the cache, and may keep a small
+index of it (Double Sparsity's labels); its scores rank the keys for each query, and the best share is read exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kernels import Labels, dequantise, label_scores, quantise, sparse_decode
+from kernels.rows import attend, causal_rows, reduce_group
+
+
+class Selector(Protocol):
+    """One layer's index of the cache. Axes: B batch, Hkv KV heads, G query heads each, R queries, C keys."""
+
+    def append(self, k: torch.Tensor) -> None:
+        """Takes the keys that enter the cache, [B, Hkv, new, D]."""
+
+    def keep(self, columns: torch.Tensor) -> None:
+        """Leaves only these keys, [B, Hkv, kept], as an eviction left only them in the cache."""
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
+        """[B, Hkv, 1 or G, R, C] of queries q [B, H, R, D] at `start` … against all keys k [B, Hkv, C, D] of the cache."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the index holds beside the cache."""
+
+
+class LabelSelector:
+    """Double Sparsity's label cache: a few channels of every key, in few bits (arXiv 2408.07092)."""
+
+    def __init__(self, channels: torch.Tensor, dtype: str, reduction: str) -> None:
+        self._channels = channels  # int64 [Hkv, r], or [H, r] where each query head has its own
+        self._dtype, self._reduction = dtype, reduction
+        self._labels: Labels | None = None
+
+    def append(self, k: torch.Tensor) -> None:
+        own = k.repeat_interleave(self._channels.shape[0] // k.shape[1], 1)
+        new = quantise(own.gather(3, self._spread(own)), self._dtype)
+        if self._labels is not None:
+            values = torch.cat([self._labels.values, new.values], 2)
+            scale = None if new.scale is None else torch.cat([self._labels.scale, new.scale], 2)  # type: ignore[list-item]
+            new = Labels(values, scale, self._dtype)
+        self._labels = new
+
+    def keep(self, columns: torch.Tensor) -> None:
+        labels = self._held()
+        index = columns.repeat_interleave(labels.values.shape[1] // columns.shape[1], 1)
+        values = labels.values.gather(2, index[..., None].expand(*index.shape, labels.values.shape[3]))
+        self._labels = Labels(values, None if labels.scale is None else labels.scale.gather(2, index), self._dtype)
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
+        labels, (batch, n_heads, rows, _) = self._held(), q.shape
+        n_kv = k.shape[1]
+        per_head = self._channels.shape[0] == n_heads and n_heads > n_kv
+        channels = self._channels if per_head else self._channels.repeat_interleave(n_heads // n_kv, 0)
+        own_q = q.gather(3, channels[None, :, None].expand(batch, -1, rows, -1))
+        if rows == 1:
+            found = label_scores(own_q[:, :, 0], labels, reduction=self._reduction)[:, :, None, None]
+            return found.view(batch, n_kv, -1, 1, found.shape[-1])
+        grouped = own_q.float().view(batch, labels.values.shape[1], -1, rows, own_q.shape[-1])
+        keys = dequantise(labels).transpose(-1, -2)[:, :, None]
+        if self._reduction == "max":
+            found = (grouped @ keys).amax(2, keepdim=True)
+        else:  # linear: over the queries before the product, as label_scores does
+            found = reduce_group(grouped, self._reduction)[:, :, None] @ keys
+        return found.view(batch, n_kv, -1, rows, found.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._labels is None else self._labels.nbytes
+
+    def _held(self) -> Labels:
+        if self._labels is None:
+            raise RuntimeError("no key has entered the label cache")
+        return self._labels
+
+    def _spread(self, k: torch.Tensor) -> torch.Tensor:
+        return self._channels[None, :, None].expand(k.shape[0], -1, k.shape[2], -1)
+
+
+class QuerySelector:
+    """SparQ: the channels in which each query itself is largest, no index kept (arXiv 2312.04985).
+
+    s = softmax(q_r · K / √(D · ‖q_r‖₁ / ‖q‖₁)), summed over the query heads of a KV head.
+    """
+
+    nbytes = 0
+
+    def __init__(self, channels: int, reduction: str) -> None:
+        self._n, self._reduction = channels, reduction
+
+    def append(self, k: torch.Tensor) -> None:
+        pass
+
+    def keep(self, columns: torch.Tensor) -> None:
+        pass
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
+        batch, _, rows, dim = q.shape
+        size = q.float().abs()
+        top = size.topk(min(self._n, dim), dim=-1).indices
+        part = torch.zeros_like(size).scatter_(3, top, q.float().gather(3, top))
+        share = part.abs().sum(-1, keepdim=True) / size.sum(-1, keepdim=True).clamp_min(1e-20)
+        part = part / (dim * share).clamp_min(1e-20).sqrt()
+        logits = part.view(batch, k.shape[1], -1, rows, dim) @ k.float().transpose(-1, -2)[:, :, None]
+        columns = torch.arange(k.shape[2], device=q.device)
+        future = columns > start + torch.arange(rows, device=q.device)[:, None]
+        p = torch.softmax(logits.masked_fill(future, float("-inf")), dim=-1)
+        return reduce_group(p, self._reduction)[:, :, None]
+
+
+class PageSelector:
+    """Quest: an upper bound of any logit in a page of keys, from the page's extremes (arXiv 2406.10774).
+
+    b = Σ_c max(q_c · min_c, q_c · max_c); the page that is still being filled is always read.
+    """
+
+    def __init__(self, page: int, reduction: str) -> None:
+        self._page, self._reduction = page, reduction
+        self._bytes = 0
+
+    def append(self, k: torch.Tensor) -> None:
+        self._bytes += 2 * k.nbytes // self._page
+
+    def keep(self, columns: torch.Tensor) -> None:
+        raise ValueError("pages of keys cannot be combined with an eviction method: choose another decode method")
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
+        batch, _, rows, dim = q.shape
+        n_kv, n = k.shape[1:3]
+        whole = n // self._page
+        pages = k[:, :, : whole * self._page].float().view(batch, n_kv, whole, self._page, dim)
+        low, high = pages.amin(3).transpose(-1, -2)[:, :, None], pages.amax(3).transpose(-1, -2)[:, :, None]
+        grouped = q.float().view(batch, n_kv, -1, rows, dim)
+        bound = grouped.clamp_min(0) @ high + grouped.clamp_max(0) @ low  # [B, Hkv, G, R, pages]
+        # A page's rank and then the place in it, so that no two keys tie and a page is read from its beginning.
+        rank = reduce_group(bound, self._reduction).argsort(dim=-1, stable=True).argsort(-1)
+        place = torch.arange(self._page, device=q.device)
+        ordered = (rank[..., None] * self._page + (self._page - 1 - place)).flatten(-2).float()
+        found = torch.nn.functional.pad(ordered, (0, n - whole * self._page))
+        query = start + torch.arange(rows, device=q.device)[:, None]
+        key = torch.arange(n, device=q.device)
+        filling = key >= (query // self._page) * self._page
+        return torch.where(filling, (n + key).float(), found)[:, :, None]  # above every whole page, the newest first
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+
+@dataclass
+class Selected:
+    """What one layer's queries read. Filled in as they come."""
+
+    count: torch.Tensor  # int32 [Hkv, T]: how many queries read each key; of query heads that differ, the mean
+    mass: torch.Tensor  # float32 [H, T]: share of the exact attention that each query's selection holds; nan: dense
+    recall: torch.Tensor  # float32 [Hkv, T]: share of the exact attention's own top keys that are selected
+
+    @classmethod
+    def empty(cls, n_heads: int, n_kv: int, n: int) -> Selected:
+        nan = float("nan")
+        return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan))
+
+
+def attend_selected(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    selector: Selector,
+    *,
+    share: float,
+    start: int,
+    record: Selected,
+    evicted_at: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, D].
+
+    q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
+    `evicted_at` [Hkv, Tk] hides what an eviction method has dropped by then.
+    """
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    key = torch.arange(k.shape[2], device=q.device)
+    for heads, begin, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+        own, columns = slice(heads.start * group, heads.stop * group), past + end
+        query = torch.arange(past + begin, columns, device=q.device)[:, None]
+        visible = (key[:columns] <= query)[None]
+        if window is not None:
+            visible = visible & (key[:columns] > query - window)
+        if evicted_at is not None:
+            visible = visible & (query < evicted_at[heads, None, :columns])
+            p = p * visible[:, None]
+            p = p / p.sum(-1, keepdim=True)
+        visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
+        n_read = (share * visible.sum(-1)).ceil().clamp_min(1).long()
+        if share < 1.0:
+            approximate = selector.scores(q[:, :, begin:end], k, past + begin)[0, heads, :, :, :columns]
+            read = _best(approximate.masked_fill(~visible[:, None], float("-inf")), n_read[:, None])
+            ideal = _best(reduce_group(p, "sum")[0].masked_fill(~visible, -1.0), n_read)
+        else:
+            read, ideal = visible[:, None], visible
+        mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
+        at = slice(start + begin, start + end)
+        record.count[heads, : read.shape[-1]] += read.float().mean(1).sum(1).cpu()
+        record.mass[own, at] = mass.flatten(0, 1).float().cpu()
+        record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
+        if share < 1.0:
+            p = p * read / mass[None, ..., None].clamp_min(1e-30)
+        out[:, own, begin:end] = attend(p, v[:, heads, :columns])
+    return out
+
+
+def decode_selected(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selector: Selector, *, share: float, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One decode step [1, H, 1, D] and the keys that it read, int64 [1, Hkv or H, S]: only the selection is touched."""
+    n = k.shape[2]
+    n_read = max(1, math.ceil(share * n))
+    if n_read >= n:
+        index = torch.arange(n, device=q.device).expand(1, k.shape[1], -1)
+    else:
+        index = selector.scores(q, k, n - 1)[:, :, :, 0].flatten(1, 2).topk(n_read, dim=-1).indices
+        if index.shape[1] > k.shape[1]:  # query heads that choose for themselves: an accuracy reference, no saving
+            k, v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
+    return sparse_decode(q[:, :, 0], k, v, index, scale=scale)[:, :, None], index
+
+
+def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """bool like scores [..., R, C]: the `count` [..., R] largest of each row, exactly so many where they tie."""
+    most = int(count.max())
+    top = scores.topk(most, dim=-1).indices
+    within = torch.arange(most, device=scores.device) < count[..., None]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, within.expand_as(top))

@@ -1,0 +1,163 @@
+"""Decode selection: dense where everything is read, exact where all channels rank, and the same simulated and physical."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import quantise
+from sparsity_core import Pipeline, Trace, generate, methods, run
+from sparsity_core.selection import LabelSelector, PageSelector, QuerySelector, _best
+from tests import tiny
+
+IDS = tiny.ids(60)
+DECODE = methods.names("decode")
+
+
+def everything_read(name: str) -> Pipeline:
+    return Pipeline(decode=methods.get(name)(tokens=1.0, dense_layers=0))  # type: ignore[call-arg, arg-type]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize("name", DECODE)
+def test_reading_everything_is_the_dense_model_bit_by_bit(name, family):
+    model = tiny.model(family)
+    dense, whole = run(model, IDS), run(model, IDS, everything_read(name))
+    assert np.array_equal(dense.nll[:-1], whole.nll[:-1])
+    np.testing.assert_allclose(whole.selected_mass, 1, atol=1e-6)
+    assert (whole.selected_recall == 1).all()
+    sees = 60 if family != "mistral" else tiny.WINDOW
+    np.testing.assert_array_equal(
+        whole.selected[0, 0], np.minimum(60 - np.arange(60), sees)
+    )  # by its own query and later
+
+
+@pytest.mark.parametrize("name", DECODE)
+def test_simulated_selection_is_physical_selection(name):
+    """The same tokens read in one forward, and one by one from a cache."""
+    model = tiny.model()
+    pipeline = Pipeline(decode=methods.get(name)(tokens=0.4, dense_layers=1))
+    out = generate(model, IDS[:40], pipeline, max_new_tokens=16, stop_at_eos=False)
+    whole = run(model, [*IDS[:40], *out.token_ids[:-1]], pipeline)
+    # The prompt is dense in generate, so later layers see other keys there: the first sparse layer alone must agree.
+    first = whole.selected_recall[1][:, 40:]
+    assert np.isfinite(first).all()
+    counted = generate(model, IDS[:1], pipeline, max_new_tokens=16, stop_at_eos=False)
+    again = run(model, [IDS[0], *counted.token_ids[:-1]], pipeline)
+    np.testing.assert_allclose(again.nll[:-1], counted.trace.nll[:-1], atol=1e-5)
+    np.testing.assert_allclose(again.selected[1:, :, 1:], counted.trace.selected[1:, :, 1:])
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "int4"])
+def test_selection_and_eviction_together_are_the_same_simulated_and_physical(dtype):
+    model = tiny.model()
+    pipeline = Pipeline.parse(
+        f"eviction=a2sf(budget=9) decode=double_sparsity(tokens=0.5, channels=8, label_dtype={dtype}, dense_layers=0)"
+    )
+    out = generate(model, IDS[11:12], pipeline, max_new_tokens=30, stop_at_eos=False)
+    assert tiny.PAD not in out.token_ids  # its embedding is nought, with which all keys tie
+    again = run(model, [IDS[11], *out.token_ids[:-1]], pipeline)
+    np.testing.assert_array_equal(again.evicted_at, out.trace.evicted_at)
+    np.testing.assert_allclose(again.nll[:-1], out.trace.nll[:-1], atol=1e-5)
+    np.testing.assert_allclose(
+        again.selected[..., 1:], out.trace.selected[..., 1:]
+    )  # the prompt's token is read densely
+
+
+@pytest.mark.parametrize("name", DECODE)
+def test_a_later_token_changes_no_earlier_choice(name):
+    model = tiny.model()
+    pipeline = Pipeline(decode=methods.get(name)(tokens=0.3, dense_layers=0))
+    one, other = run(model, IDS, pipeline), run(model, [*IDS[:50], *tiny.ids(10, seed=9)], pipeline)
+    np.testing.assert_allclose(one.nll[:49], other.nll[:49], atol=1e-9)
+    np.testing.assert_array_equal(one.selected_recall[..., :50], other.selected_recall[..., :50])
+
+
+def test_all_channels_rank_as_the_exact_logits_do():
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 2, 5, 16), torch.randn(1, 2, 30, 16)
+    selector = LabelSelector(torch.arange(16).flip(0).expand(2, -1), "fp16", "sum")
+    selector.append(k.half().float())
+    exact = q @ k.half().float().transpose(-1, -2)
+    torch.testing.assert_close(selector.scores(q, k, 25)[:, :, 0], exact, atol=1e-4, rtol=1e-4)
+
+
+def test_the_label_cache_grows_and_shrinks_with_the_cache():
+    torch.manual_seed(0)
+    k, q = torch.randn(1, 2, 12, 16), torch.randn(1, 4, 1, 16)
+    channels = torch.tensor([[3, 1, 4, 15], [9, 2, 6, 5]])
+    grown, once = (LabelSelector(channels, "int4", "sum") for _ in range(2))
+    for part in k.split([5, 1, 6], dim=2):
+        grown.append(part)
+    once.append(k)
+    assert torch.equal(grown.scores(q, k, 11), once.scores(q, k, 11))
+    columns = torch.tensor([[[0, 3, 11], [2, 3, 4]]])
+    grown.keep(columns)
+    kept = once.scores(q, k, 11)[:, :, 0, 0].gather(2, columns)
+    assert torch.equal(grown.scores(q, k, 2)[:, :, 0, 0], kept)
+    assert grown.nbytes == quantise(torch.zeros(1, 2, 3, 4), "int4").nbytes == 2 * 3 * (2 + 2)
+
+
+def test_sparq_scores_are_the_papers():
+    torch.manual_seed(1)
+    q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 1, 6, 8)
+    found = QuerySelector(3, "sum").scores(q, k, 5)[0, 0, 0, 0]
+    expected = torch.zeros(6)
+    for head in q[0, :, 0]:
+        top = head.abs().topk(3).indices
+        temperature = (8 * head[top].abs().sum() / head.abs().sum()).sqrt()
+        expected += (k[0, 0][:, top] @ head[top] / temperature).softmax(0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_quest_ranks_pages_by_a_bound_that_no_logit_of_theirs_passes():
+    torch.manual_seed(2)
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 21, 8)
+    found = PageSelector(4, "sum").scores(q, k, 20)[0, 0, 0, 0]
+    assert found[20] > found[:20].max()  # the page that is being filled
+    pages = k[0, 0, :20].view(5, 4, 8)
+    bound = torch.maximum(q.flatten() * pages.amin(1), q.flatten() * pages.amax(1)).sum(-1)
+    assert (bound[:, None] >= pages @ q.flatten() - 1e-5).all()
+    order = found[:20].argsort(descending=True)
+    expected = torch.cat([torch.arange(4) + 4 * page for page in bound.argsort(descending=True)])
+    assert order.tolist() == expected.tolist()
+
+
+def test_ties_are_broken_to_exactly_the_count():
+    assert _best(torch.zeros(2, 5), torch.tensor([2, 4])).sum(-1).tolist() == [2, 4]
+
+
+def test_better_channels_read_more_of_the_attention():
+    """All channels against one: the labels must matter."""
+    model = tiny.model()
+    mass = [
+        np.nanmean(run(model, IDS, Pipeline(decode=methods.DoubleSparsity(tokens=0.2, channels=r))).selected_mass)
+        for r in (1, 16)
+    ]
+    assert mass[0] < mass[1] <= 1
+
+
+def test_a_trace_with_selection_comes_back(tmp_path):
+    trace = run(tiny.model(), IDS, Pipeline(decode=methods.DoubleSparsity(tokens=0.5, channels=8)))
+    trace.save(tmp_path / "t.npz")
+    again = Trace.load(tmp_path / "t.npz")
+    np.testing.assert_array_equal(again.selected, trace.selected)
+    np.testing.assert_allclose(again.selected_recall, trace.selected_recall)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [
+        ("decode=double_sparsity(tokens=0.0)", "above 0 to 1"),
+        ("decode=double_sparsity(tokens=1.5)", "at most 1"),
+        ("decode=double_sparsity(channels=17)", "at most 16"),
+        ("decode=double_sparsity(channels=7, label_dtype=int4)", "even number"),
+        ("decode=sparq(channels=17)", "at most 16"),
+        ("eviction=tova(budget=9) decode=quest", "cannot be combined"),
+        ("decode=double_sparsity(calibration='/no/such/file')", "no calibration"),
+    ],
+)
+def test_what_does_not_fit_is_refused(spelling, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny.model(), IDS, Pipeline.parse(spelling), max_new_tokens=2)
