@@ -65,8 +65,8 @@ def _against_dense(shown: list[Shown], compared: dict, at: View) -> None:
         table,
         name="similarity",
         caption="Similarity of the kept keys to the dense model's own top keys of equal number, by layer.",
-        read="The ideal mask keeps, at each step, the keys that the dense model attends to most, as many as the method keeps. "
-        "The cosine weighs each key by that attention.",
+        read="The ideal mask keeps as many keys at each step, those that the dense model attends to most; "
+        "the cosine weighs them by that.",
         sources=sources,
     )
     st.subheader("Regret by layer and head")

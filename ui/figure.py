@@ -55,6 +55,7 @@ def show_figure(
     offer_figure(lambda: figure, table, name=name, caption=caption, read=read, sources=sources)
 
 
+@st.fragment
 def offer_figure(
     draw: Callable[[], go.Figure],
     table: pd.DataFrame,
@@ -70,15 +71,10 @@ def offer_figure(
     """
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
         st.caption(read)
-        _downloads(draw, table, name, caption, sources)
-
-
-@st.fragment
-def _downloads(
-    draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, caption: str, sources: list[tuple[RunSpec, Trace]]
-) -> None:
-    # Filled when it is opened: a page's dozens of hidden buttons take longer to send and to mount than its figures.
-    popover = st.popover("Export", icon=":material/download:", width="content", key=f"export_{name}", on_change="rerun")
+        # Filled when it is opened: a page's dozens of hidden buttons take longer to send and to mount than its figures.
+        popover = st.popover(
+            "Export", icon=":material/download:", width="content", key=f"export_{name}", on_change="rerun"
+        )
     if popover.open:
         with popover:
             _formats(draw, table, name, caption, sources)
