@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages import scores, tokens
+from pages import scores, spectra, tokens
 from ui import session, work
 from ui.literal import literal
 from ui.run_bar import follow_link, run_bar
+from ui.spectra import hold_choices, spectra_link
 from ui.view import view_bar
 
 PAGES = {
     "tokens": (tokens.page, "Tokens", ":material/grid_on:"),
     "scores": (scores.page, "Scores", ":material/show_chart:"),
+    "spectra": (spectra.page, "Spectra", ":material/equalizer:"),
 }
+OF_WEIGHTS = {"spectra"}  # pages of a model's weights, which need no run
 
 
 def main() -> None:
@@ -24,7 +27,7 @@ def main() -> None:
         follow_link()
 
     def draw(page):  # type: ignore[no-untyped-def]
-        return lambda: page(shown, at)
+        return page if page is spectra.page else lambda: page(shown, at)
 
     chosen = st.navigation(
         [
@@ -35,7 +38,11 @@ def main() -> None:
     if problem:
         st.warning(literal(problem))
     run_bar()
-    if shown:
+    of_weights = chosen.url_path in OF_WEIGHTS
+    hold_choices(of_weights)
+    if of_weights:
+        chosen.run()
+    elif shown:
         at = view_bar(shown)  # here and not in the page, whose widgets forget what they held when another page opens
         chosen.run()
     elif work.pending("run"):
@@ -43,7 +50,7 @@ def main() -> None:
     else:
         st.info("This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it.")
     view = {name: st.session_state[name] for name in ("layer", "head", "token", "step") if name in st.session_state}
-    link = session.link_parameters(view)
+    link = session.link_parameters(st.session_state.view | view) | (spectra_link() if of_weights else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
 

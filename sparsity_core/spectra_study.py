@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Progress = Callable[[float, str], None]
 FORMAT = 1  # raised when a stored study can no longer be read as it was meant
 RATIO = 0.25  # at which methods are compared before anybody chose another
-SEEDS = 5  # of a random baseline
+SEEDS = 3  # of a random baseline
 ASSETS = Path(__file__).parent / "assets" / "spectra"
 _BLOCK, _BLOCKS = 1024, 2  # of the evaluation text
 

@@ -1,12 +1,15 @@
-"""Makes the traces that ship with the library, with which the pages open: `python -m ui.bundle` (`make assets`)."""
+"""Makes what ships with the library, with which the pages open: `python -m ui.bundle [traces|spectra]` (`make assets`)."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
+from sparsity_core import spectra_study
 from sparsity_core.run import execute
 from sparsity_core.store import Store, key_of
 from ui.session import EXAMPLE
+from ui.spectra import RATIOS, example_method
 from ui.sweeps import sweep_specs
 
 BESIDE = replace(EXAMPLE, pipeline="eviction=streaming_llm(budget=64)")
@@ -17,7 +20,7 @@ def bundled_specs() -> list:
     return [EXAMPLE, BESIDE, *(sweep_specs(EXAMPLE) or {}).values()]
 
 
-def main() -> None:
+def make_traces() -> None:
     folder = Store().assets
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {f"{key_of(spec)}.npz": spec for spec in bundled_specs()}
@@ -27,6 +30,42 @@ def main() -> None:
         trace = execute(spec)
         trace.save(folder / name)
         print(f"{name}  {(folder / name).stat().st_size / 1024:6.0f} KiB  {spec.pipeline}  generate={spec.generate}")
+
+
+def make_studies() -> None:
+    """Every weights method on the embedded model at one ratio, and the example at every ratio of the slider."""
+    from sparsity_core.models import load
+
+    model = load(EXAMPLE.model, device="cpu", dtype="float32")
+    folder, found = spectra_study.ASSETS, (model.fingerprint, model.dtype_name)
+    for path in folder.glob("*/*.npz"):
+        path.unlink()
+    problems = [spectra_study.keep(spectra_study.study_uncut(model), *found, folder)]
+    example, dense, contenders = example_method(), None, spectra_study.contenders(spectra_study.RATIO)
+    defaults = {str(spectra_study.at_ratio(type(m)(), spectra_study.RATIO)) for m in contenders}
+    for method in contenders:
+        study, ranked = spectra_study.study(model, method, dense=dense)
+        dense = study.dense_perplexity
+        problems.append(spectra_study.keep(study if method == example else study.light(), *found, folder))
+        if ranked is not None and ranked.method in defaults:  # one seed of a random baseline is enough
+            problems.append(spectra_study.keep(ranked, *found, folder))
+        print(f"{method}  perplexity {study.perplexity:.2f} from {dense:.2f}")
+    for ratio in RATIOS:
+        method = spectra_study.at_ratio(example, ratio)
+        if method != example:
+            study, _ = spectra_study.study(model, method, perplexity=False)
+            problems.append(spectra_study.keep(study.light(), *found, folder))
+            print(method)
+    for problem in filter(None, problems):
+        raise SystemExit(problem)
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["traces", "spectra"]
+    if "traces" in wanted:
+        make_traces()
+    if "spectra" in wanted:
+        make_studies()
 
 
 if __name__ == "__main__":

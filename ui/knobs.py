@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, Field
 from typing import Any
 
 import streamlit as st
 
 from sparsity_core import methods
-from sparsity_core.method import Method, parse_value
+from sparsity_core.method import Method, Pipeline, parse_value
 
 DENSE = "dense"
+WHOLE = "none"
 
 
 def method_picker(letter: str, current: Method | None) -> str:
@@ -41,6 +43,34 @@ def method_picker(letter: str, current: Method | None) -> str:
     return f"eviction={cls(**values)}"
 
 
+def weights_picker(letter: str, current: Method | None) -> str:
+    """Chooses what cuts the weights before the run, or nothing. Returns "weights=…", or no text.
+
+    Raises ValueError, as a sentence, where the knobs do not fit together; all of them are drawn by then.
+    """
+    with st.expander(f"Weights {letter}", expanded=current is not None):
+        key = f"{letter}_weights"
+        if key not in st.session_state:
+            st.session_state[key] = current.name if current else WHOLE
+        names = [WHOLE, *methods.names("weights")]
+        name = st.selectbox("Cut by", names, key=key, help="what is cut out of the model before it reads the prompt")
+        if name == WHOLE:
+            return ""
+        cls = methods.get(name)
+        return f"weights={cls(**knob_widgets(letter, cls, cls.knobs(), current))}"
+
+
+def joined(*stages: str) -> str:
+    """The canonical pipeline of some stages, each spelled, dense or empty."""
+    return str(Pipeline.parse(" ".join(stage for stage in stages if stage and stage != DENSE) or DENSE))
+
+
+def knob_widgets(letter: str, cls: type[Method], knobs: Sequence[Field[Any]], current: Method | None) -> dict[str, Any]:
+    """A widget for each of a method's knobs, at first with the values of `current` where that is the same method."""
+    same = current if current is not None and current.name == cls.name else None
+    return {knob.name: _widget(letter, cls, knob, same) for knob in knobs}
+
+
 def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | None) -> Any:
     key = f"{letter}_{cls.name}_{knob.name}"
     default = knob.default if knob.default is not MISSING else None
@@ -54,6 +84,8 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
         return st.text_input(label, key=key, help=text)
     if isinstance(default, bool):
         return st.toggle(label, key=key, help=text)
+    if isinstance(default, str):
+        return st.text_input(label, key=key, help=text)
     if isinstance(default, int):
         return st.number_input(label, step=1, key=key, help=text)
     return st.number_input(label, step=0.05, format="%.2f", key=key, help=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
 from sparsity_core.trace import RunSpec
 from ui import work
-from ui.knobs import DENSE, method_picker
+from ui.knobs import DENSE, joined, method_picker, weights_picker
 from ui.literal import literal
 from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
 
@@ -81,12 +82,16 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     """What the settings ask for, and what is wrong with them. Draws every setting, whatever is wrong with another."""
     problems: list[str] = []
 
-    def method(letter: str, current: Method | None) -> str:
+    def stage(pick: Callable[[str, Method | None], str], letter: str, current: Method | None) -> str:
         try:
-            return method_picker(letter, current)
+            return pick(letter, current)
         except ValueError as error:
             problems.append(explain(error))
             return DENSE
+
+    def pipeline(letter: str, current: Pipeline) -> str:
+        eviction = stage(method_picker, letter, current.eviction)
+        return joined(stage(weights_picker, letter, current.weights), eviction)
 
     model = st.selectbox(
         "Model",
@@ -99,12 +104,11 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     if not prompt.strip():
         problems.append("The prompt is empty: type some text, or choose one from the library.")
     st.caption(_count(model, prompt))
-    current = Pipeline.parse(first.pipeline).eviction
-    pipelines = [method("A", current)]
+    pipelines = [pipeline("A", Pipeline.parse(first.pipeline))]
     second = specs()[1] if len(specs()) > 1 else None
     if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
-        beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)").eviction
-        pipelines.append(method("B", beside))
+        beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)")
+        pipelines.append(pipeline("B", beside))
     with st.expander("Run settings"):
         generate = st.number_input(
             "Generated tokens",

@@ -95,7 +95,8 @@ def _add_bracket(figure: go.Figure, table: pd.DataFrame, measures: Mapping[str, 
     if measures["ks"] <= 0:
         return
     at = measures["ks_at"]
-    shares = [float((own["sigma"] <= at).mean()) for _, own in table.groupby("state", sort=False)]
+    # a stored spectrum is float32, and `at` is one of its values in float64
+    shares = [float((own["sigma"] <= at * (1 + 1e-6)).mean()) for _, own in table.groupby("state", sort=False)]
     low, high = min(shares), max(shares)
     ends, level = ([low, high], [at, at]) if view == "distribution" else ([1 - high, 1 - low], [at, at])
     x, y = (level, ends) if view == "distribution" else (ends, level)

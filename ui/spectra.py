@@ -1,0 +1,449 @@
+"""The Spectra page's choices, the studies that it reads, and the work that makes them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from sparsity_core import methods, spectra_study
+from sparsity_core.jobs import Job, explain
+from sparsity_core.method import Pipeline, WeightMethod
+from sparsity_core.spectra_study import LayerCut, LayerGrams, Ranked, Uncut, WeightStudy
+from sparsity_core.trace import RunSpec
+from ui import work
+from ui.clicks import hear_clicks
+from ui.figure import theme
+from ui.knobs import knob_widgets
+from ui.literal import literal
+from ui.session import EXAMPLE, specs
+from viz import paper
+from viz.spectra import VIEWS
+from viz.theme import style
+
+RATIOS = tuple(round(0.05 * i, 2) for i in range(16))  # 0 to 0.75, as the slider steps
+_LETTER = "S"  # of the page's own method, beside A and B
+_HELD = ("S_", "spectra_")  # widgets whose choices outlive a visit to another page
+_VIEW = ("layer", "head", "token", "step")
+_TABLE_ROWS = 2000
+_LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the page looks at."""
+
+    spec: RunSpec
+    uncut: Uncut
+    method: WeightMethod
+    layer: int
+    matrix: str
+
+    @property
+    def who(self) -> tuple[str, str]:
+        return self.uncut.fingerprint, self.uncut.dtype
+
+    @property
+    def ratio(self) -> float:
+        return float(getattr(self.method, "ratio", 0.0))
+
+
+# --- choices ---
+
+
+def example_method() -> WeightMethod:
+    """What the page opens on: the trained policy where one ships, else the best ranking that needs none."""
+    trained = any((spectra_study.ASSETS.parent / "policies").glob("*.json"))
+    name = "prunenet" if trained and "prunenet" in methods.names("weights") else "leverage"
+    return spectra_study.at_ratio(methods.get(name)(), spectra_study.RATIO)  # type: ignore[arg-type]
+
+
+def hold_choices(on_page: bool) -> None:
+    """Keeps what widgets of pages that are not drawn held: Streamlit forgets them at the end of a run."""
+    if not on_page:
+        st.session_state["spectra away"] = True
+    for key in list(st.session_state):
+        if str(key).startswith(_HELD) or (on_page and key in _VIEW):
+            st.session_state[key] = st.session_state[key]
+
+
+def spectra_link() -> dict[str, str]:
+    """The page's part of the address."""
+    choice: Choice | None = st.session_state.get("spectra choice")
+    return (
+        {} if choice is None else {"weights": str(choice.method), "matrix": choice.matrix, "layer": str(choice.layer)}
+    )
+
+
+def choose(spec: RunSpec, uncut: Uncut) -> Choice | None:
+    """The row of controls. Returns None, and says why, where the knobs do not fit together."""
+    _fill_in(uncut)
+    picked, ratio, layer, matrix = st.columns([2.2, 3.4, 1.4, 2.2], vertical_alignment="bottom")
+    name = picked.selectbox(
+        "Method", methods.names("weights"), key="S_method", help="what decides which weights are cut"
+    )
+    cls = methods.get(name)
+    layer.number_input("Layer", 0, uncut.n_layers - 1, key="S_layer", help="or click a cell of the map below")
+    with matrix:
+        st.segmented_control("Matrix", list(uncut.matrices), key="S_matrix", required=True)
+    knobs = {knob.name: knob for knob in cls.knobs()}
+    values: dict[str, Any] = {}
+    if "ratio" in knobs:
+        values["ratio"] = ratio.select_slider(
+            "Ratio", _ratios(), key="S_ratio", format_func=lambda r: f"{r:.0%}", help=knobs["ratio"].metadata["help"]
+        )
+    others = [knob for knob in cls.knobs() if knob.name != "ratio"]
+    linked: WeightMethod = st.session_state["spectra linked"]
+    if others:
+        with st.expander("More settings"):
+            for columns in _rows(len(others)):
+                for column, knob in zip(columns, others[: len(columns)], strict=False):
+                    with column:
+                        values |= knob_widgets(_LETTER, cls, [knob], linked)
+                others = others[len(columns) :]
+    try:
+        method: Any = cls(**values)
+    except ValueError as error:
+        st.warning(literal(explain(error)), icon=":material/warning:")
+        return None
+    choice = Choice(spec, uncut, method, int(st.session_state.S_layer), st.session_state.S_matrix)
+    st.session_state["spectra choice"] = choice
+    st.session_state["layer"] = choice.layer  # the layer that the other pages look at
+    return choice
+
+
+def _rows(n: int) -> list[Any]:
+    return [st.columns(4) for _ in range(-(-n // 4))]
+
+
+def _ratios() -> list[float]:
+    """The slider's steps, and the ratio of a link between them."""
+    return sorted({*RATIOS, st.session_state.S_ratio})
+
+
+def _fill_in(uncut: Uncut) -> None:
+    """What is not chosen yet, from the address or by default; and what another model cannot have, brought inside."""
+    if "S_method" not in st.session_state:
+        method = _linked()
+        st.session_state["spectra linked"] = method
+        st.session_state.S_method = method.name
+        st.session_state.S_ratio = float(getattr(method, "ratio", spectra_study.RATIO))
+        st.session_state.S_layer = _whole(
+            st.query_params.get("layer"), st.session_state.get("layer", uncut.n_layers // 2)
+        )
+        st.session_state.S_matrix = st.query_params.get("matrix", uncut.first)
+    elif "layer" in st.session_state and st.session_state.get("spectra away"):
+        st.session_state.S_layer = int(st.session_state.layer)
+    st.session_state["spectra away"] = False
+    inside = min(max(0, st.session_state.S_layer), uncut.n_layers - 1)
+    if inside != st.session_state.S_layer:
+        st.session_state.S_layer = inside
+    if st.session_state.S_matrix not in uncut.matrices:
+        st.session_state.S_matrix = uncut.first
+    if not 0.0 <= st.session_state.S_ratio < 1.0:
+        st.session_state.S_ratio = spectra_study.RATIO
+
+
+def _linked() -> WeightMethod:
+    given = st.query_params.get("weights")
+    if given is None:
+        return example_method()
+    try:
+        method = Pipeline.parse(f"weights={given}").weights
+        if method is None:
+            raise ValueError("it names no method")
+        return method
+    except ValueError as error:
+        st.warning(literal(f"The link's method could not be read. {explain(error)} The example is shown instead."))
+        return example_method()
+
+
+def _whole(given: str | None, otherwise: int) -> int:
+    return (
+        int(given) if given is not None and given.isascii() and given.isdigit() and len(given) < 6 else int(otherwise)
+    )
+
+
+# --- what is known ---
+
+
+@st.cache_resource(show_spinner=False)
+def _known() -> dict[str, Any]:
+    """Of this process: fingerprints of models that were loaded, records that no disk would take, and layers made ready."""
+    return {"fingerprints": {}, "records": OrderedDict(), "layers": OrderedDict()}
+
+
+def identity(spec: RunSpec) -> tuple[str, str] | None:
+    """(fingerprint, dtype) of a spec's model; None until it has been loaded once, unless it ships with the library."""
+    found = _known()["fingerprints"].get(_place(spec))
+    if found is None:
+        try:
+            found = _bundled(spec.model, spec.dtype)
+        except LookupError:
+            return None
+    return found
+
+
+def _place(spec: RunSpec) -> str:
+    return f"{spec.model}\n{spec.device}\n{spec.dtype}"
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _bundled(model: str, dtype: str) -> tuple[str, str]:
+    found = spectra_study.bundled(model, dtype)
+    if found is None:
+        raise LookupError(model)  # an exception is not cached, so a later one is found
+    return found.fingerprint, found.dtype
+
+
+def uncut_of(who: tuple[str, str]) -> Uncut | None:
+    return _record("uncut", *who, "")
+
+
+def study_of(who: tuple[str, str], method: WeightMethod) -> WeightStudy | None:
+    return _record("study", *who, str(method))
+
+
+def ranked_of(who: tuple[str, str], method: WeightMethod) -> Ranked | None:
+    """How the method ranks the neurons, where one ranking serves every ratio."""
+    if not spectra_study.is_interactive(method):
+        return None
+    return _record("ranked", *who, str(spectra_study.at_ratio(method, spectra_study.RATIO)))
+
+
+def _record(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
+    held = _known()["records"].get((kind, fingerprint, dtype, spelled))
+    if held is not None:
+        return held
+    try:
+        return _stored(kind, fingerprint, dtype, spelled)
+    except LookupError:
+        return None
+
+
+@st.cache_resource(show_spinner=False, max_entries=128)
+def _stored(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
+    method: Any = Pipeline.parse(f"weights={spelled}").weights if spelled else None
+    found: Any
+    if kind == "uncut":
+        found = spectra_study.find_uncut(fingerprint, dtype)
+    elif kind == "study":
+        found = spectra_study.find_study(fingerprint, dtype, method)
+    else:
+        found = spectra_study.find_ranked(fingerprint, dtype, method)
+    if found is None:
+        raise LookupError(spelled)
+    return found
+
+
+# --- work ---
+
+
+def compute_uncut(spec: RunSpec) -> None:
+    work.submit("spectra", {f"uncut {_place(spec)}": partial(_uncut_work, spec, _known())})
+
+
+def compute_studies(purpose: str, choice: Choice, wanted: list[WeightMethod]) -> None:
+    """Queues the studies of some methods; each is kept as soon as it is done."""
+    known = _known()
+    dense = next((s.dense_perplexity for m in wanted_and_known(choice) if (s := study_of(choice.who, m))), None)
+    work.submit(
+        purpose,
+        {f"study {_place(choice.spec)} {m}": partial(_study_work, choice.spec, m, dense, known) for m in wanted},
+    )
+
+
+def wanted_and_known(choice: Choice) -> list[WeightMethod]:
+    return [choice.method, *spectra_study.contenders(choice.ratio), *spectra_study.contenders(spectra_study.RATIO)]
+
+
+def tell_problems(jobs: dict[str, Job]) -> None:
+    """The sentence of a result that no disk would take."""
+    for job in jobs.values():
+        if isinstance(job.result, str):
+            st.session_state["warning"] = job.result
+
+
+def _load(spec: RunSpec, known: dict[str, Any], progress: Callable[[float, str], None]) -> Any:
+    from sparsity_core.models import load
+
+    progress(0.0, f"loading {spec.model}")
+    model = load(spec.model, device=spec.device, dtype=spec.dtype)
+    known["fingerprints"][_place(spec)] = (model.fingerprint, model.dtype_name)
+    return model
+
+
+def _uncut_work(spec: RunSpec, known: dict[str, Any], progress: Callable[[float, str], None]) -> str | None:
+    model = _load(spec, known, progress)
+    found = (model.fingerprint, model.dtype_name)
+    if spectra_study.find_uncut(*found) is not None:
+        return None
+    return _keep(spectra_study.study_uncut(model, progress), "", found, known)
+
+
+def _study_work(
+    spec: RunSpec,
+    method: WeightMethod,
+    dense: float | None,
+    known: dict[str, Any],
+    progress: Callable[[float, str], None],
+) -> str | None:
+    model = _load(spec, known, progress)
+    found = (model.fingerprint, model.dtype_name)
+    study, ranked = spectra_study.study(
+        model, method, dense=dense, progress=lambda share, doing: progress(share, f"{method.name}: {doing}")
+    )
+    problem = None if ranked is None else _keep(ranked, ranked.method, found, known)
+    return _keep(study, str(method), found, known) or problem
+
+
+def _keep(record: Any, spelled: str, who: tuple[str, str], known: dict[str, Any]) -> str | None:
+    problem = spectra_study.keep(record, *who)
+    if problem is not None:
+        kind = {Uncut: "uncut", Ranked: "ranked", WeightStudy: "study"}[type(record)]
+        known["records"][(kind, *who, spelled)] = record
+        while len(known["records"]) > 64:
+            known["records"].popitem(last=False)
+    return problem
+
+
+def _layer_work(spec: RunSpec, layer: int, known: dict[str, Any], progress: Callable[[float, str], None]) -> None:
+    model = _load(spec, known, progress)
+    progress(0.5, f"layer {layer}: Gram matrices")
+    ready = known["layers"]
+    ready[f"{model.fingerprint} {model.dtype_name} {layer}"] = spectra_study.layer_grams(model, layer)
+    while len(ready) > _LAYERS:
+        ready.popitem(last=False)
+
+
+def make_ready(choice: Choice) -> LayerGrams | None:
+    """The layer's Gram matrices, for the slider; begun in the background for the model that is loaded anyway."""
+    key = f"{' '.join(choice.who)} {choice.layer}"
+    found = _known()["layers"].get(key)
+    if found is None and choice.spec.model == EXAMPLE.model and "layer" not in st.session_state.get("pending", {}):
+        job = work.queue().find(_layer_key(choice))
+        if job is None or job.status == "done":  # done, and pushed out by other layers since
+            work.queue().submit(*_layer_job(choice), "process")
+    return found
+
+
+def await_layer(choice: Choice) -> None:
+    """Shows the progress of making the layer ready, for a figure that cannot be drawn before."""
+    purpose = f"layer {choice.layer}"
+    if not work.pending(purpose):
+        key, job = _layer_job(choice)
+        work.submit(purpose, {key: job})
+    work.watch(purpose, lambda jobs: None)
+
+
+def _layer_key(choice: Choice) -> str:
+    return f"layer {_place(choice.spec)} {choice.layer}"
+
+
+def _layer_job(choice: Choice) -> tuple[str, Callable[[Callable[[float, str], None]], None]]:
+    return _layer_key(choice), partial(_layer_work, choice.spec, choice.layer, _known())
+
+
+def live_cut(choice: Choice, ranked: Ranked, grams: LayerGrams) -> tuple[LayerCut, np.ndarray]:
+    """The chosen matrix at the chosen ratio, and which neurons stay."""
+    multiple = int(getattr(choice.method, "multiple", 1))
+    kept = spectra_study.kept_neurons(ranked.importance[choice.layer], choice.ratio, multiple)
+    return _live(f"{choice.who} {choice.layer} {choice.matrix} {choice.method}", choice.matrix, grams, kept), kept
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def _live(key: str, matrix: str, _grams: LayerGrams, _kept: np.ndarray) -> LayerCut:
+    return _grams.cut(matrix, _kept)
+
+
+# --- figures of weights, which no trace stands behind ---
+
+
+def show_weights_figure(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    *,
+    name: str,
+    caption: str,
+    read: str,
+    choice: Choice,
+    on_click: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """As `ui.figure.show_figure`, with the model and the method as what made it."""
+    key = f"figure_{name}"
+    config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+    st.plotly_chart(style(figure, theme()), theme=None, key=key, config=config, alt=caption)
+    if on_click is not None:
+        hear_clicks(key, on_click)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
+        st.caption(read)
+        _downloads(figure, table, name, caption, choice)
+
+
+@st.fragment
+def _downloads(figure: go.Figure, table: pd.DataFrame, name: str, caption: str, choice: Choice) -> None:
+    popover = st.popover("Export", icon=":material/download:", width="content", key=f"export_{name}", on_change="rerun")
+    if popover.open:
+        with popover:
+            _formats(figure, table, name, caption, choice)
+
+
+def _formats(figure: go.Figure, table: pd.DataFrame, name: str, caption: str, choice: Choice) -> None:
+    command = (
+        f'python -m sparsity_core compress --model {choice.spec.model} --weights "{choice.method}" '
+        f"--device {choice.spec.device} --dtype {choice.spec.dtype} --out results"
+    )
+    fields = {
+        "model": choice.spec.model,
+        "weights": choice.uncut.fingerprint,
+        "method": str(choice.method),
+        "layer": str(choice.layer),
+        "matrix": choice.matrix,
+        "dtype": choice.uncut.dtype,
+        "command": command,
+    }
+    provenance = paper.Provenance(caption=caption, fields=fields)
+    width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
+    rendered = paper.can_render()
+    if not rendered:
+        st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
+    for form in paper.FORMATS:
+        st.download_button(
+            form.upper(),
+            data=partial(paper.export, figure, table, form, provenance, width=paper.WIDTHS[width]),
+            file_name=f"{name}.{form}",
+            key=f"{form}_{name}",
+            disabled=not rendered and form in ("pdf", "svg", "png"),
+            on_click="ignore",
+            width="stretch",
+        )
+    st.caption(literal(f"{caption} {choice.spec.model}, {choice.method}."))
+    with st.expander("Table"):
+        st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
+        if len(table) > _TABLE_ROWS:
+            st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
+    st.code(command, language="bash")
+
+
+def choose_view() -> str:
+    return st.segmented_control(
+        "Axes", list(VIEWS), format_func=VIEWS.__getitem__, default="distribution", key="spectra_view", required=True
+    )
+
+
+def current_spec() -> RunSpec:
+    return specs()[0]
+
+
+def look_at(point: dict[str, Any]) -> None:
+    """Follows a click on the map of every layer and matrix."""
+    choice: Choice = st.session_state["spectra choice"]
+    st.session_state.S_layer = round(point["x"])
+    st.session_state.S_matrix = choice.uncut.matrices[round(point["y"])]
