@@ -49,7 +49,7 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     title, axes = st.columns([3, 2], vertical_alignment="bottom")
     title.subheader(f"Singular values of {choice.matrix}, layer {choice.layer}")
     with axes:
-        view = ui.choose_view()
+        view = ui.choose_one("Axes", spectra.VIEWS, "spectra_view")
     ranked, grams = ui.ranked_of(choice.who, choice.method), ui.make_ready(choice)
     after = study.spectrum(choice.layer, choice.matrix) if study else None
     if study is not None and after is not None:
@@ -111,14 +111,7 @@ def _distances(choice: Choice, study: WeightStudy | None) -> None:
     title, chosen = st.columns([3, 3.2], vertical_alignment="bottom")
     title.subheader("Every layer and matrix")
     with chosen:
-        measure = st.segmented_control(
-            "Distance",
-            list(spectra.DISTANCES),
-            format_func=spectra.DISTANCES.__getitem__,
-            default="ks",
-            key="spectra_distance",
-            required=True,
-        )
+        measure = ui.choose_one("Distance", spectra.DISTANCES, "spectra_distance")
     if study is None:
         if ui.ranked_of(choice.who, choice.method) is not None:  # else it is offered above
             _offer(choice, f"Known for layer {choice.layer} alone at this ratio.")

@@ -267,13 +267,13 @@ def test_methods_are_compared_by_mean_distance_and_rise_in_perplexity():
     assert table["mean_ks"].tolist() == [0.25, 0.5, 0.625, 0.75]
     assert table["perplexity_rise"].tolist() == [2, 100, 200, 300]
     figure = spectra.plot_comparison(table, "up", "leverage(ratio=0.25)")
-    one, many = figure.data
+    one, many, ring = figure.data
     assert (one.x[0], one.y[0]) == (0.25, 2) and one.error_y.array is None
     assert (many.x[0], many.y[0]) == (0.625, 200)
     assert (many.error_y.array[0], many.error_y.arrayminus[0]) == (100, 100)
     assert (many.error_x.array[0], many.error_x.arrayminus[0]) == (0.125, 0.125)
     assert (one.marker.color, one.marker.symbol) == (method_colour("leverage"), method_symbol("leverage"))
-    assert one.marker.size > many.marker.size
+    assert (ring.name, list(ring.x), list(ring.y)) == ("chosen", [0.25], [2])
     assert figure.layout.yaxis.type == "log"
     free = spectra.comparison_table([outcome("leverage(ratio=0.25)", 0.25, 9.0), outcome(*rows[1])], "up")
     assert spectra.plot_comparison(free, "up").layout.yaxis.type == "linear"  # a logarithm has no place for a fall

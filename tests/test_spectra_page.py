@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsity_core import methods, spectra_study
+from sparsity_core import spectra_study
 from sparsity_core.method import Pipeline, WeightMethod
 from sparsity_core.models import Model
 from tests.server import cache_with_models

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,6 @@ from ui.knobs import knob_widgets
 from ui.literal import literal
 from ui.session import EXAMPLE, specs
 from viz import paper
-from viz.spectra import VIEWS
 from viz.theme import style
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(16))  # 0 to 0.75, as the slider steps
@@ -432,10 +431,12 @@ def _formats(figure: go.Figure, table: pd.DataFrame, name: str, caption: str, ch
     st.code(command, language="bash")
 
 
-def choose_view() -> str:
-    return st.segmented_control(
-        "Axes", list(VIEWS), format_func=VIEWS.__getitem__, default="distribution", key="spectra_view", required=True
-    )
+def choose_one(label: str, options: Mapping[str, str], key: str) -> str:
+    """One of some named options, the first until another is chosen."""
+    if key not in st.session_state:
+        st.session_state[key] = next(iter(options))
+    chosen = st.segmented_control(label, list(options), format_func=options.__getitem__, key=key, required=True)
+    return chosen or next(iter(options))
 
 
 def current_spec() -> RunSpec:

@@ -307,7 +307,7 @@ def comparison_table(studies: Sequence[WeightStudy], matrix: str) -> pd.DataFram
 def plot_comparison(table: pd.DataFrame, matrix: str, chosen: str | None = None) -> go.Figure:
     """Mean D against the rise in perplexity, a mark per method; several seeds of one are a mean with its extremes.
 
-    `chosen` is the spelling of the study whose mark is larger.
+    `chosen` is the spelling of the study that a ring marks.
     """
     figure = go.Figure()
     rises = table["perplexity_rise"]
@@ -320,16 +320,22 @@ def plot_comparison(table: pd.DataFrame, matrix: str, chosen: str | None = None)
             x=[x],
             y=[y],
             mode="markers",
-            marker={
-                "symbol": method_symbol(str(method)),
-                "size": 17 if chosen in set(rows["spelled"]) else 12,
-                "color": colour,
-            },
+            marker={"symbol": method_symbol(str(method)), "size": 12, "color": colour},
             error_x=_spread(rows["mean_ks"], x, colour) if many else None,
             error_y=_spread(rows["perplexity_rise"], y, colour) if many else None,
             name=name,
             hovertemplate=f"{plain(str(rows['spelled'].iloc[0])) if not many else name}<br>mean D %{{x:.4f}}"
             "<br>perplexity +%{y:,.4g}<extra></extra>",
+        )
+    own = table[table["spelled"] == chosen]
+    if len(own):
+        figure.add_scatter(
+            x=own["mean_ks"],
+            y=own["perplexity_rise"],
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 24, "color": _BEFORE, "line": {"width": 2}},
+            name="chosen",
+            hoverinfo="skip",
         )
     log = bool((rises > 0).all()) and float(rises.max()) > 10 * float(rises.min())
     figure.update_xaxes(title=f"mean D of {matrix} over the layers", rangemode="tozero")
