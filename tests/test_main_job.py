@@ -107,6 +107,8 @@ def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
     ask(page, OWN, budget=12, generate=0)
     page.get_by_text("a2sf(budget=12)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)
 
+    settle(page)  # the address is written last
+
     # The address brings the view back, in another browser.
     other = opened(browser, page.url)
     assert other.get_by_text("a2sf(budget=12)", exact=True).count() > 0
