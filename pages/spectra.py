@@ -82,7 +82,7 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
 def _numbers(measures: dict[str, float]) -> str:
     rows = {
         "reached at σ": f"{measures['ks_at']:.3g}",
-        "D, after ÷ √(1 − ratio)": f"{measures['scaled_ks']:.4f}",
+        "D ÷ √(1\u00a0−\u00a0ratio)": f"{measures['scaled_ks']:.4f}",
         "Wasserstein ÷ mean": f"{measures['wasserstein']:.4f}",
         "Energy lost, ΔF²": f"{measures['energy_lost']:.1%}",
         "Stable rank": f"{measures['stable_rank_before']:.1f} → {measures['stable_rank_after']:.1f}",

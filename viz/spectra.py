@@ -114,14 +114,17 @@ def _add_bracket(figure: go.Figure, table: pd.DataFrame, measures: Mapping[str, 
         name="D",
         hovertemplate=f"D = {measures['ks']:.4f} at σ = {at:.4g}<extra></extra>",
     )
-    middle = (ends[0] + ends[1]) / 2
-    beside = {"xanchor": "left", "xshift": 12} if view == "distribution" else {"yanchor": "bottom", "yshift": 10}
+    # below and right of both curves, or above and right of them: where neither passes
+    flat = view == "distribution"
     figure.add_annotation(
-        x=at if view == "distribution" else middle,
-        y=middle if view == "distribution" else (np.log10(at) if view == "log" and at > 0 else at),
+        x=at if flat else ends[1],
+        y=low if flat else (np.log10(at) if view == "log" and at > 0 else at),
         text=f"<b>D = {measures['ks']:.3f}</b> at σ = {at:.3g}",
         showarrow=False,
-        **beside,
+        xanchor="left",
+        xshift=14,
+        yanchor="top" if flat else "bottom",
+        yshift=-2 if flat else 4,
     )
 
 
