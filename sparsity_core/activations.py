@@ -16,7 +16,7 @@ import torch
 
 from sparsity_core.ffn import down_projections, shared_copy, up_projections, weight_of
 from sparsity_core.heads import output_projections
-from sparsity_core.method import Progress, _silent
+from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model
 from sparsity_core.record import Enough
 
@@ -42,7 +42,7 @@ class Moments:
 
 
 @torch.no_grad()
-def neuron_moments(model: Model, windows: torch.Tensor, progress: Progress = _silent) -> list[Moments]:
+def neuron_moments(model: Model, windows: torch.Tensor, progress: Progress = silent) -> list[Moments]:
     """The moments of every layer's neurons, what the down projection reads, over windows int64 [S, T]; one pass."""
     own = _own(model)
     downs = down_projections(own)
@@ -63,7 +63,7 @@ def neuron_moments(model: Model, windows: torch.Tensor, progress: Progress = _si
 
 @torch.no_grad()
 def input_moments(
-    model: Model, windows: torch.Tensor, progress: Progress = _silent
+    model: Model, windows: torch.Tensor, progress: Progress = silent
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Layer after layer (E[x xᵀ] [d, d] of what gate and up read, [n, n] of what down reads), float64.
 
@@ -94,7 +94,7 @@ def input_moments(
 
 
 def mask_gradients(
-    model: Model, windows: torch.Tensor, unit: str, progress: Progress = _silent
+    model: Model, windows: torch.Tensor, unit: str, progress: Progress = silent
 ) -> Iterator[list[torch.Tensor]]:
     """∂L/∂ξ at ξ = 1 for each window: float64 [n] a layer, where ξ multiplies each "neuron", or each query "head".
 

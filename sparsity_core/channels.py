@@ -27,17 +27,13 @@ from safetensors.numpy import save as save_arrays
 
 from sparsity_core.calibration import calibration_text, windows
 from sparsity_core.files import write_whole
+from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model
 from sparsity_core.record import recording
 from sparsity_core.store import cache_dir
 
 STATISTICS = ("qk", "q", "k", "variance")
 _ASSETS = Path(__file__).parent / "assets" / "channels"
-Progress = Callable[[float, str], None]
-
-
-def _silent(share: float, doing: str) -> None:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +109,7 @@ def calibrate(
     blocks: int = 8,
     length: int = 512,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Channels:
     """The statistics over `blocks` random stretches of a text, ours where None.
 
@@ -141,7 +137,7 @@ def calibrate(
     return Channels(recorder.magnitudes(), model.arch.n_kv_heads, recipe)
 
 
-def channels_for(model: Model, source: str = "auto", progress: Progress = _silent) -> Channels:
+def channels_for(model: Model, source: str = "auto", progress: Progress = silent) -> Channels:
     """The calibration that a method asks for: a file, or "auto": the shipped one, one in the cache, or one made for it."""
     if source != "auto":
         found = Channels.load(source)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sparsity_core.ffn import FeedForward, NeuronCut, feed_forwards, without_neurons
+from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model, quiet, wrap
 from sparsity_core.spectrum import Gram, ks_distance, scaled_ks_distance
 
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
     from sparsity_core.evaluate import Perplexity
     from sparsity_core.method import NeuronMethod, WeightMethod
 
-Progress = Callable[[float, str], None]
 _GRID = 12  # ratios at which a layer's KS distance is known before equal ones are looked for
-
-
-def _silent(share: float, doing: str) -> None:
-    pass
 
 
 class Ranking(NamedTuple):
@@ -100,7 +96,7 @@ class CompressedModel:
         return (gone + self.removed) / sum(p.numel() for p in self.base.hf.parameters())
 
     def report(
-        self, *, text: str | None = None, block: int = 1024, blocks: int = 2, progress: Progress = _silent
+        self, *, text: str | None = None, block: int = 1024, blocks: int = 2, progress: Progress = silent
     ) -> dict[str, Any]:
         """What was cut and what it cost, as plain JSON values.
 

@@ -27,7 +27,7 @@ Progress = Callable[[float, str], None]  # (share done in 0…1, what is being d
 FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
 
 
-def _silent(share: float, doing: str) -> None:
+def silent(share: float, doing: str) -> None:
     pass
 
 
@@ -93,7 +93,7 @@ class WeightMethod(Method):
 
     stage = "weights"
 
-    def compress(self, model: Model, progress: Progress = _silent) -> CompressedModel:
+    def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         """The model with fewer weights; `model` itself is left as it is. Raises ValueError where it cannot be cut so."""
         raise TypeError(f"{type(self).__name__} must define compress")
 
@@ -118,7 +118,7 @@ class NeuronMethod(WeightMethod):
         super().__post_init__()
         check_ratio(self.name, self.ratio)
 
-    def compress(self, model: Model, progress: Progress = _silent) -> CompressedModel:
+    def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.compress import cut_neurons
 
         return cut_neurons(model, self, progress)

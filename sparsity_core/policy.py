@@ -25,12 +25,10 @@ from safetensors.torch import save as safetensors_bytes
 from sparsity_core.compress import kept_count
 from sparsity_core.ffn import FeedForward, feed_forwards
 from sparsity_core.files import write_whole
-from sparsity_core.method import check_ratio
+from sparsity_core.method import Progress, check_ratio, silent
 from sparsity_core.models import EMBEDDED, Model
 from sparsity_core.spectrum import Gram, ks_distance
 from sparsity_core.store import cache_dir
-
-Progress = Callable[[float, str], None]
 
 VARIANTS = ("corrected", "official")
 FORMAT = 1
@@ -45,10 +43,6 @@ _RATE = {"corrected": 0.15, "official": 1e-3}
 _DECAY = {"corrected": 0.0, "official": 0.01}
 _GAMMA = 0.99
 _MOST_THREADS = 8  # each holds a few matrices [d, d] in float64
-
-
-def _silent(share: float, doing: str) -> None:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +125,7 @@ class Policy:
         return policy
 
 
-def find_policy(model: Model, variant: str, name: str = "auto", progress: Progress = _silent) -> Policy:
+def find_policy(model: Model, variant: str, name: str = "auto", progress: Progress = silent) -> Policy:
     """The policy of a file; or for "auto" the one that ships for this model, or was trained before, or is trained now.
 
     One that is trained here (ratio 0.25, seed 0, 20 episodes) is kept in the user's cache, and so is an unfinished training.
@@ -170,7 +164,7 @@ def train_policy(
     ratio: float = 0.25,
     episodes: int = 20,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     checkpoint: str | Path | None = None,
 ) -> Policy:
     """A policy trained by REINFORCE on the weights of a model alone.

@@ -13,7 +13,7 @@ from sparsity_core.activations import next_token_loss
 from sparsity_core.calibration import calibration_text, windows
 from sparsity_core.compress import CompressedModel
 from sparsity_core.ffn import decoder_layers, set_weight, shared_copy, weight_of
-from sparsity_core.method import Progress, _silent
+from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model, wrap
 
 _WARM_UP = 0.1  # of the steps
@@ -29,7 +29,7 @@ def recover(
     length: int = 256,
     batch: int = 2,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     distil: bool = False,
 ) -> CompressedModel:
     """The same cut with weights trained on `text`, the calibration text where None; what is given is unchanged.

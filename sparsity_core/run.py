@@ -6,26 +6,21 @@ import contextlib
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipeline, PrefillRule
+from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipeline, PrefillRule, Progress, silent
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
 from sparsity_core.record import Enough, Recorder, recording
 from sparsity_core.text import pieces, shown, token_classes
 from sparsity_core.trace import Provenance, RunSpec, Trace
 
-Progress = Callable[[float, str], None]  # (share done in 0…1, what is being done); raises to cancel
 _SNAPSHOT_ELEMENTS = 6_000_000  # of a trace's scores: 24 MB of float32
-
-
-def _silent(share: float, doing: str) -> None:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +44,7 @@ def run(
     n_prefill: int | None = None,
     snapshots: int = 64,
     against_dense: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Trace:
     """One forward over the text, every query of it a decode step, so that it gives perplexity too.
 
@@ -115,7 +110,7 @@ def generate(
     snapshots: int = 64,
     against_dense: bool = True,
     stop_at_eos: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Generation:
     """Tokens after a prompt, from a cache that physically loses what the pipeline evicts.
 
@@ -191,7 +186,7 @@ def generate(
     return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=draft.kv_bytes_dense)
 
 
-def execute(spec: RunSpec, progress: Progress = _silent) -> Trace:
+def execute(spec: RunSpec, progress: Progress = silent) -> Trace:
     """What a spec asks for, with its model loaded by name: the one entry of jobs and the command line.
 
     Raises ValueError for anything in the spec that does not fit.
@@ -232,7 +227,7 @@ def refill(
         snapshot_steps=[int(s) for s in wanted],
         seed=trace.provenance.seed,
         only_layer=layer,
-        **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, _silent),
+        **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, silent),
     )
     with recording(recorder), contextlib.suppress(Enough):
         model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
@@ -257,7 +252,7 @@ def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) 
 _pruned: dict[tuple[str, str, str, str], Model] = {}
 
 
-def pruned(model: Model, pipeline: Pipeline, progress: Progress = _silent) -> Model:
+def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Model:
     """The model after the pipeline's weights stage. The one pruned last is kept and returned again for the same ask."""
     if pipeline.weights is None:
         return model

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from sparsity_core.files import npz_bytes, write_whole
-from sparsity_core.method import NeuronMethod, WeightMethod, get, names
+from sparsity_core.method import NeuronMethod, Progress, WeightMethod, get, names, silent
 from sparsity_core.store import cache_dir
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sparsity_core.ffn import FeedForward
     from sparsity_core.models import Model
 
-Progress = Callable[[float, str], None]
 FORMAT = 1  # raised when a stored study can no longer be read as it was meant
 RATIO = 0.25  # at which methods are compared before anybody chose another
 SEEDS = 3  # of a random baseline
@@ -43,10 +42,6 @@ MEASURES = (
     "effective_rank_before",
     "effective_rank_after",
 )
-
-
-def _silent(share: float, doing: str) -> None:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +313,7 @@ def layer_grams(model: Model, layer: int) -> LayerGrams:
     return LayerGrams(feed_forwards(model)[layer])
 
 
-def study_uncut(model: Model, progress: Progress = _silent) -> Uncut:
+def study_uncut(model: Model, progress: Progress = silent) -> Uncut:
     """The model's own spectra, row norms and leverage scores: seconds for a small model."""
     from sparsity_core.ffn import feed_forwards
     from sparsity_core.spectrum import leverage_scores, spectra_of
@@ -349,7 +344,7 @@ def study(
     *,
     dense: float | None = None,
     perplexity: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> tuple[WeightStudy, Ranked | None]:
     """Cuts a model and measures every matrix's spectrum, and the perplexity of the default evaluation text.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsity_core.calibrated import Calibrated
-from sparsity_core.method import Progress, WeightMethod, _silent, check_ratio, knob, register
+from sparsity_core.method import Progress, WeightMethod, check_ratio, knob, register, silent
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class HeadPruning(Calibrated, _Heads):
         super().__post_init__()
         check_ratio(self.name, self.ratio)
 
-    def compress(self, model: Model, progress: Progress = _silent) -> CompressedModel:
+    def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.heads import cut_heads
 
         return cut_heads(model, self, progress)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.method import Progress, WeightMethod, _silent, check_ratio, knob, register
+from sparsity_core.method import Progress, WeightMethod, check_ratio, knob, register, silent
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class SVDTruncation(WeightMethod):
         super().__post_init__()
         check_ratio(self.name, self.ratio)
 
-    def compress(self, model: Model, progress: Progress = _silent) -> CompressedModel:
+    def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.low_rank import truncate
 
         return truncate(model, self, progress)
