@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import keyword
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -315,6 +316,9 @@ def _check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
     if meta.get("choices"):
         if value not in meta["choices"]:
             raise ValueError(f"{method}: {knob_.name} is one of {', '.join(meta['choices'])}; got {value!r}")
+    elif isinstance(default, str):
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{method}: {knob_.name} is a word, or a path in quotes; got {value!r}")
     elif isinstance(default, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{method}: {knob_.name} is True or False; got {value!r}")
@@ -432,8 +436,15 @@ def _split_stages(text: str) -> list[tuple[str, str]]:
 
 
 def _end_of_call(text: str, start: int) -> int:
-    depth = 0
+    depth, quote, escaped = 0, "", False
     for at in range(start, len(text)):
+        if quote:  # brackets and spaces in a quoted path mean nothing
+            quote = "" if text[at] == quote and not escaped else quote
+            escaped = text[at] == "\\" and not escaped
+            continue
+        if text[at] in "'\"":
+            quote = text[at]
+            continue
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
         ends = text[at] == ")" or (text[at].isspace() and not text[at:].lstrip().startswith("("))
         if depth == 0 and ends:
@@ -455,14 +466,14 @@ def _parse_method(call: str) -> Method:
     cls = get(node.func.id)
     known = [knob_.name for knob_ in cls.knobs()]
     values: dict[str, Any] = {}
-    for keyword in node.keywords:
-        if keyword.arg is None:
+    for given in node.keywords:
+        if given.arg is None:
             raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)")
-        if keyword.arg in values:
-            raise ValueError(f"{cls.name}: {keyword.arg} is given twice")
-        if keyword.arg not in known:
-            raise ValueError(f"{cls.name} has no knob {keyword.arg!r}; {_nearest(keyword.arg, known)}")
-        values[keyword.arg] = parse_value(keyword.value)
+        if given.arg in values:
+            raise ValueError(f"{cls.name}: {given.arg} is given twice")
+        if given.arg not in known:
+            raise ValueError(f"{cls.name} has no knob {given.arg!r}; {_nearest(given.arg, known)}")
+        values[given.arg] = parse_value(given.value)
     return cls(**values)
 
 
@@ -492,4 +503,5 @@ def _spell(value: Any) -> str:
         return "{" + ", ".join(f"{k}: {_spell(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(_spell(v) for v in value) + "]"
-    return value if isinstance(value, str) and value.isidentifier() else repr(value)
+    bare = isinstance(value, str) and value.isascii() and value.isidentifier() and not keyword.iskeyword(value)
+    return value if bare else repr(value)

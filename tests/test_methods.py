@@ -180,6 +180,8 @@ def _values(knob):
         return factor | st.lists(row, min_size=1, max_size=4) | classes
     if knob.metadata["choices"]:
         return st.sampled_from(knob.metadata["choices"])
+    if isinstance(knob.default, str):
+        return st.text(min_size=1, max_size=12) | st.sampled_from(["auto", "True", "/a folder/it's (1).safetensors"])
     return st.booleans() if isinstance(knob.default, bool) else _numbers(knob.metadata, knob.default)
 
 
