@@ -49,6 +49,7 @@ def _measure(browser, address: str) -> list[Row]:  # type: ignore[no-untyped-def
     page = None
     for i in range(_RUNS + 1):
         page = browser.new_page(viewport={"width": 1440, "height": 1200})
+        page.set_default_timeout(180_000)  # on a busy machine a slow number says more than none
         page.goto(address)
         page.wait_for_selector("[data-testid=stApp]")
         began = time.perf_counter()  # the page's own load is over; what follows is ours
