@@ -25,7 +25,8 @@ def page() -> None:
         if not work.pending("spectra") and st.button("Measure them", key="measure", icon=":material/straighten:"):
             ui.compute_uncut(spec)
             st.rerun()
-        work.watch("spectra", ui.tell_problems)
+    work.watch("spectra", ui.tell_problems)
+    if uncut is None:
         return
     choice = ui.choose(spec, uncut)
     if choice is None:
@@ -59,11 +60,14 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
         cut, kept = ui.live_cut(choice, ranked, grams)
         before, after, measures = cut.before, cut.after, cut.measures
     elif ranked is not None:
-        ui.await_layer(choice)
+        ui.begin_layer(choice)
+        work.watch("layer", ui.tell_problems)
         return spectra_study.kept_neurons(ranked.importance[choice.layer], choice.ratio)
     else:
         _offer(choice, "What this method does to this model has not been computed here yet.")
+        work.watch("layer", ui.tell_problems)
         return study.kept[choice.layer] if study else None
+    work.watch("layer", ui.tell_problems)
     table = spectra.spectrum_table(before, after)
     drawn, numbers = st.columns([3, 1.6], gap="medium")
     with drawn:
@@ -93,7 +97,7 @@ def _numbers(measures: dict[str, float]) -> str:
 
 
 def _offer(choice: Choice, why: str) -> None:
-    """The button that computes the chosen study, or its progress."""
+    """The button that computes the chosen study."""
     if not work.pending("study"):
         st.caption(why)
         if st.button(
@@ -104,7 +108,6 @@ def _offer(choice: Choice, why: str) -> None:
         ):
             ui.compute_studies("study", choice, [choice.method])
             st.rerun()
-    work.watch("study", ui.tell_problems)
 
 
 def _distances(choice: Choice, study: WeightStudy | None) -> None:
@@ -112,6 +115,7 @@ def _distances(choice: Choice, study: WeightStudy | None) -> None:
     title.subheader("Every layer and matrix")
     with chosen:
         measure = ui.choose_one("Distance", spectra.DISTANCES, "spectra_distance")
+    work.watch("study", ui.tell_problems)
     if study is None:
         if ui.ranked_of(choice.who, choice.method) is not None:  # else it is offered above
             _offer(choice, f"Known for layer {choice.layer} alone at this ratio.")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
+from transformers import AutoModelForCausalLM
 
-from sparsity_core import spectra_study
+from sparsity_core import methods, spectra_study
 from sparsity_core.method import Pipeline, WeightMethod
-from sparsity_core.models import Model
+from sparsity_core.models import Model, load
+from tests import tiny
 from tests.server import cache_with_models
 from tests.test_app import figures, open_page, said
 from tests.test_pages import decoded, opened
@@ -154,8 +158,8 @@ def test_choices_outlive_a_visit_to_another_page_and_the_layer_goes_along(tmp_pa
 
 def finish(at: AppTest, most: float = 400) -> None:
     deadline = time.monotonic() + most
-    while at.session_state.get("pending"):
-        assert time.monotonic() < deadline, "the work did not finish"
+    while pending := at.session_state.get("pending"):
+        assert time.monotonic() < deadline, f"not finished: {pending}"
         time.sleep(0.3)
         at.run()
     assert not at.exception
@@ -225,3 +229,52 @@ def test_a_folder_that_holds_something_is_refused_before_any_work(tmp_path: Path
 
 def test_the_names_of_distances_are_measures() -> None:
     assert set(spectra.DISTANCES) <= set(spectra_study.MEASURES)
+
+
+# --- a model of one's own, from nothing to a checkpoint ---
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("own") / "tiny <b>llama</b>"
+    tiny.transformer("llama", torch.float32).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_of_ones_own_is_measured_cut_compared_and_written(tmp_path: Path, own_model: str) -> None:
+    at = spectra_page(tmp_path, model=own_model, prompt="needle", weights="row_norm(ratio=0.5)")
+    assert not figures(at)
+    at.button(key="measure").click().run()
+    finish(at)
+    assert not figures(at)
+    at.button(key="compute_study").click().run()
+    finish(at)
+    method = methods.get("row_norm")(ratio=0.5)
+    compressed = load(own_model, device="cpu", dtype="float32").compress(method)
+    np.testing.assert_allclose(
+        cells(at),
+        np.asarray([[s.ks for s in compressed.spectra if s.matrix == m] for m in ("gate", "up", "down")]),
+        rtol=1e-5,
+    )
+    at.select_slider(key="S_ratio").set_value(0.3).run()
+    finish(at)
+    other = load(own_model, device="cpu", dtype="float32").compress(methods.get("row_norm")(ratio=0.3))
+    (expected,) = [s for s in other.spectra if (s.layer, s.matrix) == (at.session_state["S_layer"], "gate")]
+    bracket = decoded(data(at, "D")[2]["y"])
+    assert abs(bracket[1] - bracket[0]) == pytest.approx(expected.ks)
+    assert at.button(key="compute_study")  # the other layers at this ratio
+
+    at.text_input(key="spectra_folder").set_value(str(tmp_path / "pruned")).run()
+    at.button(key="write_checkpoint").click().run()
+    finish(at)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert written.config.intermediate_size == len(other.kept[0])
+    shown = " ".join(text.value for text in at.markdown)
+    assert "perplexity after" in shown and "<b>" not in shown.replace("\\<b\\>", "")
+    at.button(key="zip_checkpoint").click().run()
+    finish(at)
+    (packed,) = (tmp_path / "checkpoints").glob("*.zip")
+    with zipfile.ZipFile(packed) as archive:
+        assert {"config.json", "model.safetensors", "report.json"} <= {Path(name).name for name in archive.namelist()}
+    assert at.get("download_button")

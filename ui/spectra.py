@@ -76,9 +76,9 @@ def hold_choices(on_page: bool) -> None:
 def spectra_link() -> dict[str, str]:
     """The page's part of the address."""
     choice: Choice | None = st.session_state.get("spectra choice")
-    return (
-        {} if choice is None else {"weights": str(choice.method), "matrix": choice.matrix, "layer": str(choice.layer)}
-    )
+    if choice is None:  # the model is not measured yet, and what the link asks for is chosen afterwards
+        return {name: st.query_params[name] for name in ("weights", "matrix", "layer") if name in st.query_params}
+    return {"weights": str(choice.method), "matrix": choice.matrix, "layer": str(choice.layer)}
 
 
 def choose(spec: RunSpec, uncut: Uncut) -> Choice | None:
@@ -333,13 +333,10 @@ def make_ready(choice: Choice) -> LayerGrams | None:
     return found
 
 
-def await_layer(choice: Choice) -> None:
-    """Shows the progress of making the layer ready, for a figure that cannot be drawn before."""
-    purpose = f"layer {choice.layer}"
-    if not work.pending(purpose):
-        key, job = _layer_job(choice)
-        work.submit(purpose, {key: job})
-    work.watch(purpose, lambda jobs: None)
+def begin_layer(choice: Choice) -> None:
+    """Begins to make the layer ready, for a figure that cannot be drawn before."""
+    if not work.pending("layer") and not st.session_state.get("failures", {}).get("layer"):
+        work.submit("layer", dict([_layer_job(choice)]))
 
 
 def _layer_key(choice: Choice) -> str:
