@@ -21,14 +21,15 @@ _KNOB = "forgetting_factor"
 def sweep_specs(spec: RunSpec) -> dict[float, RunSpec] | None:
     """The specs of a sweep over the forgetting factor, None where the method has none. The text is read, not continued,
     so that every factor is measured on the same tokens."""
-    method = Pipeline.parse(spec.pipeline).eviction
+    pipeline = Pipeline.parse(spec.pipeline)
+    method = pipeline.eviction
     if method is None or _KNOB not in [knob.name for knob in method.knobs()]:
         return None
-    return {factor: replace(spec, generate=0, pipeline=_with(method, factor)) for factor in FACTORS}
+    return {factor: replace(spec, generate=0, pipeline=_with(pipeline, method, factor)) for factor in FACTORS}
 
 
-def _with(method: Method, factor: float) -> str:
-    return str(Pipeline(eviction=replace(method, **{_KNOB: factor})))  # type: ignore[arg-type, type-var]
+def _with(pipeline: Pipeline, method: Method, factor: float) -> str:
+    return str(replace(pipeline, eviction=replace(method, **{_KNOB: factor})))  # type: ignore[arg-type, type-var]
 
 
 def forgetting_sweep(item: Shown, layer: int) -> None:
