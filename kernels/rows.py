@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
-_TILE_ELEMENTS = 786_432  # of logits: with its probabilities 6 MiB of float32, which stay in the caches
+_TILE_ELEMENTS = 1_179_648  # of logits: 4.5 MiB of float32, which stay in the caches
 _TILE_ROWS = 256  # at most
 
 
@@ -45,6 +46,29 @@ def attend(probabilities: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.matmul(flat, v.to(flat.dtype)).view(batch, n_kv * group, rows, -1).to(v.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Softmax rows of some KV heads before their division: the attention probabilities P are `weights · norm`."""
+
+    heads: slice  # KV heads
+    start: int  # queries start … end − 1
+    end: int
+    weights: torch.Tensor  # [B, KV heads, G, R, C], C the keys that the last query sees
+    norm: torch.Tensor  # [B, KV heads, G, R, 1]
+
+    def probabilities(self) -> torch.Tensor:
+        """P [B, KV heads, G, R, C], in memory of its own."""
+        return self.weights * self.norm
+
+    def attend(self, v: torch.Tensor) -> torch.Tensor:
+        """v [B, Hkv, Tk, Dv] of all heads → the output's rows [B, KV heads · G, R, Dv] in v's dtype."""
+        batch, n_kv, group, rows, columns = self.weights.shape
+        flat = self.weights.view(batch * n_kv, group * rows, columns)
+        own = v[:, self.heads, :columns].to(flat.dtype).reshape(batch * n_kv, columns, -1)
+        product = torch.bmm(flat, own).view(batch, n_kv, group, rows, -1)
+        return product.mul_(self.norm).view(batch, n_kv * group, rows, -1).to(v.dtype)
+
+
 def causal_rows(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -52,11 +76,11 @@ def causal_rows(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
-) -> Iterator[tuple[slice, int, int, torch.Tensor]]:
-    """Yields (KV heads, start, end, P) with P [B, KV heads, G, end − start, C] the softmax rows of queries start…end − 1.
+) -> Iterator[Tile]:
+    """Every query's softmax row, a tile at a time; a tile's weights are overwritten by the next one.
 
-    Queries are the last Tq of the Tk keys. P holds the columns that the tile's last query sees, C = Tk − Tq + end; it is
-    overwritten by the next tile. `window` hides the keys at a distance of `window` or more (a sliding-window layer).
+    Queries are the last Tq of the Tk keys. `window` hides the keys at a distance of `window` or more (a sliding-window
+    layer).
     """
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
@@ -65,9 +89,8 @@ def causal_rows(
     per_row = batch * together * group
     size = max(_TILE_ELEMENTS, 16 * per_row * n_keys)
     dtype = accumulator_dtype(q.dtype)
-    # Fresh memory for each tile costs as much as its softmax, so all tiles share these two.
-    scratch = torch.empty(2, size, dtype=dtype, device=q.device)
-    future = torch.full((_TILE_ROWS, _TILE_ROWS), float("-inf"), dtype=dtype, device=q.device).triu_(1)
+    # Fresh memory for each tile costs as much as its softmax, so all tiles share this.
+    scratch = torch.empty(size, dtype=dtype, device=q.device)
     for first in range(0, n_kv, together):
         heads = slice(first, first + together)
         own_q = q[:, first * group : (first + together) * group].to(dtype) * scale
@@ -75,20 +98,39 @@ def causal_rows(
         start = 0
         while start < n_queries:
             seen = past + start
-            rows = (
-                math.isqrt(seen * seen + 4 * (size // per_row)) - seen
-            ) // 2  # rows · (seen + rows) ≤ size / per_row
+            room = size // per_row  # rows · (seen + rows) is at most this
+            rows = (math.isqrt(seen * seen + 4 * room) - seen) // 2
             end = min(n_queries, start + min(_TILE_ROWS, max(16, rows // 16 * 16)))
-            columns, rows = past + end, end - start
-            shape = (batch, together, group, rows, columns)
-            tile, p = (part[: math.prod(shape)].view(shape) for part in scratch)
-            logits(own_q[:, :, start:end], own_k[:, :, :columns], 1.0, softcap, out=tile)
-            tile[..., seen:] += future[:rows, :rows]
-            if window is not None:
-                query = torch.arange(seen, columns, device=q.device)[:, None]
-                tile.masked_fill_(torch.arange(columns, device=q.device) <= query - window, float("-inf"))
-            yield heads, start, end, torch.softmax(tile, dim=-1, out=p)
+            columns = past + end
+            shape = (batch, together, group, end - start, columns)
+            tile = scratch[: math.prod(shape)].view(shape)
+            block = own_q[:, :, start:end], own_k[:, :, :columns]
+            logits(*block, 1.0, softcap, out=tile)
+            # Subtracting each row's maximum would cost as much again as its exponentials, and few rows ever need it.
+            _hide(tile.exp_(), 0.0, window)
+            total = tile.sum(-1, keepdim=True)
+            norm = total.reciprocal()
+            lost = (total < 1e-30) | ~(total < 1e30)  # out of the exponential's range
+            if lost.any():
+                softmax = torch.softmax(_hide(logits(*block, 1.0, softcap), float("-inf"), window), dim=-1)
+                torch.where(lost, softmax, tile, out=tile)
+                norm.masked_fill_(lost, 1.0)
+            yield Tile(heads, start, end, tile, norm)
             start = end
+
+
+def _hide(tile: torch.Tensor, value: float, window: int | None) -> torch.Tensor:
+    """`tile` [B, Hkv, G, R, C] with `value` where a query, one of the last R keys, may not look; in place."""
+    rows, columns = tile.shape[3:]
+    seen = columns - rows
+    own = tile.view(-1, rows, columns)[..., seen:]
+    own.tril_()  # a fourth of the time of a masked fill
+    if value:
+        own += torch.full((rows, rows), value, dtype=tile.dtype, device=tile.device).triu_(1)
+    if window is not None:
+        query = torch.arange(seen, columns, device=tile.device)[:, None]
+        tile.masked_fill_(torch.arange(columns, device=tile.device) <= query - window, value)
+    return tile
 
 
 def reduce_group(probabilities: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -107,10 +149,12 @@ def decayed_sums(
     reduction: str,
     weight: torch.Tensor | None,
     first: int = 0,
+    norm: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """`score = decay · score + weight · row` over the rows `first` … of P; yields (stop, score before row `stop`).
 
-    score [B, Hkv, C], P [B, Hkv, G, R, C]; `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
+    score [B, Hkv, C], P [B, Hkv, G, R, C], still to be multiplied by `norm` [B, Hkv, G, R, 1] where that is given;
+    `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
     `stops` ascend. The rows between two stops are summed at once, by one product for all stops where `decay` is a number.
     """
     dtype, device = probabilities.dtype, probabilities.device
@@ -119,12 +163,15 @@ def decayed_sums(
         share = 1.0 / group if reduction == "mean" else 1.0
         ages, fade = _ages(decay, tuple(stops), first, rows, group, share, dtype, device)
         flat = probabilities.reshape(batch * n_kv, group * rows, columns)
+        ages = ages.expand(batch * n_kv, -1, -1)
+        ages = ages if norm is None else ages * norm.reshape(batch * n_kv, 1, group * rows)
         # Not matmul: it would fold the batch and multiply the transposes, five times slower for so few stops.
-        added = torch.bmm(ages.expand(batch * n_kv, -1, -1), flat).view(batch, n_kv, -1, columns)
+        added = torch.bmm(ages, flat).view(batch, n_kv, -1, columns)
         added = added if weight is None else added * weight[:, :, None]
         past = fade * score[:, :, None]
         yield from zip(stops, (past + added).unbind(2), strict=True)
         return
+    probabilities = probabilities if norm is None else probabilities * norm
     for start, stop in zip([first, *stops[:-1]], stops, strict=True):
         part = reduce_group(probabilities[..., start:stop, :], reduction)
         age = torch.arange(stop - start - 1, -1, -1, device=device, dtype=dtype)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from kernels.rows import attend, causal_rows
+from kernels.rows import causal_rows
 
 _PROBES = 256
 
@@ -63,11 +63,12 @@ class AgainstDense:
         evicted_at = torch.from_numpy(self._evicted_at[layer]).to(q.device)
         dropped_here = bool((evicted_at < evicted_at.shape[1]).any())
         group = q.shape[1] // k.shape[1]
-        for heads, start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+        for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+            heads, start, end = tile.heads, tile.start, tile.end
             own = slice(heads.start * group, heads.stop * group)
-            out[:, own, start:end] = attend(p, v[:, heads, :end])
+            out[:, own, start:end] = tile.attend(v)
             if dropped_here:
-                self._compare(layer, heads, own, start, end, p[0], evicted_at[heads, :end])
+                self._compare(layer, heads, own, start, end, tile.probabilities()[0], evicted_at[heads, :end])
         return out
 
     def _compare(

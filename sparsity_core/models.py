@@ -107,8 +107,8 @@ class Model:
         out = head(hidden.to(head.weight.device, head.weight.dtype))
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         config = self.hf.config.get_text_config()
-        out = out * (getattr(config, "logit_scale", None) or 1.0)  # Cohere's
-        out = out / (getattr(config, "logits_scaling", None) or 1.0)  # Granite's
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        out = out if scale == 1.0 else out * scale  # Cohere's multiply, Granite's divide
         cap = getattr(config, "final_logit_softcapping", None)
         return out if cap is None else cap * torch.tanh(out / cap)
 

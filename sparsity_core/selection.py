@@ -192,7 +192,8 @@ def attend_selected(
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     key = torch.arange(k.shape[2], device=q.device)
-    for heads, begin, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+        heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
         query = torch.arange(past + begin, columns, device=q.device)[:, None]
         visible = (key[:columns] <= query)[None]
@@ -217,7 +218,8 @@ def attend_selected(
         record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
         if share < 1.0:
             p = p * read / mass[None, ..., None].clamp_min(1e-30)
-        out[:, own, begin:end] = attend(p, v[:, heads, :columns])
+        whole = share == 1.0 and evicted_at is None
+        out[:, own, begin:end] = tile.attend(v) if whole else attend(p, v[:, heads, :columns])
     return out
 
 

@@ -628,3 +628,27 @@ def test_the_references_import_no_triton_kernel():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("size", [40.0, 4000.0])
+def test_logits_beyond_the_range_of_the_exponential_are_still_a_softmax(size):
+    """float32 overflows at 88: the rows that do are done again with their maximum subtracted, the others stay as they are."""
+    q, k, v = (x.float() for x in tokens(36, group=3, n=63))
+    q[:, :, 20:40] *= size
+    result = flash_column_score(q, k, v, backend="reference")
+    p = attention_probabilities(q.double(), k.double())
+    assert_close(result.out, p @ v.double(), 2e-4)
+    assert_close(result.score, p.sum((1, 2))[:, None], 2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_left_is_a_softmax_after_a_key_that_held_all_attention_is_dropped(dtype):
+    q, k, v = (x.to(dtype) for x in tokens(37, n=9))
+    q[..., 0], k[:, :, 0, 0] = 8.0, 1000.0
+    weight = torch.ones(1, 1, 9, dtype=dtype)
+    weight[..., 0] = 0.0  # so that it is the first to go, when the fourth query comes
+    result = evict_scan(q, k, v, budget=3, weight=weight, backend="reference")
+    assert result.evicted_at[0, 0, 0] == 4
+    left = result.evicted_at[0, 0, :5] > 4
+    p = torch.softmax((q[0, 0, 4] @ k[0, 0, :5].T / 8).masked_fill(~left, float("-inf")), dim=-1)
+    assert_close(result.out[0, 0, 4], p @ v[0, 0, :5], 1e-5)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from kernels.evict_scan import NEVER
-from kernels.rows import accumulator_dtype, attend, decayed_sums, logits, reduce_group
+from kernels.rows import accumulator_dtype, attend, decayed_sums, logits
 
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
@@ -93,11 +94,7 @@ def evict_scan(
             p = block.attention(dropped_in)
             block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
-            dropped_in, choices = block.by_score(n_sink, recent, scored)
-            p = block.attention(dropped_in)
-            dropped = torch.arange(rows, device=device)[:, None] == dropped_in[:, :, None, :]  # [B, Hkv, R, C]
-            chosen_among = choices.permute(1, 2, 0, 3)
-            threshold[:, :, begin:end] = chosen_among.masked_fill(~dropped, float("inf")).amin(dim=3)
+            dropped_in, p, choices, threshold[:, :, begin:end] = block.by_score(n_sink, recent, scored)
             for row, slot in steps.items():
                 current = choices[row].masked_fill(dropped_in <= row, float("nan"))
                 snapshots[:, :, slot].scatter_(2, columns[..., : n_kept + row + 1], current[..., : n_kept + row + 1])
@@ -159,33 +156,56 @@ class _Block:
         dropped_in[..., n_sink : n_sink + len(row)] = row
         return dropped_in
 
-    def by_score(self, n_sink: int, recent: int, scored: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def by_score(
+        self, n_sink: int, recent: int, scored: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `in_turn`, where each row drops the lowest score outside the first `n_sink` and the last `recent`.
 
-        Also returns what each row chose among, [R, B, Hkv, C]: the scores after it, +inf where already dropped.
+        Returns also P [B, Hkv, G, R, C], what each row chose among, [R, B, Hkv, C]: the scores after it, +inf where
+        already dropped, and each row's lowest, [B, Hkv, R]. The rows depend on each other, and each is little work: it
+        is done in NumPy, whose calls cost a tenth of torch's.
         """
-        rows = self.logits.unbind(3)
-        score, decay, weight = self.score, self.decay, self.weight
-        hidden = torch.zeros_like(score)  # −inf where dropped
-        hidden_group, hidden_open = hidden[:, :, None], hidden[..., n_sink:]
-        choices = score.new_empty(self.rows, *score.shape)
-        lowest: list[torch.Tensor] = []
-        for row, choice in enumerate(choices.unbind(0)):
+        p, logits = self.attention().cpu().numpy(), self.logits.cpu().numpy()
+        decay, weight = (x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (self.decay, self.weight))
+        score = self.score.cpu().numpy()
+        heads = np.indices(score.shape[:2])
+        alive, gone = np.ones_like(score), np.zeros_like(score)  # 1 and 0; 0 and +inf once dropped
+        choices = np.empty((self.rows, *score.shape), score.dtype)
+        victims = np.empty((self.rows, *score.shape[:2]), np.int64)
+        for row, choice in enumerate(choices):
+            own = p[:, :, :, row]
+            own *= alive[:, :, None]
+            total = own.sum(-1, keepdims=True)
+            if total.min() < 1e-20:  # what was dropped held nearly all: softmax again, over what is left
+                with np.errstate(divide="ignore"):
+                    left = logits[:, :, :, row] + np.log(alive)[:, :, None]
+                np.exp(left - left.max(-1, keepdims=True), out=own)
+                total = own.sum(-1, keepdims=True)
+            own /= total
             if scored:
-                p = torch.softmax(rows[row] + hidden_group, dim=-1)
-                added = reduce_group(p, self.reduction)
-                score.mul_(decay).add_(added if weight is None else added * weight)
-            torch.sub(score, hidden, out=choice)
-            oldest_protected = self.n_kept + row + 1 - recent
-            victim = choice[..., n_sink:oldest_protected].argmin(dim=-1, keepdim=True)
-            hidden_open.scatter_(2, victim, float("-inf"))
-            lowest.append(victim)
-        order = torch.arange(self.rows, device=score.device).expand(*score.shape[:2], self.rows)
-        dropped_in = torch.full(score.shape, self.rows, dtype=torch.int64, device=score.device)
-        return dropped_in.scatter_(2, torch.cat(lowest, dim=2) + n_sink, order), choices
+                added = own.max(2) if self.reduction == "max" else own.sum(2)
+                if self.reduction == "mean":
+                    added /= own.shape[2]
+                score *= decay
+                score += added if weight is None else added * weight
+            np.add(score, gone, out=choice)
+            victim = choice[..., n_sink : self.n_kept + row + 1 - recent].argmin(-1)
+            victim += n_sink
+            victims[row] = victim
+            alive[*heads, victim] = 0
+            gone[*heads, victim] = np.inf
+        device = self.score.device
+        self.score = torch.from_numpy(score).to(device)
+        dropped_in = np.full(score.shape, self.rows)
+        np.put_along_axis(dropped_in, victims.transpose(1, 2, 0), np.arange(self.rows), axis=2)
+        lowest = np.take_along_axis(choices, victims[..., None], axis=3)[..., 0].transpose(1, 2, 0)
+        made = (torch.from_numpy(x).to(device) for x in (dropped_in, p, choices, lowest))
+        return next(made), next(made), next(made), next(made)
 
-    def attention(self, dropped_in: torch.Tensor) -> torch.Tensor:
-        """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped."""
+    def attention(self, dropped_in: torch.Tensor | None = None) -> torch.Tensor:
+        """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped; all that is not hidden, where None."""
+        if dropped_in is None:
+            return torch.softmax(self.logits, dim=-1)
         row = torch.arange(self.rows, device=dropped_in.device)[:, None]
         gone = row > dropped_in[:, :, None, :]
         return torch.softmax(self.logits.masked_fill(gone[:, :, None], float("-inf")), dim=-1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kernels.rows import accumulator_dtype, attend, causal_rows, decayed_sums
+from kernels.rows import accumulator_dtype, causal_rows, decayed_sums
 
 
 def flash_column_score(
@@ -41,20 +41,21 @@ def flash_column_score(
         return values if values.shape[2] == 1 else values[..., :n]
 
     group = q.shape[1] // n_kv
-    for heads, start, end, p in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
-        seen = past + end
-        out[:, heads.start * group : heads.stop * group, start:end] = attend(p, v[:, heads, :seen])
+    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+        heads, start, end, seen = tile.heads, tile.start, tile.end, past + tile.end
+        out[:, heads.start * group : heads.stop * group, start:end] = tile.attend(v)
         begin = max(start, first_query)
         stops = sorted({s + 1 for s in snapshot_steps if begin <= s < end} | {end})
         if begin < end:
             sums = decayed_sums(
                 score[:, heads, :seen],
-                p,
+                tile.weights,
                 [stop - start for stop in stops],
                 first=begin - start,
                 decay=part_of(decay, heads, seen),
                 reduction=reduction,
                 weight=part_of(weight, heads, seen),
+                norm=tile.norm,
             )
             for stop, current in sums:
                 score[:, heads, :seen] = current
