@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from pages import scores, spectra, tokens
 from ui import session, work
 from ui.literal import literal
 from ui.run_bar import follow_link, run_bar
+from ui.session import Shown
 from ui.spectra import hold_choices, spectra_link
 from ui.view import view_bar
 
-PAGES = {
+PAGES: dict[str, tuple[Callable[..., None], str, str]] = {
     "tokens": (tokens.page, "Tokens", ":material/grid_on:"),
     "scores": (scores.page, "Scores", ":material/show_chart:"),
     "spectra": (spectra.page, "Spectra", ":material/equalizer:"),
@@ -26,12 +29,9 @@ def main() -> None:
     if len(shown) < len(session.specs()):
         follow_link()
 
-    def draw(page):  # type: ignore[no-untyped-def]
-        return page if page is spectra.page else lambda: page(shown, at)
-
     chosen = st.navigation(
         [
-            st.Page(draw(function), title=title, icon=icon, url_path=name, default=name == "tokens")
+            st.Page(function, title=title, icon=icon, url_path=name, default=name == "tokens")
             for name, (function, title, icon) in PAGES.items()
         ]
     )
@@ -43,14 +43,28 @@ def main() -> None:
     if of_weights:
         chosen.run()
     elif shown:
-        at = view_bar(shown)  # here and not in the page, whose widgets forget what they held when another page opens
-        chosen.run()
+        look(chosen.title, shown)  # not chosen.run(): a page's widgets forget what they held when another page opens
+        return
     elif work.pending("run"):
         st.info("This view is being computed: the sidebar shows how far it is.")
     else:
         st.info("This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it.")
+    keep_link(spectra_link() if of_weights else {})
+
+
+@st.fragment
+def look(title: str, shown: list[Shown]) -> None:
+    """A page of runs below its steppers; a choice made in it draws this much again and not the run bar."""
+    at = view_bar(shown)
+    pages = {name: function for function, name, _ in PAGES.values()}
+    pages[title](shown, at)
+    keep_link({})
+
+
+def keep_link(also: dict[str, str]) -> None:
+    """The browser's address reproduces the view."""
     view = {name: st.session_state[name] for name in ("layer", "head", "token", "step") if name in st.session_state}
-    link = session.link_parameters(st.session_state.view | view) | (spectra_link() if of_weights else {})
+    link = session.link_parameters(st.session_state.view | view) | also
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
 

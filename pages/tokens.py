@@ -114,8 +114,7 @@ def _strip(item: Shown, beside: Shown | None, at: View) -> None:
     )
     st.markdown(tell_token(trace, at))
     if clicked is not None and clicked != at.token:
-        view.request(token=clicked)
-        st.rerun()
+        view.go(token=clicked)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from sparsity_core.method import Pipeline
 from ui.session import Shown
 
 
+@st.fragment
 def explain_methods(shown: list[Shown]) -> None:
     """An expander per method on the page."""
     seen = set()
@@ -16,7 +17,15 @@ def explain_methods(shown: list[Shown]) -> None:
             if method.name in seen:
                 continue
             seen.add(method.name)
-            with st.expander(f"How {method.name} works ({stage})", icon=":material/function:"):
-                st.latex(method.equation)
-                st.markdown((type(method).__doc__ or "").strip())
-                st.caption(f"Source: {method.source}")
+            # Filled when it is opened, so that the first picture does not wait for what typesets equations.
+            opened = st.expander(
+                f"How {method.name} works ({stage})",
+                icon=":material/function:",
+                key=f"explain_{method.name}",
+                on_change="rerun",
+            )
+            if opened.open:
+                with opened:
+                    st.latex(method.equation)
+                    st.markdown((type(method).__doc__ or "").strip())
+                    st.caption(f"Source: {method.source}")

@@ -49,7 +49,7 @@ def show_figure(
     """
     key = f"figure_{name}"
     config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
-    st.plotly_chart(style(figure, theme()), theme=None, key=key, config=config, alt=caption)
+    st.plotly_chart(style(figure, theme(), in_place=True), theme=None, key=key, config=config, alt=caption)
     if on_click is not None:
         hear_clicks(key, on_click)
     offer_figure(lambda: figure, table, name=name, caption=caption, read=read, sources=sources)

@@ -44,7 +44,7 @@ def summary(shown: list[Shown]) -> None:
             )
         if trace.continuation:
             st.caption("The model went on:")
-            st.code(trace.continuation, language=None, wrap_lines=True)
+            st.text(trace.continuation)  # not st.code, whose highlighter the browser would load before any chart
         for note in trace.notes:
             st.info(note)
     made = shown[0].trace.provenance

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from sparsity_core.trace import Trace
 from ui.session import Shown
@@ -73,6 +74,15 @@ def view_bar(shown: list[Shown]) -> View:
 def request(**changes: int) -> None:
     """Asks for another layer, head, token or step; it takes effect when the page runs again."""
     st.session_state.requests = {**st.session_state.get("requests", {}), **changes}
+
+
+def go(**changes: int) -> None:
+    """`request`, and draws again at once."""
+    request(**changes)
+    try:
+        st.rerun(scope="fragment")
+    except StreamlitAPIException:  # the whole app is running
+        st.rerun()
 
 
 @st.fragment(run_every=_PLAY_SECONDS)

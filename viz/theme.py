@@ -243,14 +243,15 @@ _TEMPLATES = {"light": LIGHT, "dark": DARK, "paper": PAPER}
 _SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
 
 
-def style(figure: go.Figure, theme: Literal["light", "dark", "paper"]) -> go.Figure:
+def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_place: bool = False) -> go.Figure:
     """A copy of the figure that carries the theme itself, since `import streamlit` replaces Plotly's default template.
 
-    For paper, what belongs to a screen goes: title, size, grounds, margins, menus and sliders.
+    For paper, what belongs to a screen goes: title, size, grounds, margins, menus and sliders. `in_place` changes the
+    figure itself: a copy of an atlas takes as long as drawing it.
     """
     if theme not in _TEMPLATES:
         raise ValueError(f"theme is {theme!r}; allowed are {', '.join(map(repr, _TEMPLATES))}")
-    styled = go.Figure(figure)
+    styled = figure if in_place else go.Figure(figure)
     layout = styled.layout
     if theme == "paper":
         for name in _SCREEN_ONLY:
