@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from pages import scores, spectra, tokens
+from pages import channels, scores, spectra, tokens
 from ui import session, work
 from ui.literal import literal
 from ui.run_bar import follow_link, run_bar
@@ -17,6 +17,7 @@ from ui.view import view_bar
 PAGES: dict[str, tuple[Callable[..., None], str, str]] = {
     "tokens": (tokens.page, "Tokens", ":material/grid_on:"),
     "scores": (scores.page, "Scores", ":material/show_chart:"),
+    "channels": (channels.page, "Channels", ":material/tune:"),
     "spectra": (spectra.page, "Spectra", ":material/equalizer:"),
 }
 OF_WEIGHTS = {"spectra"}  # pages of a model's weights, which need no run

@@ -1,23 +1,30 @@
-"""`python -m benchmarks [kernels] [tracing] [app]`: all of them where none is named. Results go to benchmarks/results."""
+"""`python -m benchmarks [NAME …] [--data FOLDER]`: all of them where none is named. Results go to benchmarks/results."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
+from pathlib import Path
 
 from benchmarks.measure import machine, save
 
-_ALL = ("kernels", "tracing", "app")
+_ALL = ("kernels", "tracing", "app", "weights", "decode", "quality")
 
 
-def main(names: list[str]) -> int:
-    unknown = sorted(set(names) - set(_ALL))
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_ALL)}")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the folder of evaluation texts; absent: skipped"
+    )
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(_ALL))
     if unknown:
-        print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(_ALL)}", file=sys.stderr)
-        return 2
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(_ALL)}")
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    for name in names or _ALL:
-        rows = importlib.import_module(f"benchmarks.{name}").main()
+    for name in options.names or _ALL:
+        rows = importlib.import_module(f"benchmarks.{name}").main(options.data)
         if rows:
             save(name, rows)
     return 0

@@ -30,7 +30,7 @@ st.plotly_chart(go.Figure(go.Heatmap(z=[[1, 2], [3, 4]])))
 """
 
 
-def main() -> list[Row]:
+def main(data: Path) -> list[Row]:
     from playwright.sync_api import sync_playwright
 
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
@@ -9,7 +11,7 @@ from benchmarks.measure import Row, ratio
 from kernels import evict_scan, flash_column_score
 
 
-def main() -> list[Row]:
+def main(data: Path) -> list[Row]:
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     heads, kv_heads, dim = (32, 8, 128) if cuda else (9, 3, 64)

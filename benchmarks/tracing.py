@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,7 @@ from sparsity_core import Pipeline, load, run
 from sparsity_core.models import EMBEDDED, Model
 
 
-def main() -> list[Row]:
+def main(data: Path) -> list[Row]:
     model = load()
     ids = _ids(model)
     _check(model, ids[:256])

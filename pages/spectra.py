@@ -10,8 +10,9 @@ from sparsity_core.spectra_study import WeightStudy
 from ui import spectra as ui
 from ui import work
 from ui.entry import start_from_app
+from ui.figure import show_figure
 from ui.literal import literal
-from ui.spectra import Choice, show_weights_figure
+from ui.spectra import Choice
 from ui.weights import take_away
 from viz import spectra
 
@@ -71,13 +72,13 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     table = spectra.spectrum_table(before, after)
     drawn, numbers = st.columns([3, 1.6], gap="medium")
     with drawn:
-        show_weights_figure(
+        show_figure(
             spectra.plot_spectrum(table, measures, method=choice.method.name, view=view),
             table,
             name="spectrum",
             caption=f"Singular values of {choice.matrix} in layer {choice.layer} before and after {choice.method}.",
             read="Cutting rows never raises a singular value, so D measures shrinkage in one direction.",
-            choice=choice,
+            sources=ui.origin(choice),
         )
     numbers.markdown(_numbers(measures))
     return kept
@@ -121,13 +122,13 @@ def _distances(choice: Choice, study: WeightStudy | None) -> None:
             _offer(choice, f"Known for layer {choice.layer} alone at this ratio.")
         return
     table = spectra.distance_table(study)
-    show_weights_figure(
+    show_figure(
         spectra.plot_distances(table, measure, (choice.layer, choice.matrix)),
         table,
         name="distances",
         caption=f"{spectra.DISTANCES[measure]} of every FFN matrix under {choice.method}.",
         read="Distance of each matrix's singular values before and after. Click a cell to look at it above.",
-        choice=choice,
+        sources=ui.origin(choice),
         on_click=ui.look_at,
     )
 
@@ -142,13 +143,13 @@ def _neurons(choice: Choice, kept: np.ndarray | None) -> None:
     ranked, uncut, layer = ui.ranked_of(choice.who, choice.method), choice.uncut, choice.layer
     importance = ranked.importance[layer] if ranked else np.zeros(0)
     table = spectra.neuron_table(importance, uncut.row_norm[layer], uncut.leverage[layer], kept)
-    show_weights_figure(
+    show_figure(
         spectra.plot_neurons(table, first=uncut.first),
         table,
         name="neurons",
         caption=f"Neurons of layer {layer} that {choice.method} keeps and cuts.",
         read="A mark is a neuron: a row of gate and up, and the same column of down. Hover to name it.",
-        choice=choice,
+        sources=ui.origin(choice),
     )
 
 
@@ -158,13 +159,13 @@ def _training(choice: Choice) -> None:
         return
     st.subheader("How the policy learned")
     table = spectra.history_table(history)
-    show_weights_figure(
+    show_figure(
         spectra.plot_history(table, method=choice.method.name, starts=history.starts),
         table,
         name="history",
         caption=f"Mean D and mean reward of the policy by episode, trained at a ratio of {history.ratio:g}.",
         read="Mean over the layers. The reward is 1 / D of what the policy drew; D is of what it would keep.",
-        choice=choice,
+        sources=ui.origin(choice),
     )
 
 
@@ -176,7 +177,7 @@ def _comparison(choice: Choice) -> None:
     st.subheader(f"Every method at a ratio of {ratio:.0%}: what D tells of the cost")
     if studies:
         table = spectra.comparison_table(list(studies.values()), choice.matrix)
-        show_weights_figure(
+        show_figure(
             spectra.plot_comparison(table, choice.matrix, str(choice.method)),
             table,
             name="comparison",
@@ -184,7 +185,7 @@ def _comparison(choice: Choice) -> None:
             f"Perplexity on {next(iter(studies.values())).convention}.",
             read="Down is cheaper, left is closer to the whole spectrum. A random cut is what the others have to beat; "
             f"bars are the extremes of its seeds. Perplexity on {next(iter(studies.values())).convention}.",
-            choice=choice,
+            sources=ui.origin(choice),
         )
     if missing and not work.pending("comparison"):
         st.caption(literal(f"Not computed here yet: {', '.join(map(str, missing))}."))

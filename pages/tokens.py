@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -16,7 +17,7 @@ from ui.strip import token_strip
 from ui.summary import summary
 from ui.tokens import strip_cells, tell_token
 from ui.view import View
-from viz import atlas, cost, strip
+from viz import atlas, channels, cost, strip
 
 
 def page(shown: list[Shown], at: View) -> None:
@@ -28,6 +29,9 @@ def page(shown: list[Shown], at: View) -> None:
             _atlas(item, at, latest, named=len(shown) > 1)
     if len(shown) > 1 and atlas.common_length(shown[0].trace, shown[1].trace) > 0:
         _difference(shown, at)
+    for item in shown:
+        if item.trace.selected.size:
+            _selected(item, at)
     st.subheader(f"Tokens at step {at.step}, layer {at.layer}")
     other = shown[::-1] if len(shown) > 1 else [None]
     for column, item, beside in zip(st.columns(len(shown)), shown, other, strict=True):
@@ -76,6 +80,23 @@ def _atlas(item: Shown, at: View, latest: int, named: bool) -> None:
         caption=f"Step at which each layer dropped each token ({cost.label(trace)}).",
         read=("" if not named else f"**{item.letter}** ")
         + "Filled: dropped, coloured by the step that did it. Pale: still in the cache. Click a cell to follow its token.",
+        sources=[(item.spec, trace)],
+        on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
+    )
+
+
+def _selected(item: Shown, at: View) -> None:
+    trace = item.trace
+    st.subheader(f"{item.letter}: how often each token was read")
+    table = channels.selected_table(trace, at.head, at.window(trace.n_tokens))
+    mass = float(np.nanmean(trace.selected_mass)) if np.isfinite(trace.selected_mass).any() else 1.0
+    show_figure(
+        channels.plot_selected(table, selected=(at.layer, at.token)),
+        table,
+        name=f"selected_{item.letter}",
+        caption=f"Share of the later queries that read each token ({cost.label(trace)}).",
+        read=f"A token that is not read stays in the cache and may be read later. What was read held {mass:.0%} of the "
+        "exact attention.",
         sources=[(item.spec, trace)],
         on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
     )

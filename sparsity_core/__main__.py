@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,12 @@ def _weights_commands(command: Callable[[str, Any, str], argparse.ArgumentParser
     train.add_argument("--ratio", type=float, default=0.25)
     train.add_argument("--episodes", type=int, default=20)
     train.add_argument("--seed", type=int, default=0)
-    for each in (sub, train):
+    channels = command("calibrate", _calibrate, "rank each head's channels for double_sparsity, and keep the ranking")
+    channels.add_argument("--file", metavar="F", type=Path, help="a UTF-8 text to calibrate on, not the default")
+    channels.add_argument("--blocks", type=int, default=8, metavar="N", help="random stretches of the text")
+    channels.add_argument("--length", type=int, default=512, metavar="N", help="tokens of each")
+    channels.add_argument("--seed", type=int, default=0)
+    for each in (sub, train, channels):
         each.add_argument("--model", default="smollm2-135m", help="the embedded model, a hub id, or a local folder")
         each.add_argument("--device", default="auto", help="auto, cpu, cuda")
         each.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
@@ -137,6 +143,30 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         path = options.out / f"prunenet-{options.variant}.safetensors"
         policy.save(path)
     return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
+
+
+def _calibrate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    text = None if options.file is None else _text_of(options)
+    from sparsity_core.channel_records import STATISTICS
+    from sparsity_core.channels import calibrate
+    from sparsity_core.models import load
+
+    with _progress() as progress, _writing(options.out):
+        progress(0.0, f"loading {options.model}")
+        model = load(options.model, device=options.device, dtype=options.dtype)
+        found = calibrate(
+            model, text, blocks=options.blocks, length=options.length, seed=options.seed, progress=progress
+        )
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"channels-{model.fingerprint}.safetensors"
+        found.save(path)
+    r = max(1, model.arch.head_dim // 4)
+    overlap = {
+        f"{a}/{b}": round(float(found.overlap(found, a, b, r).mean()), 4) for a, b in combinations(STATISTICS, 2)
+    }
+    lines = [f"top {r} channels shared by {pair}: {value:.1%}" for pair, value in overlap.items()]
+    lines.append(f"written to {path}; use it with double_sparsity(calibration='{path}')")
+    return {"calibration": str(path), "recipe": found.recipe, "channels": r, "overlap": overlap}, "\n".join(lines)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ import torch
 from kernels import Labels, dequantise, label_scores, quantise, sparse_decode
 from kernels.rows import attend, causal_rows, reduce_group
 
+_ALL = slice(None)
+
 
 class Selector(Protocol):
     """One layer's index of the cache. Axes: B batch, Hkv KV heads, G query heads each, R queries, C keys."""
@@ -25,8 +27,20 @@ class Selector(Protocol):
     def keep(self, columns: torch.Tensor) -> None:
         """Leaves only these keys, [B, Hkv, kept], as an eviction left only them in the cache."""
 
-    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
-        """[B, Hkv, 1 or G, R, C] of queries q [B, H, R, D] at `start` … against all keys k [B, Hkv, C, D] of the cache."""
+    def scores(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        *,
+        scale: float,
+        heads: slice = _ALL,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, Hkv, 1 or G, R, C] of queries q [B, H, R, D] against the cache's keys k [B, Hkv, C, D], all or its first.
+
+        `heads` are the KV heads that q and k hold, where not all; `scale` is that of the model's logits. `visible` bool
+        [Hkv, R, C] or [R, C] says what each query may see; all where None.
+        """
 
     @property
     def nbytes(self) -> int:
@@ -40,10 +54,14 @@ class LabelSelector:
         self._channels = channels  # int64 [Hkv, r], or [H, r] where each query head has its own
         self._dtype, self._reduction = dtype, reduction
         self._labels: Labels | None = None
+        self._lists = 1  # of channels, per KV head
 
     def append(self, k: torch.Tensor) -> None:
-        own = k.repeat_interleave(self._channels.shape[0] // k.shape[1], 1)
-        new = quantise(own.gather(3, self._spread(own)), self._dtype)
+        self._lists = self._channels.shape[0] // k.shape[1]
+        own = k.repeat_interleave(self._lists, 1)
+        new = quantise(
+            own.gather(3, self._channels[None, :, None].expand(own.shape[0], -1, own.shape[2], -1)), self._dtype
+        )
         if self._labels is not None:
             values = torch.cat([self._labels.values, new.values], 2)
             scale = None if new.scale is None else torch.cat([self._labels.scale, new.scale], 2)  # type: ignore[list-item]
@@ -56,22 +74,37 @@ class LabelSelector:
         values = labels.values.gather(2, index[..., None].expand(*index.shape, labels.values.shape[3]))
         self._labels = Labels(values, None if labels.scale is None else labels.scale.gather(2, index), self._dtype)
 
-    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
-        labels, (batch, n_heads, rows, _) = self._held(), q.shape
-        n_kv = k.shape[1]
-        per_head = self._channels.shape[0] == n_heads and n_heads > n_kv
-        channels = self._channels if per_head else self._channels.repeat_interleave(n_heads // n_kv, 0)
-        own_q = q.gather(3, channels[None, :, None].expand(batch, -1, rows, -1))
+    def scores(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        *,
+        scale: float,
+        heads: slice = _ALL,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        (batch, n_heads, rows, _), (n_kv, n) = q.shape, k.shape[1:3]
+        labels, channels = self._of(heads, n)
+        n_lists = channels.shape[0]
+        spread = channels.repeat_interleave(n_heads // n_lists, 0)[None, :, None].expand(batch, -1, rows, -1)
+        own_q, softmax = q.gather(3, spread), self._reduction == "softmax"
         if rows == 1:
-            found = label_scores(own_q[:, :, 0], labels, reduction=self._reduction)[:, :, None, None]
-            return found.view(batch, n_kv, -1, 1, found.shape[-1])
-        grouped = own_q.float().view(batch, labels.values.shape[1], -1, rows, own_q.shape[-1])
-        keys = dequantise(labels).transpose(-1, -2)[:, :, None]
-        if self._reduction == "max":
-            found = (grouped @ keys).amax(2, keepdim=True)
-        else:  # linear: over the queries before the product, as label_scores does
-            found = reduce_group(grouped, self._reduction)[:, :, None] @ keys
-        return found.view(batch, n_kv, -1, rows, found.shape[-1])
+            found = label_scores(own_q[:, :, 0], labels, reduction="none" if softmax else self._reduction, scale=scale)
+            found = found.view(batch, n_lists, -1, 1, n)
+        else:
+            grouped = own_q.float().view(batch, n_lists, -1, rows, own_q.shape[-1]) * scale
+            keys = dequantise(labels).transpose(-1, -2)[:, :, None]
+            if softmax:
+                found = grouped @ keys
+            elif self._reduction == "max":
+                found = (grouped @ keys).amax(2, keepdim=True)
+            else:  # linear: over the queries before the product, as label_scores does
+                found = reduce_group(grouped, self._reduction)[:, :, None] @ keys
+        if softmax:
+            if visible is not None:
+                found = found.masked_fill(~_spread(visible, n_lists)[:, None], float("-inf"))
+            found = torch.softmax(found, dim=-1).sum(2, keepdim=True)
+        return found.view(batch, n_kv, -1, rows, n)
 
     @property
     def nbytes(self) -> int:
@@ -82,8 +115,14 @@ class LabelSelector:
             raise RuntimeError("no key has entered the label cache")
         return self._labels
 
-    def _spread(self, k: torch.Tensor) -> torch.Tensor:
-        return self._channels[None, :, None].expand(k.shape[0], -1, k.shape[2], -1)
+    def _of(self, heads: slice, n: int) -> tuple[Labels, torch.Tensor]:
+        """The labels of some KV heads' first n keys, and the heads' channels."""
+        labels = self._held()
+        if heads == _ALL and n == labels.values.shape[2]:
+            return labels, self._channels
+        lists = slice(*(None if i is None else i * self._lists for i in (heads.start, heads.stop)))
+        scale = None if labels.scale is None else labels.scale[:, lists, :n]
+        return Labels(labels.values[:, lists, :n], scale, labels.dtype), self._channels[lists]
 
 
 class QuerySelector:
@@ -103,7 +142,15 @@ class QuerySelector:
     def keep(self, columns: torch.Tensor) -> None:
         pass
 
-    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
+    def scores(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        *,
+        scale: float,
+        heads: slice = _ALL,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         batch, _, rows, dim = q.shape
         size = q.float().abs()
         top = size.topk(min(self._n, dim), dim=-1).indices
@@ -111,9 +158,9 @@ class QuerySelector:
         share = part.abs().sum(-1, keepdim=True) / size.sum(-1, keepdim=True).clamp_min(1e-20)
         part = part / (dim * share).clamp_min(1e-20).sqrt()
         logits = part.view(batch, k.shape[1], -1, rows, dim) @ k.float().transpose(-1, -2)[:, :, None]
-        columns = torch.arange(k.shape[2], device=q.device)
-        future = columns > start + torch.arange(rows, device=q.device)[:, None]
-        p = torch.softmax(logits.masked_fill(future, float("-inf")), dim=-1)
+        if visible is not None:
+            logits = logits.masked_fill(~_spread(visible, k.shape[1])[:, None], float("-inf"))
+        p = torch.softmax(logits, dim=-1)
         return reduce_group(p, self._reduction)[:, :, None]
 
 
@@ -133,7 +180,15 @@ class PageSelector:
     def keep(self, columns: torch.Tensor) -> None:
         raise ValueError("pages of keys cannot be combined with an eviction method: choose another decode method")
 
-    def scores(self, q: torch.Tensor, k: torch.Tensor, start: int) -> torch.Tensor:
+    def scores(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        *,
+        scale: float,
+        heads: slice = _ALL,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         batch, _, rows, dim = q.shape
         n_kv, n = k.shape[1:3]
         whole = n // self._page
@@ -146,14 +201,19 @@ class PageSelector:
         place = torch.arange(self._page, device=q.device)
         ordered = (rank[..., None] * self._page + (self._page - 1 - place)).flatten(-2).float()
         found = torch.nn.functional.pad(ordered, (0, n - whole * self._page))
-        query = start + torch.arange(rows, device=q.device)[:, None]
         key = torch.arange(n, device=q.device)
+        query = n - rows + torch.arange(rows, device=q.device)[:, None]
         filling = key >= (query // self._page) * self._page
         return torch.where(filling, (n + key).float(), found)[:, :, None]  # above every whole page, the newest first
 
     @property
     def nbytes(self) -> int:
         return self._bytes
+
+
+def _spread(visible: torch.Tensor, n_lists: int) -> torch.Tensor:
+    """[lists or 1, R, C] of visible [Hkv, R, C] or [R, C], for so many lists of channels."""
+    return visible[None] if visible.ndim == 2 else visible.repeat_interleave(n_lists // visible.shape[0], 0)
 
 
 @dataclass
@@ -206,7 +266,9 @@ def attend_selected(
         visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
         n_read = (share * visible.sum(-1)).ceil().clamp_min(1).long()
         if share < 1.0:
-            approximate = selector.scores(q[:, :, begin:end], k, past + begin)[0, heads, :, :, :columns]
+            approximate = selector.scores(
+                q[:, own, begin:end], k[:, heads, :columns], scale=scale, heads=heads, visible=visible
+            )[0]
             read = _best(approximate.masked_fill(~visible[:, None], float("-inf")), n_read[:, None])
             ideal = _best(reduce_group(p, "sum")[0].masked_fill(~visible, -1.0), n_read)
         else:
@@ -232,7 +294,7 @@ def decode_selected(
     if n_read >= n:
         index = torch.arange(n, device=q.device).expand(1, k.shape[1], -1)
     else:
-        index = selector.scores(q, k, n - 1)[:, :, :, 0].flatten(1, 2).topk(n_read, dim=-1).indices
+        index = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2).topk(n_read, dim=-1).indices
         if index.shape[1] > k.shape[1]:  # query heads that choose for themselves: an accuracy reference, no saving
             k, v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
     return sparse_decode(q[:, :, 0], k, v, index, scale=scale)[:, :, None], index

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sparsity_core.calibration import windows
-from sparsity_core.channels import STATISTICS, Channels, calibrate, channels_for
+from sparsity_core.channel_records import STATISTICS, Channels
+from sparsity_core.channels import calibrate, channels_for
 from tests import tiny
 
 PROSE = tiny.TEXT * 6

@@ -15,15 +15,18 @@ IDS = tiny.ids(60)
 DECODE = methods.names("decode")
 
 
-def everything_read(name: str) -> Pipeline:
-    return Pipeline(decode=methods.get(name)(tokens=1.0, dense_layers=0))  # type: ignore[call-arg, arg-type]
+def made(name: str, **knobs) -> Pipeline:
+    """A decode method that fits a head of 16 channels."""
+    if name == "double_sparsity":
+        knobs["channels"] = 8
+    return Pipeline(decode=methods.get(name)(**knobs))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("name", DECODE)
 def test_reading_everything_is_the_dense_model_bit_by_bit(name, family):
     model = tiny.model(family)
-    dense, whole = run(model, IDS), run(model, IDS, everything_read(name))
+    dense, whole = run(model, IDS), run(model, IDS, made(name, tokens=1.0, dense_layers=0))
     assert np.array_equal(dense.nll[:-1], whole.nll[:-1])
     np.testing.assert_allclose(whole.selected_mass, 1, atol=1e-6)
     assert (whole.selected_recall == 1).all()
@@ -37,7 +40,7 @@ def test_reading_everything_is_the_dense_model_bit_by_bit(name, family):
 def test_simulated_selection_is_physical_selection(name):
     """The same tokens read in one forward, and one by one from a cache."""
     model = tiny.model()
-    pipeline = Pipeline(decode=methods.get(name)(tokens=0.4, dense_layers=1))
+    pipeline = made(name, tokens=0.4, dense_layers=1)
     out = generate(model, IDS[:40], pipeline, max_new_tokens=16, stop_at_eos=False)
     whole = run(model, [*IDS[:40], *out.token_ids[:-1]], pipeline)
     # The prompt is dense in generate, so later layers see other keys there: the first sparse layer alone must agree.
@@ -68,7 +71,7 @@ def test_selection_and_eviction_together_are_the_same_simulated_and_physical(dty
 @pytest.mark.parametrize("name", DECODE)
 def test_a_later_token_changes_no_earlier_choice(name):
     model = tiny.model()
-    pipeline = Pipeline(decode=methods.get(name)(tokens=0.3, dense_layers=0))
+    pipeline = made(name, tokens=0.3, dense_layers=0)
     one, other = run(model, IDS, pipeline), run(model, [*IDS[:50], *tiny.ids(10, seed=9)], pipeline)
     np.testing.assert_allclose(one.nll[:49], other.nll[:49], atol=1e-9)
     np.testing.assert_array_equal(one.selected_recall[..., :50], other.selected_recall[..., :50])
@@ -80,7 +83,7 @@ def test_all_channels_rank_as_the_exact_logits_do():
     selector = LabelSelector(torch.arange(16).flip(0).expand(2, -1), "fp16", "sum")
     selector.append(k.half().float())
     exact = q @ k.half().float().transpose(-1, -2)
-    torch.testing.assert_close(selector.scores(q, k, 25)[:, :, 0], exact, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(selector.scores(q, k, scale=1.0)[:, :, 0], exact, atol=1e-4, rtol=1e-4)
 
 
 def test_the_label_cache_grows_and_shrinks_with_the_cache():
@@ -91,18 +94,36 @@ def test_the_label_cache_grows_and_shrinks_with_the_cache():
     for part in k.split([5, 1, 6], dim=2):
         grown.append(part)
     once.append(k)
-    assert torch.equal(grown.scores(q, k, 11), once.scores(q, k, 11))
+    assert torch.equal(grown.scores(q, k, scale=1.0), once.scores(q, k, scale=1.0))
     columns = torch.tensor([[[0, 3, 11], [2, 3, 4]]])
     grown.keep(columns)
-    kept = once.scores(q, k, 11)[:, :, 0, 0].gather(2, columns)
-    assert torch.equal(grown.scores(q, k, 2)[:, :, 0, 0], kept)
+    kept = once.scores(q, k, scale=1.0)[:, :, 0, 0].gather(2, columns)
+    assert torch.equal(grown.scores(q, k[:, :, :3], scale=1.0)[:, :, 0, 0], kept)
     assert grown.nbytes == quantise(torch.zeros(1, 2, 3, 4), "int4").nbytes == 2 * 3 * (2 + 2)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_softmax_sums_each_query_heads_own_attention(rows):
+    torch.manual_seed(3)
+    q, k = torch.randn(1, 6, rows, 16), torch.randn(1, 2, 20, 16).half().float()
+    channels = torch.tensor([[3, 1, 4, 15], [9, 2, 6, 5]])
+    selector = LabelSelector(channels, "fp16", "softmax")
+    selector.append(k)
+    query = torch.arange(20 - rows, 20)
+    found = selector.scores(q, k, scale=0.25, visible=torch.arange(20) <= query[:, None])[0, :, 0]
+    for kv in range(2):
+        c = channels[kv]
+        expected = torch.zeros(rows, 20)
+        for head in range(3 * kv, 3 * kv + 3):
+            logits = 0.25 * q[0, head][:, c] @ k[0, kv][:, c].T
+            expected += logits.masked_fill(torch.arange(20) > query[:, None], float("-inf")).softmax(-1)
+        torch.testing.assert_close(found[kv], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_sparq_scores_are_the_papers():
     torch.manual_seed(1)
     q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 1, 6, 8)
-    found = QuerySelector(3, "sum").scores(q, k, 5)[0, 0, 0, 0]
+    found = QuerySelector(3, "sum").scores(q, k, scale=1.0)[0, 0, 0, 0]
     expected = torch.zeros(6)
     for head in q[0, :, 0]:
         top = head.abs().topk(3).indices
@@ -114,7 +135,7 @@ def test_sparq_scores_are_the_papers():
 def test_quest_ranks_pages_by_a_bound_that_no_logit_of_theirs_passes():
     torch.manual_seed(2)
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 21, 8)
-    found = PageSelector(4, "sum").scores(q, k, 20)[0, 0, 0, 0]
+    found = PageSelector(4, "sum").scores(q, k, scale=1.0)[0, 0, 0, 0]
     assert found[20] > found[:20].max()  # the page that is being filled
     pages = k[0, 0, :20].view(5, 4, 8)
     bound = torch.maximum(q.flatten() * pages.amin(1), q.flatten() * pages.amax(1)).sum(-1)
@@ -155,7 +176,7 @@ def test_a_trace_with_selection_comes_back(tmp_path):
         ("decode=double_sparsity(channels=7, label_dtype=int4)", "even number"),
         ("decode=sparq(channels=17)", "at most 16"),
         ("eviction=tova(budget=9) decode=quest", "cannot be combined"),
-        ("decode=double_sparsity(calibration='/no/such/file')", "no calibration"),
+        ("decode=double_sparsity(channels=8, calibration='/no/such/file')", "no calibration"),
     ],
 )
 def test_what_does_not_fit_is_refused(spelling, message):

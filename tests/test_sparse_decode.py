@@ -58,7 +58,7 @@ def test_int4_labels_of_a_quarter_of_the_channels_take_an_eighth_of_half_precisi
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max", "none"])
 @pytest.mark.parametrize("dtype", LABEL_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_label_scores_are_the_product_with_the_stored_labels(shape, dtype, reduction, backend):
@@ -67,8 +67,10 @@ def test_label_scores_are_the_product_with_the_stored_labels(shape, dtype, reduc
     labels = quantise(k[..., :16], dtype)
     found = label_scores(q[..., :16].contiguous(), labels, reduction=reduction, scale=0.25, backend=backend)
     per_head = 0.25 * q[..., :16].double().view(batch, n_kv, group, 16) @ dequantise(labels).double().transpose(-1, -2)
-    expected = {"sum": per_head.sum(2), "mean": per_head.mean(2), "max": per_head.amax(2)}[reduction]
-    assert found.shape == (batch, n_kv, n)
+    expected = {"sum": per_head.sum(2), "mean": per_head.mean(2), "max": per_head.amax(2)}.get(
+        reduction, per_head.flatten(1, 2)
+    )
+    assert found.shape == (batch, n_kv * group if reduction == "none" else n_kv, n)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Makes what ships with the library, with which the pages open: `python -m ui.bundle [traces|spectra]` (`make assets`)."""
+"""Makes what ships, with which the pages open: `python -m ui.bundle [traces|spectra|channels]` (`make assets`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 from sparsity_core import spectra_study
+from sparsity_core.channel_records import ASSETS
 from sparsity_core.run import execute
 from sparsity_core.store import Store, key_of
 from ui.session import EXAMPLE
@@ -60,12 +61,28 @@ def make_studies() -> None:
         raise SystemExit(problem)
 
 
+def make_channels() -> None:
+    """The embedded model's calibration, with how far other stretches of the text agree with it."""
+    from sparsity_core.channel_study import stability
+    from sparsity_core.channels import calibrate
+    from sparsity_core.models import load
+
+    model = load(EXAMPLE.model, device="cpu", dtype="float32")
+    found = calibrate(model)
+    found = replace(found, recipe={**found.recipe, "stability": stability(model)})
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    found.save(ASSETS / model.fingerprint)
+    print(f"{model.fingerprint}  {found.recipe['stability']['shared']}")
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or ["traces", "spectra"]
+    wanted = sys.argv[1:] or ["traces", "spectra", "channels"]
     if "traces" in wanted:
         make_traces()
     if "spectra" in wanted:
         make_studies()
+    if "channels" in wanted:
+        make_channels()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +28,18 @@ _MIME = {
 _TABLE_ROWS = 2000
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What made a figure: names and values that travel with every file, one line, and the command that makes it again."""
+
+    fields: dict[str, str]
+    made_by: str
+    command: str
+
+
+Runs = list[tuple[RunSpec, Trace]]
+
+
 def theme() -> Literal["light", "dark"]:
     """The browser's theme."""
     return "dark" if st.context.theme.type == "dark" else "light"
@@ -39,13 +52,13 @@ def show_figure(
     name: str,
     caption: str,
     read: str,
-    sources: list[tuple[RunSpec, Trace]],
+    sources: Runs | Origin,
     on_click: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Draws a figure and, below it, how to read it, its table and its downloads.
 
     `name` is unique on the page and becomes the file's name; `caption` is the stub that travels with the file; `sources`
-    are the runs it is drawn from. `on_click` gets the x and y of a clicked point before the page runs again.
+    are the runs it is drawn from, or whatever else. `on_click` gets the x and y of a clicked point before the page runs again.
     """
     key = f"figure_{name}"
     config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
@@ -63,7 +76,7 @@ def offer_figure(
     name: str,
     caption: str,
     read: str,
-    sources: list[tuple[RunSpec, Trace]],
+    sources: Runs | Origin,
 ) -> None:
     """What stands below a figure that the caller shows in its own way: how to read it, its table and its downloads.
 
@@ -77,13 +90,11 @@ def offer_figure(
         )
     if popover.open:
         with popover:
-            _formats(draw, table, name, caption, sources)
+            _formats(draw, table, name, caption, sources if isinstance(sources, Origin) else of_runs(sources))
 
 
-def _formats(
-    draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, caption: str, sources: list[tuple[RunSpec, Trace]]
-) -> None:
-    provenance = paper.Provenance(caption=caption, fields=_fields(sources))
+def _formats(draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, caption: str, origin: Origin) -> None:
+    provenance = paper.Provenance(caption=caption, fields=origin.fields)
     width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
     rendered = paper.can_render()
     if not rendered:
@@ -103,23 +114,18 @@ def _formats(
             on_click="ignore",
             width="stretch",
         )
-    st.caption(literal(f"{caption} {_made_by(sources)}"))
+    st.caption(literal(f"{caption} {origin.made_by}"))
     with st.expander("Table"):
         st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
         if len(table) > _TABLE_ROWS:
             st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
-    st.code(_command(sources[0][0]), language="bash")
+    st.code(origin.command, language="bash")
 
 
-def _made_by(sources: list[tuple[RunSpec, Trace]]) -> str:
-    names = " against ".join(trace.provenance.pipeline for _, trace in sources)
-    return f"{sources[0][1].provenance.model}, {names}."
-
-
-def _fields(sources: list[tuple[RunSpec, Trace]]) -> dict[str, str]:
+def of_runs(sources: Runs) -> Origin:
     spec, trace = sources[0]
-    made = trace.provenance
-    return {
+    made, command = trace.provenance, _command(spec)
+    fields = {
         "model": made.model,
         "weights": made.fingerprint,
         "pipeline": " | ".join(t.provenance.pipeline for _, t in sources),
@@ -131,8 +137,10 @@ def _fields(sources: list[tuple[RunSpec, Trace]]) -> dict[str, str]:
         "device": made.device,
         "kernels": ", ".join(made.backends),
         "versions": ", ".join(f"{k} {v}" for k, v in made.versions.items()),
-        "command": _command(spec),
+        "command": command,
     }
+    names = " against ".join(t.provenance.pipeline for _, t in sources)
+    return Origin(fields, f"{made.model}, {names}.", command)
 
 
 def _command(spec: RunSpec) -> str:

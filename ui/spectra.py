@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from sparsity_core import methods, spectra_study
@@ -19,19 +17,15 @@ from sparsity_core.method import Pipeline, WeightMethod
 from sparsity_core.spectra_study import LayerCut, LayerGrams, Ranked, Uncut, WeightStudy
 from sparsity_core.trace import RunSpec
 from ui import work
-from ui.clicks import hear_clicks
-from ui.figure import theme
+from ui.figure import Origin
 from ui.knobs import knob_widgets
 from ui.literal import literal
 from ui.session import EXAMPLE, specs
-from viz import paper
-from viz.theme import style
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(16))  # 0 to 0.75, as the slider steps
 _LETTER = "S"  # of the page's own method, beside A and B
 _HELD = ("S_", "spectra_")  # widgets whose choices outlive a visit to another page
 _VIEW = ("layer", "head", "token", "step")
-_TABLE_ROWS = 2000
 _LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
 
 
@@ -359,39 +353,8 @@ def _live(key: str, matrix: str, _grams: LayerGrams, _kept: np.ndarray) -> Layer
     return _grams.cut(matrix, _kept)
 
 
-# --- figures of weights, which no trace stands behind ---
-
-
-def show_weights_figure(
-    figure: go.Figure,
-    table: pd.DataFrame,
-    *,
-    name: str,
-    caption: str,
-    read: str,
-    choice: Choice,
-    on_click: Callable[[dict[str, Any]], None] | None = None,
-) -> None:
-    """As `ui.figure.show_figure`, with the model and the method as what made it."""
-    key = f"figure_{name}"
-    config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
-    st.plotly_chart(style(figure, theme()), theme=None, key=key, config=config, alt=caption)
-    if on_click is not None:
-        hear_clicks(key, on_click)
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
-        st.caption(read)
-        _downloads(figure, table, name, caption, choice)
-
-
-@st.fragment
-def _downloads(figure: go.Figure, table: pd.DataFrame, name: str, caption: str, choice: Choice) -> None:
-    popover = st.popover("Export", icon=":material/download:", width="content", key=f"export_{name}", on_change="rerun")
-    if popover.open:
-        with popover:
-            _formats(figure, table, name, caption, choice)
-
-
-def _formats(figure: go.Figure, table: pd.DataFrame, name: str, caption: str, choice: Choice) -> None:
+def origin(choice: Choice) -> Origin:
+    """What stands behind a figure of weights."""
     command = (
         f'python -m sparsity_core compress --model {choice.spec.model} --weights "{choice.method}" '
         f"--device {choice.spec.device} --dtype {choice.spec.dtype} --out results"
@@ -405,27 +368,7 @@ def _formats(figure: go.Figure, table: pd.DataFrame, name: str, caption: str, ch
         "dtype": choice.uncut.dtype,
         "command": command,
     }
-    provenance = paper.Provenance(caption=caption, fields=fields)
-    width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
-    rendered = paper.can_render()
-    if not rendered:
-        st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
-    for form in paper.FORMATS:
-        st.download_button(
-            form.upper(),
-            data=partial(paper.export, figure, table, form, provenance, width=paper.WIDTHS[width]),
-            file_name=f"{name}.{form}",
-            key=f"{form}_{name}",
-            disabled=not rendered and form in ("pdf", "svg", "png"),
-            on_click="ignore",
-            width="stretch",
-        )
-    st.caption(literal(f"{caption} {choice.spec.model}, {choice.method}."))
-    with st.expander("Table"):
-        st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
-        if len(table) > _TABLE_ROWS:
-            st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
-    st.code(command, language="bash")
+    return Origin(fields, f"{choice.spec.model}, {choice.method}.", command)
 
 
 def choose_one(label: str, options: Mapping[str, str], key: str) -> str:

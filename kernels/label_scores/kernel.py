@@ -10,7 +10,7 @@ import triton.language as tl
 
 from kernels.label_scores import Labels
 
-_REDUCTIONS = {"sum": 0, "mean": 1, "max": 2}
+_REDUCTIONS = {"sum": 0, "mean": 1, "max": 2, "none": 3}
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -35,15 +35,20 @@ def _scores(
     else:
         b_x = b_v.to(tl.float32)
     b_best = tl.full([BLOCK], float("-inf"), tl.float32) if REDUCTION == 2 else tl.zeros([BLOCK], tl.float32)
+    b_f = tl.full([BLOCK], factor, tl.float32)
+    if BITS < 16:
+        b_f = b_f * tl.load(token_scale + i_row * n_tokens + o_t, mask=m_t, other=0.0).to(tl.float32)
     for g in range(GROUP):
         b_q = tl.load(q + (i_row * GROUP + g) * CHANNELS + o_c, mask=m_c, other=0.0).to(tl.float32)
-        b_s = tl.sum(b_x * b_q[None, :], axis=1)
-        b_best = tl.maximum(b_best, b_s * factor) if REDUCTION == 2 else b_best + b_s * factor
+        b_s = tl.sum(b_x * b_q[None, :], axis=1) * b_f
+        if REDUCTION == 3:
+            tl.store(out + (i_row * GROUP + g) * n_tokens + o_t, b_s, mask=m_t)
+        else:
+            b_best = tl.maximum(b_best, b_s) if REDUCTION == 2 else b_best + b_s
     if REDUCTION == 1:
         b_best = b_best / GROUP
-    if BITS < 16:
-        b_best = b_best * tl.load(token_scale + i_row * n_tokens + o_t, mask=m_t, other=0.0).to(tl.float32)
-    tl.store(out + i_row * n_tokens + o_t, b_best, mask=m_t)
+    if REDUCTION != 3:
+        tl.store(out + i_row * n_tokens + o_t, b_best, mask=m_t)
 
 
 def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: float) -> torch.Tensor:
@@ -53,7 +58,8 @@ def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: floa
     batch, n_kv, n_tokens, _ = labels.values.shape
     values = labels.values.contiguous()
     token_scale = values if labels.scale is None else labels.scale.contiguous()
-    out = torch.empty(batch, n_kv, n_tokens, dtype=torch.float32, device=q.device)
+    n_out = q.shape[1] if reduction == "none" else n_kv
+    out = torch.empty(batch, n_out, n_tokens, dtype=torch.float32, device=q.device)
     channels = labels.n_channels
     block = 64
     with torch.cuda.device_of(q):

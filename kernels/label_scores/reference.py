@@ -11,6 +11,8 @@ def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: floa
     batch, n_kv = labels.values.shape[:2]
     grouped = q.float().view(batch, n_kv, -1, q.shape[-1]) * scale  # [B, Hkv, G, r]
     keys = dequantise(labels).transpose(-1, -2)
+    if reduction == "none":
+        return (grouped @ keys).flatten(1, 2)
     if reduction == "max":
         return (grouped @ keys).amax(2)
     together = grouped.sum(2, keepdim=True) if reduction == "sum" else grouped.mean(2, keepdim=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.method import DecodeMethod, Progress, knob, register
+from sparsity_core.method import REDUCTIONS, DecodeMethod, Progress, knob, register
 
 if TYPE_CHECKING:
     from sparsity_core.models import Model
@@ -26,10 +26,15 @@ class DoubleSparsity(DecodeMethod):
         r"\hat{s}_k = q_{C}\cdot K_{k,C},\quad S = \operatorname{top}_{\lceil\beta T\rceil}\hat{s}"
     )
 
-    channels: int = knob(16, low=4, high=64, at_least=1, help="r: outlier channels of each key in the label cache")
+    channels: int = knob(32, low=4, high=64, at_least=1, help="r: outlier channels of each key in the label cache")
     statistic: str = knob("qk", choices=("qk", "q", "k", "variance"), help="what the calibration ranks channels by")
     label_dtype: str = knob("fp16", choices=("fp16", "int8", "int4"), help="number format of the label cache")
     per_head: bool = knob(False, help="channels and selection for each query head: an accuracy reference")
+    reduction: str = knob(
+        "softmax",
+        choices=("softmax", *REDUCTIONS),
+        help="of the scores, over the query heads that share a KV head; softmax: the sum of their approximate attention",
+    )
     calibration: str = knob("auto", help="auto, or a calibration file")
 
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:

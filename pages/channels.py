@@ -1,0 +1,193 @@
+"""Which channels find the keys that matter, how many keys need to be read, and what does reading fewer cost?"""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+from sparsity_core.channel_records import Channels
+from ui import channels as ui
+from ui import work
+from ui.channels import Choice
+from ui.entry import start_from_app
+from ui.figure import show_figure
+from ui.session import Shown
+from ui.view import View, request
+from viz import channels as viz
+
+
+def page(shown: list[Shown], at: View) -> None:
+    item = shown[0]
+    calibrated = ui.calibration_of(item)
+    if calibrated is None:
+        st.info("This model's channels have not been calibrated here yet.")
+        if not work.pending("calibrate") and st.button("Calibrate", key="calibrate", icon=":material/tune:"):
+            ui.calibrate_model(item)
+            st.rerun()
+    work.watch("calibrate", lambda jobs: None)
+    if calibrated is None:
+        return
+    choice = ui.choose(calibrated)
+    _magnitudes(item, at, choice, calibrated)
+    _statistics(item, choice, calibrated)
+    _quality(item, choice, calibrated)
+    _steps(item, at, choice, calibrated)
+    _curve(item, choice)
+    with st.expander(
+        "How double_sparsity works", icon=":material/function:", key="explain_channels", on_change="rerun"
+    ):
+        method = ui.method_of(choice)
+        st.latex(method.equation)
+        st.markdown((type(method).__doc__ or "").strip())
+        st.caption(f"Source: {method.source}")
+
+
+def _magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> None:
+    st.subheader("Outlier channels")
+    head = at.head if isinstance(at.head, int) else None
+    recipe = calibrated.recipe
+    whole, own = st.columns([3, 2])
+    with whole:
+        table = viz.magnitude_table(calibrated, choice.statistic, head=head)
+        show_figure(
+            viz.plot_magnitudes(table, choice.channels, choice.statistic, selected=at.layer),
+            table,
+            name="magnitudes",
+            caption=f"{viz.STATISTIC_NAMES[choice.statistic]} of each channel, by layer.",
+            read=f"Circles: the {choice.channels} largest of a layer. KV head {head if head is not None else 'mean'}; after "
+            f"the rotary embedding; {recipe.get('blocks')} × {recipe.get('length')} tokens of calibration. Click a layer.",
+            sources=ui.origin(item, choice, calibrated),
+            on_click=lambda point: request(layer=int(point["y"])),
+        )
+    with own:
+        table = viz.magnitude_table(calibrated, choice.statistic, layer=at.layer)
+        show_figure(
+            viz.plot_magnitudes(table, choice.channels, choice.statistic),
+            table,
+            name="magnitudes_layer",
+            caption=f"{viz.STATISTIC_NAMES[choice.statistic]} of each channel of layer {at.layer}, by KV head.",
+            read=f"Layer {at.layer}: heads seldom share their outliers, so each has channels of its own.",
+            sources=ui.origin(item, choice, calibrated),
+        )
+
+
+def _statistics(item: Shown, choice: Choice, calibrated: Channels) -> None:
+    st.subheader("Do the statistics agree?")
+    table = viz.overlap_table(calibrated, choice.channels)
+    dim = calibrated.magnitudes["qk"].shape[2]
+    stable = calibrated.recipe.get("stability")
+    drawn, told = st.columns([3, 2], vertical_alignment="center")
+    with drawn:
+        show_figure(
+            viz.plot_overlap(table, choice.channels / dim),
+            table,
+            name="overlap",
+            caption=f"Share of the top {choice.channels} channels that two statistics both choose.",
+            read="1: the same channels. The mean over layers and KV heads.",
+            sources=ui.origin(item, choice, calibrated),
+        )
+    with told:
+        if isinstance(stable, dict):
+            st.markdown(
+                "Calibrated on other stretches of text, the same channels come out again:\n\n"
+                "| statistic | shared top channels |\n|:---|---:|\n"
+                + "\n".join(f"| {name} | {value:.1%} |" for name, value in stable["shared"].items())
+            )
+            st.caption(f"{stable['seeds']} seeds, r = {stable['channels']}, measured when this calibration was made.")
+
+
+def _quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
+    st.subheader("How many channels, how many keys?")
+    study = ui.study_of(item)
+    if study is None and not work.pending("channels"):
+        st.caption("Every statistic, number of channels and share at once, against the exact attention of this text.")
+        if st.button("Measure on this text", key="study_channels", icon=":material/straighten:"):
+            ui.study_text(item)
+            st.rerun()
+    work.watch("channels", lambda jobs: None)
+    if study is None:
+        return
+    what = st.segmented_control(
+        "Measure",
+        list(viz.QUALITIES),
+        format_func=viz.QUALITIES.__getitem__,
+        default="mass",
+        key="channels_quality",
+        required=True,
+    )
+    table = viz.quality_table(study)
+    curves, surface = st.columns(2)
+    with curves:
+        show_figure(
+            viz.plot_quality(table, what, choice.channels if choice.channels in study.channels else study.channels[-1]),
+            table,
+            name="quality",
+            caption=f"{viz.QUALITIES[what]} with {choice.channels} channels, by the statistic that chose them.",
+            read=f"Means over layers, KV heads and {len(study.queries)} queries of this text.",
+            sources=ui.origin(item, choice, calibrated),
+        )
+    with surface:
+        show_figure(
+            viz.plot_surface(table, what, choice.statistic),
+            table,
+            name="quality_surface",
+            caption=f"{viz.QUALITIES[what]} against channels and share, statistic {choice.statistic}.",
+            read="The top row, all channels, is what a perfect ranking reaches.",
+            sources=ui.origin(item, choice, calibrated),
+        )
+
+
+def _steps(item: Shown, at: View, choice: Choice, calibrated: Channels) -> None:
+    st.subheader(f"What a decode step reads, layer {at.layer}")
+    read = ui.read_of(item, at.layer, choice)
+    if (
+        read is None
+        and not work.pending("reads")
+        and st.button(f"Look at layer {at.layer}", key="look_at_layer", icon=":material/search:")
+    ):
+        ui.look_at_layer(item, at.layer, choice)
+        st.rerun()
+    work.watch("reads", lambda jobs: None)
+    if read is None:
+        return
+    head = at.head if isinstance(at.head, int) else 0
+    evicted = item.trace.evicted_at[at.layer, head]
+    table = viz.read_table(read, item.trace.tokens, head, at.step, choice.share, np.asarray(evicted) <= at.step)
+    hit = float(table.loc[table["read"], "exact"].sum())
+    show_figure(
+        viz.plot_read(table),
+        table,
+        name="decode_step",
+        caption=f"Keys of query {table['query'].iloc[0]} in layer {at.layer}, KV head {head}: read, and worth reading.",
+        read=f"{int(table['read'].sum())} of {len(table)} keys are read and hold {hit:.0%} of the exact attention; the "
+        f"best choice of as many holds {table.loc[table['ideal'], 'exact'].sum():.0%}.",
+        sources=ui.origin(item, choice, calibrated),
+    )
+
+
+def _curve(item: Shown, choice: Choice) -> None:
+    st.subheader("What reading less costs")
+    specs = ui.curve_specs(item, choice)
+    traces, purpose = ui.curve_traces(specs), ui.curve_purpose(specs)
+    if len(traces) < len(specs) and not work.pending(purpose):
+        st.caption(f"{len(specs) - len(traces)} runs of this prompt, which can be cancelled and are kept one by one.")
+        if st.button("Run the curve", key="run_curve", icon=":material/stacked_line_chart:"):
+            work.submit_specs(purpose, list(specs.values()))
+            st.rerun()
+    work.watch(purpose, work.keep_results)
+    if not traces:
+        return
+    table = viz.curve_table(traces)
+    show_figure(
+        viz.plot_curve(table),
+        table,
+        name="perplexity_curve",
+        caption="Perplexity against the share of the context that is read (double_sparsity) or kept (eviction).",
+        read=f"With {choice.channels} channels; the first two layers read everything. This prompt, each token predicted "
+        "from the keys that its own step reads.",
+        sources=[(specs[name], trace) for name, trace in list(traces.items())[:1]],
+    )
+
+
+if __name__ == "__main__":
+    start_from_app()
