@@ -29,7 +29,7 @@ def main(data: Path) -> list[Row]:
         ks = [item.ks for item in compressed.spectra if item.matrix == "gate"]
         note = f"mean D of gate {sum(ks) / len(ks):.4f}"
         rows.append(_said(Row(str(method), _perplexity(compressed.model, text), "perplexity", None, "", note)))
-    cut = methods.get("wanda_sp")(ratio=RATIO)  # type: ignore[call-arg]
+    cut = methods.WandaSP(ratio=RATIO)  # type: ignore[call-arg]
     healed = recover(cut.compress(model), steps=60)
     rows.append(
         _said(

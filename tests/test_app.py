@@ -45,10 +45,10 @@ def open_page(at: AppTest, name: str) -> None:
     at.run()
 
 
-def finish(at: AppTest, most: float = 240) -> None:
-    """Polls, as the page's fragment does, until the run bar waits for nothing."""
+def finish(at: AppTest, most: float = 240, purpose: str = "run") -> None:
+    """Polls, as the page's fragment does, until nothing is waited for any more."""
     deadline = time.monotonic() + most
-    while "run" in at.session_state["pending"]:
+    while purpose in at.session_state["pending"]:
         assert time.monotonic() < deadline, "the run did not finish"
         time.sleep(0.3)
         at.run()

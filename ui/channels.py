@@ -95,13 +95,11 @@ def curve_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec]
             read, pipeline=str(Pipeline(decode=method_of(replace(choice, statistic=statistic, share=share))))
         )
         for statistic in _CURVES
-        for share in SHARES
+        for share in (SHARES if statistic == "qk" else SHARES[1:])  # all of them read everything alike
     }
     for name in ("h2o", "streaming_llm"):
         for share in SHARES[1:]:
-            budget = max(8, round(share * n))
-            knobs: dict[str, Any] = {"recent": budget // 2} if name == "h2o" else {"n_sink": min(4, budget // 2)}
-            method: Any = methods.get(name)(budget=budget, **knobs)  # type: ignore[call-arg]
+            method: Any = methods.get(name)(budget=max(8, round(share * n)))  # type: ignore[call-arg]
             found[name, share] = replace(read, pipeline=str(Pipeline(eviction=method)))
     return found
 

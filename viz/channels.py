@@ -179,7 +179,7 @@ def plot_quality(table: pd.DataFrame, what: str, r: int) -> go.Figure:
             x=own["share"], y=own[what], mode="lines+markers", line={"color": colour, "dash": dash}, name=statistic,
             hovertemplate=f"%{{y:.1%}}<extra>{statistic}</extra>",
         )  # fmt: skip
-    return _over_shares(figure).update_yaxes(title=QUALITIES[what], tickformat=".0%", rangemode="tozero")
+    return _over_shares(figure).update_yaxes(title=QUALITIES[what], tickformat=".0%")
 
 
 def plot_surface(table: pd.DataFrame, what: str, statistic: str) -> go.Figure:

@@ -1,0 +1,158 @@
+"""What the Channels page shows: masses and recalls against a loop by hand, its tables, its figures, and the page itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sparsity_core import Pipeline, methods, run
+from sparsity_core.channel_records import SHARES, STATISTICS, Channels, find_channels, keep_channels
+from sparsity_core.channel_study import read_at, study_channels
+from sparsity_core.channels import calibrate
+from tests import tiny
+from tests.server import cache_with_models
+from tests.test_app import figures, finish, open_page
+from tests.test_pages import opened
+from tests.tiny import ids
+from viz import channels as viz
+
+IDS = ids(80)
+TEXT = "The tide comes in at four. " * 40
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path))
+    made = tiny.model()
+    assert keep_channels(calibrate(made, TEXT, blocks=2, length=64)) is not None
+    return made
+
+
+def test_all_channels_of_one_query_head_are_the_exact_choice(tmp_path):
+    """With a KV head per query head and every channel, ranking by labels is ranking by logits; fp16 may swap near ties."""
+    model = tiny.model("gpt2")
+    calibrate(model, TEXT, blocks=2, length=64).save(tmp_path / "channels.safetensors")
+    found = study_channels(model, IDS, calibration=str(tmp_path / "channels.safetensors"))
+    whole = list(found.channels).index(model.arch.head_dim)
+    assert found.recall[:, :, :, whole].min() > 0.95
+    assert (found.recall[..., 0] == 1).all() and np.allclose(found.mass[..., 0], 1, atol=1e-5)  # a share of 1 reads all
+
+
+def test_mass_and_recall_are_what_a_loop_over_queries_finds(model):
+    layer, r, share = 1, 4, 0.25
+    study = study_channels(model, IDS)
+    read = read_at(model, IDS, layer, channels=r, statistic="k")
+    mass, recall = np.zeros(model.arch.n_kv_heads), np.zeros(model.arch.n_kv_heads)
+    for head in range(model.arch.n_kv_heads):
+        for i, query in enumerate(read.queries):
+            n_read = int(np.ceil(share * (query + 1)))
+            exact = read.exact[head, i, : query + 1]
+            assert exact.sum() == pytest.approx(1, abs=1e-5)
+            chosen = set(np.argsort(read.rank[head, i, : query + 1])[:n_read])
+            ideal = set(np.argsort(-exact, kind="stable")[:n_read])
+            mass[head] += exact[list(chosen)].sum() / len(read.queries)
+            recall[head] += len(chosen & ideal) / n_read / len(read.queries)
+    at = (STATISTICS.index("k"), layer, slice(None), study.channels.index(r), SHARES.index(share))
+    np.testing.assert_allclose(study.mass[at], mass, atol=1e-5)
+    np.testing.assert_allclose(study.recall[at], recall, atol=1e-5)
+
+
+def test_the_study_agrees_with_what_a_run_selects(model):
+    """The run's own record of a layer, at the queries that the study sampled."""
+    read = read_at(model, IDS, 0, channels=8)
+    trace = run(model, IDS, Pipeline(decode=methods.DoubleSparsity(tokens=0.25, channels=8, dense_layers=0)))
+    for i, query in enumerate(read.queries):
+        n_read = int(np.ceil(0.25 * (query + 1)))
+        chosen = read.rank[:, i] < n_read
+        np.testing.assert_allclose(
+            (read.exact[:, i] * chosen).sum(-1),
+            trace.selected_mass[0, :, query].reshape(model.arch.n_kv_heads, -1).mean(1),
+            atol=1e-5,
+        )
+
+
+def test_a_text_too_short_to_choose_from_is_refused(model):
+    with pytest.raises(ValueError, match="at least 8"):
+        study_channels(model, IDS[:7])
+
+
+def test_a_calibration_of_other_weights_is_not_found(model, tmp_path):
+    assert find_channels("0" * 12) is None
+    found = find_channels(model.fingerprint)
+    assert found is not None and found.recipe["fingerprint"] == model.fingerprint
+    path = tmp_path / "channels" / f"{model.fingerprint}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")  # damaged: as if it were not there
+    assert find_channels(model.fingerprint) is None
+
+
+def _channels() -> Channels:
+    values = np.arange(2 * 4 * 6, dtype=np.float32).reshape(2, 4, 6)
+    others = values[..., ::-1].copy()
+    return Channels({"qk": values, "q": others, "k": values, "variance": values}, 2, {})
+
+
+def test_outliers_are_the_largest_of_each_row():
+    table = viz.magnitude_table(_channels(), "qk", head=1)
+    marked = table[table["place"] < 2]
+    assert marked.groupby("layer")["channel"].apply(set).tolist() == [{4, 5}, {4, 5}]
+    assert table.query("layer == 1 and channel == 0")["magnitude"].item() == (36 + 42) / 2  # query heads 2 and 3
+    figure = viz.plot_magnitudes(table, 2, "qk", selected=1)
+    assert len(figure.data[1].x) == 4
+    own = viz.magnitude_table(_channels(), "qk", layer=0)
+    assert own["head"].unique().tolist() == [0, 1]
+
+
+def test_overlap_counts_shared_channels():
+    table = viz.overlap_table(_channels(), 2).set_index(["statistic", "beside"])["overlap"]
+    assert table["qk", "k"] == 1 and table["qk", "q"] == 0 and table["q", "q"] == 1
+
+
+def test_a_decode_step_tells_right_from_wrong(model):
+    read = read_at(model, IDS, 1, channels=4)
+    dropped = np.arange(80) < 3
+    table = viz.read_table(read, [f"t{i}" for i in range(80)], 1, 79, 0.25, dropped)
+    assert len(table) == 80 and table["read"].sum() == table["ideal"].sum() == 20
+    right = table["fate"] == "read, rightly"
+    assert (right == (table["read"] & table["ideal"])).all()
+    assert table["dropped"].sum() == 3
+    assert sum(len(data.x) for data in viz.plot_read(table).data) == 83
+
+
+def test_the_curve_is_relative_to_the_dense_model(model):
+    pipelines = {s: Pipeline(decode=methods.DoubleSparsity(tokens=s, channels=8)) for s in (1.0, 0.25)}
+    traces = {("double_sparsity qk", s): run(model, IDS, p) for s, p in pipelines.items()}
+    table = viz.curve_table(traces).set_index("share")
+    assert table.loc[1.0, "relative"] == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(viz.plot_curve(table.reset_index()).data[0].y, table["relative"].sort_index())
+
+
+def test_how_often_a_token_was_read_is_a_share_of_those_who_could(model):
+    trace = run(model, IDS, Pipeline(decode=methods.DoubleSparsity(tokens=0.25, channels=8, dense_layers=1)))
+    table = viz.selected_table(trace, 0, (0, 80)).set_index(["layer", "position"])
+    assert table["share"].between(0, 1 + 1e-6).all()
+    assert table.loc[(1, 79), "share"] == trace.selected[1, 0, 79]  # its own query alone could
+    assert table.loc[(1, 0), "queries"] == trace.selected[1, 0, 0]
+
+
+def test_the_page_opens_on_the_shipped_calibration_and_measures_the_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    at = opened(tmp_path)
+    open_page(at, "channels")
+    assert not at.exception
+    assert [b.label for b in at.button if b.key == "calibrate"] == []  # the embedded model's calibration ships
+    assert len(figures(at)) == 3
+    next(b for b in at.button if b.key == "study_channels").click().run()
+    finish(at, purpose="channels")
+    next(b for b in at.button if b.key == "look_at_layer").click().run()
+    finish(at, purpose="reads")
+    assert not at.exception
+    assert len(figures(at)) == 6
+    assert any("of 273 keys are read" in caption.value for caption in at.caption)
+
+
+def test_torch_is_not_needed_to_read_a_calibration():
+    code = "import sys; import sparsity_core.channel_records, viz.channels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
