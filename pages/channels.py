@@ -33,6 +33,7 @@ def page(shown: list[Shown], at: View) -> None:
     _quality(item, choice, calibrated)
     _steps(item, at, choice, calibrated)
     _curve(item, choice)
+    _answers(item, choice)
     with st.expander(
         "How double_sparsity works", icon=":material/function:", key="explain_channels", on_change="rerun"
     ):
@@ -178,8 +179,16 @@ def _curve(item: Shown, choice: Choice) -> None:
     if not traces:
         return
     table = viz.curve_table(traces)
+    cost = st.segmented_control(
+        "Cost",
+        list(viz.CURVES),
+        format_func=viz.CURVES.__getitem__,
+        default="relative",
+        key="channels_cost",
+        required=True,
+    )
     show_figure(
-        viz.plot_curve(table),
+        viz.plot_curve(table, cost),
         table,
         name="perplexity_curve",
         caption="Perplexity against the share of the context that is read (double_sparsity) or kept (eviction).",
@@ -187,6 +196,21 @@ def _curve(item: Shown, choice: Choice) -> None:
         "from the keys that its own step reads.",
         sources=[(specs[name], trace) for name, trace in list(traces.items())[:1]],
     )
+
+
+def _answers(item: Shown, choice: Choice) -> None:
+    """What the model says after this prompt when each step reads, or the cache keeps, so much."""
+    st.subheader(f"What it answers, {viz.share_name(choice.share)} of the context")
+    specs = ui.answer_specs(item, choice)
+    traces = ui.curve_traces(specs)
+    if len(traces) < len(specs) and not work.pending("answers"):
+        st.caption(f"{ui.ANSWER} tokens after this prompt, from each method.")
+        if st.button("Ask them all", key="run_answers", icon=":material/question_answer:"):
+            work.submit_specs("answers", list(specs.values()))
+            st.rerun()
+    work.watch("answers", work.keep_results)
+    if traces:
+        st.dataframe(viz.answer_table(traces), hide_index=True, width="stretch")
 
 
 if __name__ == "__main__":

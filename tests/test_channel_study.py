@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from sparsity_core import Pipeline, methods, run
+from sparsity_core import Pipeline, generate, load, methods, run
 from sparsity_core.channel_records import SHARES, STATISTICS, Channels, find_channels, keep_channels
 from sparsity_core.channel_study import read_at, study_channels
 from sparsity_core.channels import calibrate
+from sparsity_core.models import EMBEDDED
+from sparsity_core.prompts import PROMPTS
 from tests import tiny
 from tests.server import cache_with_models
 from tests.test_app import figures, finish, open_page
@@ -127,6 +129,7 @@ def test_the_curve_is_relative_to_the_dense_model(model):
     table = viz.curve_table(traces).set_index("share")
     assert table.loc[1.0, "relative"] == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(viz.plot_curve(table.reset_index()).data[0].y, table["relative"].sort_index())
+    assert table.loc[1.0, "mass"] == pytest.approx(1, abs=1e-6) and 0 < table.loc[0.25, "mass"] < 1
 
 
 def test_how_often_a_token_was_read_is_a_share_of_those_who_could(model):
@@ -151,6 +154,21 @@ def test_the_page_opens_on_the_shipped_calibration_and_measures_the_text(tmp_pat
     assert not at.exception
     assert len(figures(at)) == 6
     assert any("of 273 keys are read" in caption.value for caption in at.caption)
+
+
+def test_an_eighth_of_the_context_finds_the_needle_where_eviction_of_as_much_does_not():
+    model, prompt = load(EMBEDDED), PROMPTS["needle"].text
+    budget = len(model.encode(prompt)) // 8
+    read, *kept = (
+        generate(model, prompt, Pipeline.parse(spelled), max_new_tokens=8, against_dense=False).text
+        for spelled in (
+            "decode=double_sparsity(tokens=0.125)",
+            f"eviction=h2o(budget={budget})",
+            f"eviction=streaming_llm(budget={budget})",
+        )
+    )
+    assert "7421" in read
+    assert not any("7421" in text for text in kept)
 
 
 def test_torch_is_not_needed_to_read_a_calibration():

@@ -18,6 +18,7 @@ from ui import work
 from ui.figure import Origin
 from ui.session import Shown, trace_of
 
+ANSWER = 24  # tokens of a continuation
 _KEPT = 16  # studies and looks, in this process
 _CURVES = ("qk", "q", "k")
 
@@ -102,6 +103,23 @@ def curve_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec]
             method: Any = methods.get(name)(budget=max(8, round(share * n)))  # type: ignore[call-arg]
             found[name, share] = replace(read, pipeline=str(Pipeline(eviction=method)))
     return found
+
+
+def answer_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec]:
+    """The prompt continued by the dense model, by Double Sparsity, and by eviction methods with as many keys."""
+    budget = max(8, round(choice.share * item.trace.n_prompt))
+    pipelines = {
+        "dense": Pipeline(),
+        "double_sparsity": Pipeline(decode=method_of(choice)),
+        **{
+            name: Pipeline(eviction=methods.get(name)(budget=budget))  # type: ignore[call-arg, arg-type]
+            for name in ("h2o", "streaming_llm", "a2sf")
+        },
+    }
+    return {
+        (name, choice.share): replace(item.spec, generate=ANSWER, pipeline=str(pipeline))
+        for name, pipeline in pipelines.items()
+    }
 
 
 def curve_traces(specs: dict[tuple[str, float], RunSpec]) -> dict[tuple[str, float], Trace]:

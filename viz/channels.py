@@ -20,6 +20,7 @@ STATISTIC_NAMES = {
     "variance": "variance of q · k over pairs",
 }
 QUALITIES = {"mass": "exact attention that is read", "recall": "share of the exact top keys that is read"}
+CURVES = {"relative": "perplexity ÷ dense", "mass": "exact attention read or kept"}
 # Hue and dash of each statistic, the same in every figure.
 _LOOKS = {
     "qk": ("#D55E00", "solid"),
@@ -276,7 +277,7 @@ def plot_read(table: pd.DataFrame) -> go.Figure:
 
 
 def curve_table(traces: Mapping[tuple[str, float], Trace]) -> pd.DataFrame:
-    """One row per method and share: method, share, perplexity, relative (÷ dense)."""
+    """One row per method and share: method, share, perplexity, relative (÷ dense), mass (see `mass_read`)."""
     return pd.DataFrame(
         [
             {
@@ -284,6 +285,7 @@ def curve_table(traces: Mapping[tuple[str, float], Trace]) -> pd.DataFrame:
                 "share": share,
                 "perplexity": trace.perplexity,
                 "relative": trace.perplexity / trace.dense_perplexity,
+                "mass": mass_read(trace),
                 "pipeline": trace.provenance.pipeline,
             }
             for (name, share), trace in traces.items()
@@ -291,8 +293,19 @@ def curve_table(traces: Mapping[tuple[str, float], Trace]) -> pd.DataFrame:
     )
 
 
-def plot_curve(table: pd.DataFrame) -> go.Figure:
-    """Perplexity against the share of the context that is read or kept."""
+def mass_read(trace: Trace) -> float:
+    """Share of the exact attention that the queries read (decode methods) or that their cache still had (eviction).
+
+    nan where a decode method read from a real cache, beside which nothing exact is computed.
+    """
+    if trace.selected_mass.size:
+        known = np.isfinite(trace.selected_mass)
+        return float(np.where(known, trace.selected_mass, 1.0).mean()) if known.any() else float("nan")
+    return float(1.0 - trace.regret.mean())
+
+
+def plot_curve(table: pd.DataFrame, cost: str = "relative") -> go.Figure:
+    """Perplexity, or the attention that is read, against the share of the context that is read or kept."""
     figure = go.Figure()
     for name, own in table.groupby("method", sort=False):
         statistic = str(name).rsplit(" ", 1)[-1]
@@ -301,14 +314,31 @@ def plot_curve(table: pd.DataFrame) -> go.Figure:
         own = own.sort_values("share")
         figure.add_scatter(
             x=own["share"],
-            y=own["relative"],
+            y=own[cost],
             mode="lines+markers",
             line={"color": colour, "dash": dash},
             name=str(name),
             customdata=own["perplexity"],
-            hovertemplate=f"%{{y:.3f}} × dense, perplexity %{{customdata:.2f}}<extra>{name}</extra>",
+            hovertemplate=f"%{{y:.3f}}, perplexity %{{customdata:.2f}}<extra>{name}</extra>",
         )
-    return _over_shares(figure).update_yaxes(title="perplexity ÷ dense", type="log")
+    perplexity = cost == "relative"
+    return _over_shares(figure).update_yaxes(
+        title=CURVES[cost], type="log" if perplexity else "linear", tickformat=None if perplexity else ".0%"
+    )
+
+
+def answer_table(traces: Mapping[tuple[str, float], Trace]) -> pd.DataFrame:
+    """One row per method: what it wrote, and how many tokens it goes along with the dense model."""
+    dense = next((trace for (name, _), trace in traces.items() if name == "dense"), None)
+    rows = []
+    for (name, _), trace in traces.items():
+        row = {"method": name, "continuation": trace.continuation.strip()}
+        if dense is not None:
+            a, b = trace.token_ids[trace.n_prompt :], dense.token_ids[dense.n_prompt :]
+            same = int(np.cumprod(a[: len(b)] == b[: len(a)]).sum())
+            row["tokens as dense"] = f"{same} of {len(b)}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 # --- how often each token is read ---
