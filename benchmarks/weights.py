@@ -75,12 +75,12 @@ def _speed(model: Model) -> list[Row]:
     ids = _ids(model)[:512]
     rows = []
     for multiple in (1, 8, 64):
-        cut = methods.RowNorm(ratio=0.25, multiple=multiple).compress(model).model  # type: ignore[call-arg]
+        cut = methods.RowNorm(ratio=0.3, multiple=multiple).compress(model).model  # type: ignore[call-arg]
         for name, tokens, call in (("forward of 512 tokens", 512, partial(_plain, ids=ids)), ("decoding", 8, _decode)):
             after, before, times = ratio(partial(call, cut), partial(call, model), runs=_RUNS)
             note = f"{tokens / after:.0f} tokens/s, {tokens / before:.0f} before"
             width = feed_forwards(cut)[0].n_neurons
-            about = f"{name}, a quarter of the neurons cut, multiples of {multiple} ({width})"
+            about = f"{name}, 30 % of the neurons cut, multiples of {multiple} ({width})"
             rows.append(_said(Row(about, times, "", None, "the whole model", note)))
     return rows
 

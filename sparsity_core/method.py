@@ -158,6 +158,9 @@ class DecodeMethod(SelectionMethod):
 
     tokens: float = knob(0.25, low=0.03, high=1.0, at_most=1.0, help="share of the context that a query reads")
     dense_layers: int = knob(2, low=0, high=8, at_least=0, help="first layers that read everything")
+    dense_every: int = knob(
+        0, low=0, high=64, at_least=0, help="every so many steps one reads everything; 0: none does"
+    )
     reduction: str = knob("sum", choices=REDUCTIONS, help="of the scores, over the query heads that share a KV head")
 
     def __post_init__(self) -> None:

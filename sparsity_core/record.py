@@ -185,6 +185,7 @@ class Recorder:
         cache: Any = None,
         selectors: Callable[[int], Selector | None] | None = None,
         tokens: float = 1.0,
+        dense_every: int = 0,
         first_decode: int = 0,
         only_layer: int | None = None,
         on_layer: Callable[[int], None] = lambda layer: None,
@@ -201,6 +202,7 @@ class Recorder:
         self._rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
         self._states: dict[int, LayerState] = {}
         self._make_selector, self._tokens, self._first_decode = selectors, tokens, first_decode
+        self._dense_every = dense_every
         self._selectors: dict[int, Selector | None] = {}
         self._left: dict[int, torch.Tensor] = {}  # what this forward's evictions left of a layer's cache
         self.selected: dict[int, Selected] = {}
@@ -272,7 +274,8 @@ class Recorder:
         if n == 1 and not dense and self.cache is not None and own["softcap"] is None and own["window"] is None:
             new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
             positions = new if before is None else torch.cat([before, new], dim=2)
-            out, index = decode_selected(q, k, v, selector, share=self._tokens, scale=own["scale"])
+            share = 1.0 if self._dense_every and self.start % self._dense_every == 0 else self._tokens
+            out, index = decode_selected(q, k, v, selector, share=share, scale=own["scale"])
             per = index.shape[1] // k.shape[1]
             read = positions.repeat_interleave(per, 1).gather(2, index).view(k.shape[1], -1).cpu()
             record.count.scatter_add_(1, read, torch.full(read.shape, 1.0 / per))
@@ -280,7 +283,7 @@ class Recorder:
             evicted_at = self._states[layer].evicted_at[0, :, : k.shape[2]] if self.cache is None else None
             chosen = attend_selected(
                 q[:, :, dense:], k, v, selector, share=self._tokens, start=self.start + dense, record=record,
-                evicted_at=evicted_at, **own,
+                evicted_at=evicted_at, dense_every=self._dense_every, **own,
             )  # fmt: skip
             out = torch.cat([out[:, :, :dense], chosen], dim=2)
         left = self._left.pop(layer, None)

@@ -245,6 +245,7 @@ def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) 
     return {
         "selectors": lambda layer: None if layer < method.dense_layers else make(layer),
         "tokens": method.tokens,
+        "dense_every": method.dense_every,
         "first_decode": first,
     }
 

@@ -240,6 +240,7 @@ def attend_selected(
     start: int,
     record: Selected,
     evicted_at: torch.Tensor | None,
+    dense_every: int = 0,
     scale: float,
     softcap: float | None,
     window: int | None,
@@ -247,7 +248,7 @@ def attend_selected(
     """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, D].
 
     q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
-    `evicted_at` [Hkv, Tk] hides what an eviction method has dropped by then.
+    `evicted_at` [Hkv, Tk] hides what an eviction method has dropped by then; queries at multiples of `dense_every` read all.
     """
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
@@ -265,6 +266,9 @@ def attend_selected(
             p = p / p.sum(-1, keepdim=True)
         visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
         n_read = (share * visible.sum(-1)).ceil().clamp_min(1).long()
+        if dense_every:
+            everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
+            n_read = torch.where(everything, visible.sum(-1), n_read)
         if share < 1.0:
             approximate = selector.scores(
                 q[:, own, begin:end], k[:, heads, :columns], scale=scale, heads=heads, visible=visible

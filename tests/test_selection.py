@@ -145,6 +145,18 @@ def test_quest_ranks_pages_by_a_bound_that_no_logit_of_theirs_passes():
     assert order.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("name", DECODE)
+def test_a_dense_step_every_third_reads_everything_then_and_only_then(name):
+    model = tiny.model()
+    pipeline = made(name, tokens=0.2, dense_layers=0, dense_every=3)
+    out = generate(model, IDS[:1], pipeline, max_new_tokens=20, stop_at_eos=False)
+    again = run(model, [IDS[0], *out.token_ids[:-1]], pipeline)
+    np.testing.assert_allclose(again.nll[:-1], out.trace.nll[:-1], atol=1e-5)
+    dense = np.arange(20) % 3 == 0
+    np.testing.assert_allclose(again.selected_mass[..., dense], 1, atol=1e-6)
+    assert again.selected_mass[..., ~dense][..., 8:].max() < 1
+
+
 def test_ties_are_broken_to_exactly_the_count():
     assert _best(torch.zeros(2, 5), torch.tensor([2, 4])).sum(-1).tolist() == [2, 4]
 

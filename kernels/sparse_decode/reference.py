@@ -30,5 +30,7 @@ def sparse_decode(
     if n_selected is not None:
         unused = torch.arange(index.shape[2], device=q.device) >= n_selected[..., None]
         logits = logits.masked_fill(unused[:, :, None], float("-inf"))
-    p = torch.softmax(logits, dim=-1).nan_to_num(0.0)  # a head without keys
+    p = torch.softmax(logits, dim=-1)
+    if n_selected is not None or not index.shape[2]:
+        p = p.nan_to_num(0.0)  # a head without keys
     return (p @ values).view(batch, n_heads, -1).to(q.dtype)
