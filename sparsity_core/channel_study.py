@@ -9,6 +9,7 @@ Double Sparsity would read with r channels at a share β of the context (arXiv 2
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,11 +90,8 @@ def _queries(ids: Sequence[int]) -> np.ndarray:
 @torch.inference_mode()
 def _read(model: Model, ids: Sequence[int], recorder: _Look) -> None:
     model.check_length(len(ids))
-    try:
-        with recording(recorder):
-            model.hidden(torch.tensor([list(ids)]), use_cache=False)
-    except Enough:
-        pass
+    with recording(recorder), contextlib.suppress(Enough):
+        model.hidden(torch.tensor([list(ids)]), use_cache=False)
 
 
 class _Look:

@@ -195,12 +195,15 @@ class _Block:
             alive[*heads, victim] = 0
             gone[*heads, victim] = np.inf
         device = self.score.device
-        self.score = torch.from_numpy(score).to(device)
+
+        def back(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        self.score = back(score)
         dropped_in = np.full(score.shape, self.rows)
         np.put_along_axis(dropped_in, victims.transpose(1, 2, 0), np.arange(self.rows), axis=2)
         lowest = np.take_along_axis(choices, victims[..., None], axis=3)[..., 0].transpose(1, 2, 0)
-        made = (torch.from_numpy(x).to(device) for x in (dropped_in, p, choices, lowest))
-        return next(made), next(made), next(made), next(made)
+        return back(dropped_in), back(p), back(choices), back(lowest)
 
     def attention(self, dropped_in: torch.Tensor | None = None) -> torch.Tensor:
         """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped; all that is not hidden, where None."""
