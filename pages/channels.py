@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import streamlit as st
 
-from sparsity_core.channel_records import Channels
+from sparsity_core.channel_records import Channels, Read
 from ui import channels as ui
 from ui import work
 from ui.channels import Choice
@@ -31,7 +30,7 @@ def page(shown: list[Shown], at: View) -> None:
     _magnitudes(item, at, choice, calibrated)
     _statistics(item, choice, calibrated)
     _quality(item, choice, calibrated)
-    _steps(item, at, choice, calibrated)
+    _steps(shown, at, choice, calibrated)
     _curve(item, choice)
     _answers(item, choice)
     with st.expander(
@@ -138,30 +137,37 @@ def _quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
         )
 
 
-def _steps(item: Shown, at: View, choice: Choice, calibrated: Channels) -> None:
+def _steps(shown: list[Shown], at: View, choice: Choice, calibrated: Channels) -> None:
     st.subheader(f"What a decode step reads, layer {at.layer}")
-    read = ui.read_of(item, at.layer, choice)
+    reads = {item.letter: ui.read_of(item, at.layer, choice) for item in shown}
     if (
-        read is None
+        any(read is None for read in reads.values())
         and not work.pending("reads")
         and st.button(f"Look at layer {at.layer}", key="look_at_layer", icon=":material/search:")
     ):
-        ui.look_at_layer(item, at.layer, choice)
+        ui.look_at_layer(shown, at.layer, choice)
         st.rerun()
     work.watch("reads", lambda jobs: None)
-    if read is None:
-        return
+    for column, item in zip(st.columns(len(shown)), shown, strict=True):
+        read = reads[item.letter]
+        if read is not None:
+            with column:
+                _step(item, read, at, choice, calibrated)
+
+
+def _step(item: Shown, read: Read, at: View, choice: Choice, calibrated: Channels) -> None:
+    """One query's keys; those that the pipeline's own eviction has dropped by then are marked."""
     head = at.head if isinstance(at.head, int) else 0
-    evicted = item.trace.evicted_at[at.layer, head]
-    table = viz.read_table(read, item.trace.tokens, head, at.step, choice.share, np.asarray(evicted) <= at.step)
+    dropped = item.trace.evicted_at[at.layer, head] <= at.step
+    table = viz.read_table(read, item.trace.tokens, head, at.step, choice.share, dropped)
     hit = float(table.loc[table["read"], "exact"].sum())
     show_figure(
         viz.plot_read(table),
         table,
-        name="decode_step",
+        name=f"decode_step_{item.letter}",
         caption=f"Keys of query {table['query'].iloc[0]} in layer {at.layer}, KV head {head}: read, and worth reading.",
-        read=f"{int(table['read'].sum())} of {len(table)} keys are read and hold {hit:.0%} of the exact attention; the "
-        f"best choice of as many holds {table.loc[table['ideal'], 'exact'].sum():.0%}.",
+        read=f"{item.letter}: {int(table['read'].sum())} of {len(table)} keys are read and hold {hit:.0%} of the exact "
+        f"attention; the best choice of as many holds {table.loc[table['ideal'], 'exact'].sum():.0%}.",
         sources=ui.origin(item, choice, calibrated),
     )
 

@@ -17,7 +17,7 @@ from sparsity_core.prompts import PROMPTS
 from tests import tiny
 from tests.server import cache_with_models
 from tests.test_app import figures, finish, open_page
-from tests.test_pages import opened
+from tests.test_pages import PAIR, opened
 from tests.tiny import ids
 from viz import channels as viz
 
@@ -142,7 +142,7 @@ def test_how_often_a_token_was_read_is_a_share_of_those_who_could(model):
 
 def test_the_page_opens_on_the_shipped_calibration_and_measures_the_text(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
-    at = opened(tmp_path)
+    at = opened(tmp_path, **PAIR)
     open_page(at, "channels")
     assert not at.exception
     assert [b.label for b in at.button if b.key == "calibrate"] == []  # the embedded model's calibration ships
@@ -152,8 +152,19 @@ def test_the_page_opens_on_the_shipped_calibration_and_measures_the_text(tmp_pat
     next(b for b in at.button if b.key == "look_at_layer").click().run()
     finish(at, purpose="reads")
     assert not at.exception
-    assert len(figures(at)) == 6
-    assert any("of 273 keys are read" in caption.value for caption in at.caption)
+    assert len(figures(at)) == 7
+    assert sum("of 273 keys are read" in caption.value for caption in at.caption) == 2  # A and B
+
+
+def test_a_link_with_a_decode_method_fills_the_run_bar(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    at = opened(tmp_path, pipeline="decode=double_sparsity(tokens=0.125, channels=16)", prompt="needle")
+    assert at.selectbox(key="A_decode").value == "double_sparsity"
+    assert at.number_input(key="A_double_sparsity_tokens").value == 0.125
+    finish(at)  # a link to what was never computed here computes it
+    assert at.session_state["specs"][0].pipeline == "decode=double_sparsity(tokens=0.125, channels=16)"
+    assert not at.exception
+    assert any("how often each token was read" in h.value for h in at.subheader)
 
 
 def test_an_eighth_of_the_context_finds_the_needle_where_eviction_of_as_much_does_not():

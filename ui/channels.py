@@ -82,9 +82,12 @@ def study_text(item: Shown) -> None:
     work.submit("channels", {key: partial(_study, item.spec, _ids(item), key, _known())})
 
 
-def look_at_layer(item: Shown, layer: int, choice: Choice) -> None:
-    key = _read_key(item, layer, choice)
-    work.submit("reads", {key: partial(_look, item.spec, _ids(item), layer, choice, key, _known())})
+def look_at_layer(shown: list[Shown], layer: int, choice: Choice) -> None:
+    keys = {_read_key(item, layer, choice): item for item in shown}
+    work.submit(
+        "reads",
+        {key: partial(_look, item.spec, _ids(item), layer, choice, key, _known()) for key, item in keys.items()},
+    )
 
 
 def curve_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec]:

@@ -43,21 +43,27 @@ def method_picker(letter: str, current: Method | None) -> str:
     return f"eviction={cls(**values)}"
 
 
-def weights_picker(letter: str, current: Method | None) -> str:
-    """Chooses what cuts the weights before the run, or nothing. Returns "weights=…", or no text.
+_ASIDE = {
+    "weights": ("Weights", "Cut by", "what is cut out of the model before it reads the prompt"),
+    "decode": ("Decode", "Read by", "which cached keys each query reads; what it leaves unread stays in the cache"),
+}
+
+
+def aside_picker(stage: str, letter: str, current: Method | None) -> str:
+    """Chooses the method of a stage beside eviction, or none. Returns "weights=…" or "decode=…", or no text.
 
     Raises ValueError, as a sentence, where the knobs do not fit together; all of them are drawn by then.
     """
-    with st.expander(f"Weights {letter}", expanded=current is not None):
-        key = f"{letter}_weights"
+    title, label, help_ = _ASIDE[stage]
+    with st.expander(f"{title} {letter}", expanded=current is not None):
+        key = f"{letter}_{stage}"
         if key not in st.session_state:
             st.session_state[key] = current.name if current else WHOLE
-        names = [WHOLE, *methods.names("weights")]
-        name = st.selectbox("Cut by", names, key=key, help="what is cut out of the model before it reads the prompt")
+        name = st.selectbox(label, [WHOLE, *methods.names(stage)], key=key, help=help_)
         if name == WHOLE:
             return ""
         cls = methods.get(name)
-        return f"weights={cls(**knob_widgets(letter, cls, cls.knobs(), current))}"
+        return f"{stage}={cls(**knob_widgets(letter, cls, cls.knobs(), current))}"
 
 
 def joined(*stages: str) -> str:

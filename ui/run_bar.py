@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import streamlit as st
@@ -16,7 +16,7 @@ from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
 from sparsity_core.trace import RunSpec
 from ui import work
-from ui.knobs import DENSE, joined, method_picker, weights_picker
+from ui.knobs import DENSE, aside_picker, joined, method_picker
 from ui.literal import literal
 from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
 
@@ -91,7 +91,8 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
 
     def pipeline(letter: str, current: Pipeline) -> str:
         eviction = stage(method_picker, letter, current.eviction)
-        return joined(stage(weights_picker, letter, current.weights), eviction)
+        weights = stage(partial(aside_picker, "weights"), letter, current.weights)
+        return joined(weights, eviction, stage(partial(aside_picker, "decode"), letter, current.decode))
 
     model = st.selectbox(
         "Model",

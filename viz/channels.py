@@ -97,7 +97,12 @@ def plot_magnitudes(table: pd.DataFrame, r: int, statistic: str, *, selected: in
         x=outliers["channel"],
         y=outliers[by],
         mode="markers",
-        marker={"symbol": "circle-open", "size": 5, "color": "#FFFFFF", "line": {"width": 1, "color": "#FFFFFF"}},
+        marker={
+            "symbol": "circle-open",
+            "size": 5 if r <= 16 else 3,
+            "color": "#FFFFFF",
+            "line": {"width": 1, "color": "#FFFFFF"},
+        },
         name=f"the {r} largest of the row",
         hoverinfo="skip",
     )
@@ -105,8 +110,13 @@ def plot_magnitudes(table: pd.DataFrame, r: int, statistic: str, *, selected: in
         across = {"x0": -0.5, "x1": values.shape[1] - 0.5, "y0": selected - 0.5, "y1": selected + 0.5}
         figure.add_shape(type="rect", **across, line={"width": 1.5})
     tall = by == "layer"
-    figure.update_xaxes(title="channel of the head", showgrid=False)
-    figure.update_yaxes(title=by if tall else "KV head", showgrid=False, dtick=None if tall else 1)
+    figure.update_xaxes(title="channel of the head", showgrid=False, range=[-0.5, values.shape[1] - 0.5])
+    figure.update_yaxes(
+        title=by if tall else "KV head",
+        showgrid=False,
+        dtick=None if tall else 1,
+        range=[rows[0] - 0.5, rows[-1] + 0.5],
+    )
     return figure.update_layout(height=150 + (10 if tall else 26) * len(rows), showlegend=False)
 
 
