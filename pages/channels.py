@@ -66,7 +66,7 @@ def _magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> 
             table,
             name="magnitudes_layer",
             caption=f"{viz.STATISTIC_NAMES[choice.statistic]} of each channel of layer {at.layer}, by KV head.",
-            read=f"Layer {at.layer}: heads seldom share their outliers, so each has channels of its own.",
+            read=f"Layer {at.layer}: each KV head keeps its own {choice.channels}.",
             sources=ui.origin(item, choice, calibrated),
         )
 

@@ -137,6 +137,7 @@ def test_how_often_a_token_was_read_is_a_share_of_those_who_could(model):
     table = viz.selected_table(trace, 0, (0, 80)).set_index(["layer", "position"])
     assert table["share"].between(0, 1 + 1e-6).all()
     assert table.loc[(1, 79), "share"] == trace.selected[1, 0, 79]  # its own query alone could
+    assert (table.loc[0, "share"] == 1).all()  # a dense layer reads everything
     assert table.loc[(1, 0), "queries"] == trace.selected[1, 0, 0]
 
 

@@ -94,7 +94,7 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
         return st.text_input(label, key=key, help=text)
     if isinstance(default, int):
         return st.number_input(label, step=1, key=key, help=text)
-    return st.number_input(label, step=0.05, format="%.2f", key=key, help=text)
+    return st.number_input(label, step=0.05, format="%.4g", key=key, help=text)
 
 
 def str_of(value: Any) -> str:

@@ -28,6 +28,7 @@ _LOOKS = {
     "k": ("#009E73", "1.5px,1.5px"),
     "variance": ("#CC79A7", "9px,2px"),
 }
+_LEAST = 1e-6  # attention below is drawn there, so that every step has the same axes
 _FATES = {
     "read, rightly": ("#009E73", "circle"),
     "read, one of the exact top keys was not": ("#E69F00", "diamond"),
@@ -261,7 +262,7 @@ def plot_read(table: pd.DataFrame) -> go.Figure:
         own = table[table["fate"] == fate]
         figure.add_scatter(
             x=own["position"],
-            y=np.maximum(own["exact"], 1e-7),
+            y=np.maximum(own["exact"], _LEAST),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 7},
             name=fate,
@@ -272,14 +273,16 @@ def plot_read(table: pd.DataFrame) -> go.Figure:
     if len(lost):
         figure.add_scatter(
             x=lost["position"],
-            y=np.maximum(lost["exact"], 1e-7),
+            y=np.maximum(lost["exact"], _LEAST),
             mode="markers",
             marker={"color": "#8A93A3", "symbol": "square-open", "size": 12},
             name="dropped by the eviction method",
             hoverinfo="skip",
         )
     figure.update_xaxes(title="token position")
-    figure.update_yaxes(title="exact attention, mean of the query heads", type="log", exponentformat="power")
+    figure.update_yaxes(
+        title="exact attention, mean of the query heads", type="log", exponentformat="power", range=[-6.1, 0.1]
+    )
     return figure.update_layout(height=380, showlegend=True)
 
 
@@ -359,6 +362,8 @@ def selected_table(trace: Trace, head: int | str, window: tuple[int, int]) -> pd
     heads = trace.selected.mean(1) if not isinstance(head, int) else trace.selected[:, head]  # [L, T]
     start, end = window
     chances = trace.n_tokens - np.arange(trace.n_tokens)
+    dense = ~trace.selected.any((1, 2))  # the first layers, in which every query reads everything
+    heads = np.where(dense[:, None], chances, heads)
     share = heads / chances
     n = end - start
     return pd.DataFrame(
