@@ -362,7 +362,7 @@ def selected_table(trace: Trace, head: int | str, window: tuple[int, int]) -> pd
     heads = trace.selected.mean(1) if not isinstance(head, int) else trace.selected[:, head]  # [L, T]
     start, end = window
     chances = trace.n_tokens - np.arange(trace.n_tokens)
-    dense = ~trace.selected.any((1, 2))  # the first layers, in which every query reads everything
+    dense = trace.selected.sum((1, 2)) == 0  # the first layers, in which every query reads everything
     heads = np.where(dense[:, None], chances, heads)
     share = heads / chances
     n = end - start
