@@ -8,6 +8,7 @@ import streamlit as st
 
 from pages import channels, scores, spectra, tokens
 from ui import session, work
+from ui.channels import channels_link
 from ui.literal import literal
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
@@ -59,7 +60,7 @@ def look(title: str, shown: list[Shown]) -> None:
     at = view_bar(shown)
     pages = {name: function for function, name, _ in PAGES.values()}
     pages[title](shown, at)
-    keep_link({})
+    keep_link(channels_link() if pages[title] is channels.page else {})
 
 
 def keep_link(also: dict[str, str]) -> None:

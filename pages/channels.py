@@ -9,7 +9,9 @@ from ui import channels as ui
 from ui import work
 from ui.channels import Choice
 from ui.entry import start_from_app
+from ui.explain import explain_method
 from ui.figure import show_figure
+from ui.knobs import choose_one
 from ui.session import Shown
 from ui.view import View, request
 from viz import channels as viz
@@ -31,15 +33,9 @@ def page(shown: list[Shown], at: View) -> None:
     _statistics(item, choice, calibrated)
     _quality(item, choice, calibrated)
     _steps(shown, at, choice, calibrated)
-    _curve(item, choice)
+    _curve(item, choice, calibrated)
     _answers(item, choice)
-    with st.expander(
-        "How double_sparsity works", icon=":material/function:", key="explain_channels", on_change="rerun"
-    ):
-        method = ui.method_of(choice)
-        st.latex(method.equation)
-        st.markdown((type(method).__doc__ or "").strip())
-        st.caption(f"Source: {method.source}")
+    explain_method(ui.method_of(choice))
 
 
 def _magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> None:
@@ -73,7 +69,7 @@ def _magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> 
 
 def _statistics(item: Shown, choice: Choice, calibrated: Channels) -> None:
     st.subheader("Do the statistics agree?")
-    table = viz.overlap_table(calibrated, choice.channels)
+    table = ui.overlaps(item.trace.provenance.fingerprint, calibrated, choice.channels)
     dim = calibrated.magnitudes["qk"].shape[2]
     stable = calibrated.recipe.get("stability")
     drawn, told = st.columns([3, 2], vertical_alignment="center")
@@ -107,19 +103,12 @@ def _quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
     work.watch("channels", lambda jobs: None)
     if study is None:
         return
-    what = st.segmented_control(
-        "Measure",
-        list(viz.QUALITIES),
-        format_func=viz.QUALITIES.__getitem__,
-        default="mass",
-        key="channels_quality",
-        required=True,
-    )
+    what = choose_one("Measure", viz.QUALITIES, "channels_quality")
     table = viz.quality_table(study)
     curves, surface = st.columns(2)
     with curves:
         show_figure(
-            viz.plot_quality(table, what, choice.channels if choice.channels in study.channels else study.channels[-1]),
+            viz.plot_quality(table, what, choice.channels),
             table,
             name="quality",
             caption=f"{viz.QUALITIES[what]} with {choice.channels} channels, by the statistic that chose them.",
@@ -172,27 +161,20 @@ def _step(item: Shown, read: Read, at: View, choice: Choice, calibrated: Channel
     )
 
 
-def _curve(item: Shown, choice: Choice) -> None:
+def _curve(item: Shown, choice: Choice, calibrated: Channels) -> None:
     st.subheader("What reading less costs")
     specs = ui.curve_specs(item, choice)
-    traces, purpose = ui.curve_traces(specs), ui.curve_purpose(specs)
-    if len(traces) < len(specs) and not work.pending(purpose):
-        st.caption(f"{len(specs) - len(traces)} runs of this prompt, which can be cancelled and are kept one by one.")
+    points = ui.points_of(specs)
+    if len(points) < len(specs) and not work.pending("curve"):
+        st.caption(f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one.")
         if st.button("Run the curve", key="run_curve", icon=":material/stacked_line_chart:"):
-            work.submit_specs(purpose, list(specs.values()))
+            work.submit_specs("curve", list(specs.values()))
             st.rerun()
-    work.watch(purpose, work.keep_results)
-    if not traces:
+    work.watch("curve", work.keep_results)
+    if not points:
         return
-    table = viz.curve_table(traces)
-    cost = st.segmented_control(
-        "Cost",
-        list(viz.CURVES),
-        format_func=viz.CURVES.__getitem__,
-        default="relative",
-        key="channels_cost",
-        required=True,
-    )
+    table = viz.curve_table(points)
+    cost = choose_one("Cost", viz.CURVES, "channels_cost")
     show_figure(
         viz.plot_curve(table, cost),
         table,
@@ -200,7 +182,7 @@ def _curve(item: Shown, choice: Choice) -> None:
         caption="Perplexity against the share of the context that is read (double_sparsity) or kept (eviction).",
         read=f"With {choice.channels} channels; the first two layers read everything. This prompt, each token predicted "
         "from the keys that its own step reads.",
-        sources=[(specs[name], trace) for name, trace in list(traces.items())[:1]],
+        sources=ui.origin(item, choice, calibrated),
     )
 
 
@@ -208,7 +190,7 @@ def _answers(item: Shown, choice: Choice) -> None:
     """What the model says after this prompt when each step reads, or the cache keeps, so much."""
     st.subheader(f"What it answers, {viz.share_name(choice.share)} of the context")
     specs = ui.answer_specs(item, choice)
-    traces = ui.curve_traces(specs)
+    traces = ui.traces_of(specs)
     if len(traces) < len(specs) and not work.pending("answers"):
         st.caption(f"{ui.ANSWER} tokens after this prompt, from each method.")
         if st.button("Ask them all", key="run_answers", icon=":material/question_answer:"):

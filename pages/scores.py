@@ -7,6 +7,7 @@ import streamlit as st
 from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import show_figure
+from ui.knobs import choose_one
 from ui.scores import choose_tokens, refilled_scores
 from ui.session import Shown
 from ui.summary import summary
@@ -51,14 +52,7 @@ def page(shown: list[Shown], at: View) -> None:
 def _against_dense(shown: list[Shown], compared: dict, at: View) -> None:
     st.subheader("Against the ideal mask")
     sources = [(s.spec, s.trace) for s in shown]
-    measure = st.segmented_control(
-        "Measure",
-        list(cost.MEASURES),
-        format_func=cost.MEASURES.__getitem__,
-        default="ideal_cosine",
-        key="similarity",
-        required=True,
-    )
+    measure = choose_one("Measure", cost.MEASURES, "similarity")
     table = cost.similarity_table(compared, at.head)
     show_figure(
         cost.plot_similarity(table, measure, at.layer),

@@ -10,7 +10,9 @@ from sparsity_core.spectra_study import WeightStudy
 from ui import spectra as ui
 from ui import work
 from ui.entry import start_from_app
+from ui.explain import explain_method
 from ui.figure import show_figure
+from ui.knobs import choose_one
 from ui.literal import literal
 from ui.spectra import Choice
 from ui.weights import take_away
@@ -40,10 +42,7 @@ def page() -> None:
     _comparison(choice)
     st.subheader("Take the pruned model with you")
     take_away(choice)
-    with st.expander(f"How {choice.method.name} works", icon=":material/function:"):
-        st.latex(choice.method.equation)
-        st.markdown((type(choice.method).__doc__ or "").strip())
-        st.caption(f"Source: {choice.method.source}")
+    explain_method(choice.method)
 
 
 def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
@@ -51,7 +50,7 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     title, axes = st.columns([3, 2], vertical_alignment="bottom")
     title.subheader(f"Singular values of {choice.matrix}, layer {choice.layer}")
     with axes:
-        view = ui.choose_one("Axes", spectra.VIEWS, "spectra_view")
+        view = choose_one("Axes", spectra.VIEWS, "spectra_view")
     ranked, grams = ui.ranked_of(choice.who, choice.method), ui.make_ready(choice)
     after = study.spectrum(choice.layer, choice.matrix) if study else None
     if study is not None and after is not None:
@@ -115,7 +114,7 @@ def _distances(choice: Choice, study: WeightStudy | None) -> None:
     title, chosen = st.columns([3, 3.2], vertical_alignment="bottom")
     title.subheader("Every layer and matrix")
     with chosen:
-        measure = ui.choose_one("Distance", spectra.DISTANCES, "spectra_distance")
+        measure = choose_one("Distance", spectra.DISTANCES, "spectra_distance")
     work.watch("study", ui.tell_problems)
     if study is None:
         if ui.ranked_of(choice.who, choice.method) is not None:  # else it is offered above

@@ -90,6 +90,11 @@ class Channels:
             )
 
 
+def channel_counts(head_dim: int) -> tuple[int, ...]:
+    """The r that pages offer and studies try, all channels the last."""
+    return (*(r for r in (4, 8, 16, 32, 64, 128) if r < head_dim), head_dim)
+
+
 def find_channels(fingerprint: str) -> Channels | None:
     """The calibration of these weights that ships with the library or lies in the user's cache; a damaged one is none."""
     for path in _places(fingerprint):
@@ -127,8 +132,6 @@ class ChannelStudy:
     queries: np.ndarray  # int32 [P]
     mass: np.ndarray  # float32 [statistic, L, Hkv, r, share], mean over the queries
     recall: np.ndarray  # likewise
-    calibration: Channels
-    reduction: str
 
     def mean(self, what: str, statistic: str) -> np.ndarray:
         """float32 [r, share]: mass or recall, the mean over layers and KV heads."""
@@ -141,6 +144,4 @@ class Read:
 
     queries: np.ndarray  # int32 [P]
     exact: np.ndarray  # float32 [Hkv, P, T]: attention, the mean over the query heads; 0 where not visible
-    rank: (
-        np.ndarray
-    )  # int32 [Hkv, P, T]: place of each visible key by approximate score, 0 the best; T where not visible
+    rank: np.ndarray  # int32 [Hkv, P, T]: place by approximate score, 0 the best; T where a key is not visible

@@ -10,41 +10,50 @@ Double Sparsity would read with r channels at a share β of the context (arXiv 2
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from kernels import flash_column_score
-from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelStudy, Read
+from kernels.rows import logits
+from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelStudy, Read, channel_counts
 from sparsity_core.channels import calibrate, channels_for
 from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model
 from sparsity_core.record import Enough, recording
 from sparsity_core.selection import LabelSelector
 
-_CHANNELS = (4, 8, 16, 32, 64, 128)
 _QUERIES = 16
 
 
 def study_channels(
-    model: Model,
-    ids: Sequence[int],
-    *,
-    calibration: str = "auto",
-    reduction: str = "softmax",
-    progress: Progress = silent,
+    model: Model, ids: Sequence[int], *, calibration: str = "auto", progress: Progress = silent
 ) -> ChannelStudy:
     """Every statistic, r and share at once, in one forward over the text. Raises ValueError for a text that is too short."""
     calibrated = channels_for(model, calibration, lambda share, doing: progress(0.3 * share, doing))
-    recorder = _Study(model, calibrated, _queries(ids), reduction, progress)
-    _read(model, ids, recorder)
-    mass, recall = (
-        np.stack([found[i] for i in range(model.arch.n_layers)], 1) for found in (recorder.mass, recorder.recall)
-    )
+    counts, mass, recall = channel_counts(model.arch.head_dim), [], []
+
+    def look(sample: _Sample) -> None:
+        n_read = torch.stack([(share * sample.visible.sum(-1)).ceil() for share in SHARES], -1)[None]  # [1, P, share]
+        ideal = _places(sample.exact.masked_fill(~sample.visible, -1.0))
+        shape = (len(STATISTICS), len(ideal), len(counts), len(SHARES))
+        mass.append(np.zeros(shape, np.float32))
+        recall.append(np.zeros(shape, np.float32))
+        for i, statistic in enumerate(STATISTICS):
+            for j, r in enumerate(counts):
+                place = sample.places(calibrated, statistic, r)
+                for s in range(len(SHARES)):
+                    read = place < n_read[..., s, None]
+                    both = read & (ideal < n_read[..., s, None])
+                    mass[-1][i, :, j, s] = (sample.exact * read).sum(-1).mean(-1).cpu().numpy()
+                    recall[-1][i, :, j, s] = (both.sum(-1) / n_read[..., s]).mean(-1).cpu().numpy()
+
+    queries = _read(model, ids, look, progress)
     progress(1.0, "done")
-    return ChannelStudy(recorder.channels, recorder.queries, mass, recall, calibrated, reduction)
+    return ChannelStudy(counts, queries, np.stack(mass, 1), np.stack(recall, 1))
 
 
 def read_at(
@@ -55,15 +64,20 @@ def read_at(
     channels: int,
     statistic: str = "qk",
     calibration: str = "auto",
-    reduction: str = "softmax",
     progress: Progress = silent,
 ) -> Read:
     """What one layer's decode steps would read: runs the layers up to it over the text."""
     calibrated = channels_for(model, calibration, progress)
-    recorder = _OneLayer(model, calibrated, _queries(ids), layer, channels, statistic, reduction, progress)
-    _read(model, ids, recorder)
-    assert recorder.found is not None
-    return recorder.found
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def look(sample: _Sample) -> None:
+        if sample.layer == layer:
+            place = sample.places(calibrated, statistic, channels).masked_fill(~sample.visible, len(ids))
+            found.append((sample.exact.cpu().numpy(), place.int().cpu().numpy()))
+            raise Enough
+
+    queries = _read(model, ids, look, progress)
+    return Read(queries, *found[0])
 
 
 def stability(model: Model, *, seeds: int = 3, channels: int = 16, progress: Progress = silent) -> dict[str, Any]:
@@ -79,29 +93,49 @@ def stability(model: Model, *, seeds: int = 3, channels: int = 16, progress: Pro
     return {"seeds": seeds, "channels": channels, "shared": shared}
 
 
-def _queries(ids: Sequence[int]) -> np.ndarray:
-    """Evenly spaced over the text's later three quarters, the last among them: decode steps have a context."""
+def _read(model: Model, ids: Sequence[int], look: Callable[[_Sample], None], progress: Progress) -> np.ndarray:
+    """Shows `look` each layer's attention of sampled queries, int32 [P], which it returns.
+
+    They lie evenly over the text's later three quarters, the last among them: decode steps have a context.
+    """
     n = len(ids)
     if n < 8:
         raise ValueError(f"the text has {n} tokens: give at least 8, so that there is something to choose from")
-    return np.unique(np.linspace(n // 4, n - 1, _QUERIES).round().astype(np.int32))
-
-
-@torch.inference_mode()
-def _read(model: Model, ids: Sequence[int], recorder: _Look) -> None:
-    model.check_length(len(ids))
-    with recording(recorder), contextlib.suppress(Enough):
+    model.check_length(n)
+    queries = np.unique(np.linspace(n // 4, n - 1, _QUERIES).round().astype(np.int32))
+    recorder = _Look(model.arch.n_layers, torch.from_numpy(queries.astype(np.int64)), look, progress)
+    with torch.inference_mode(), recording(recorder), contextlib.suppress(Enough):
         model.hidden(torch.tensor([list(ids)]), use_cache=False)
+    return queries
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """One layer's attention of P sampled queries."""
+
+    layer: int
+    q: torch.Tensor  # [1, H, P, D]
+    k: torch.Tensor  # [1, Hkv, T, D]
+    exact: torch.Tensor  # [Hkv, P, T], the mean over the query heads
+    visible: torch.Tensor  # bool [P, T]
+    scale: float
+
+    def places(self, calibrated: Channels, statistic: str, r: int) -> torch.Tensor:
+        """int64 [Hkv, P, T]: the place of each key by the score of its labels."""
+        order = torch.from_numpy(calibrated.order(statistic, self.layer)[:, :r].copy()).to(self.k.device)
+        selector = LabelSelector(order, "fp16", "softmax")
+        selector.append(self.k)
+        scores = selector.scores(self.q, self.k, scale=self.scale, visible=self.visible)[0, :, 0]
+        return _places(scores.masked_fill(~self.visible, float("-inf")))
 
 
 class _Look:
-    """A recorder that looks at the attention of sampled queries."""
+    """A recorder that hands on what sampled queries attend to."""
 
     def __init__(
-        self, model: Model, calibrated: Channels, queries: np.ndarray, reduction: str, progress: Progress
+        self, n_layers: int, queries: torch.Tensor, look: Callable[[_Sample], None], progress: Progress
     ) -> None:
-        self.model, self.calibrated, self.queries = model, calibrated, queries
-        self.reduction, self.progress = reduction, progress
+        self._n_layers, self._queries, self._look, self._progress = n_layers, queries, look, progress
 
     def attend(
         self,
@@ -114,118 +148,19 @@ class _Look:
         softcap: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        self.progress(0.3 + 0.7 * layer / self.model.arch.n_layers, f"layer {layer + 1} of {self.model.arch.n_layers}")
-        rows = torch.from_numpy(self.queries.astype(np.int64)).to(q.device)
+        self._progress(0.3 + 0.7 * layer / self._n_layers, f"layer {layer + 1} of {self._n_layers}")
+        rows = self._queries.to(q.device)
         key = torch.arange(k.shape[2], device=q.device)
         visible = key <= rows[:, None]
         if window is not None:
             visible &= key > rows[:, None] - window
         own = q[:, :, rows]
-        grouped = own[0].float().view(k.shape[1], -1, len(rows), q.shape[-1]) * scale
-        logits = grouped @ k[0].float().transpose(-1, -2)[:, None]
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        exact = torch.softmax(logits.masked_fill(~visible, float("-inf")), dim=-1).mean(1)  # [Hkv, P, T]
-        self.look(layer, own, k, exact, visible, scale)
+        exact = torch.softmax(logits(own, k, scale, softcap)[0].masked_fill(~visible, float("-inf")), dim=-1).mean(1)
+        self._look(_Sample(layer, own, k, exact, visible, scale))
         return flash_column_score(q, k, v, scale=scale, softcap=softcap, window=window).out
-
-    def look(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        exact: torch.Tensor,
-        visible: torch.Tensor,
-        scale: float,
-    ) -> None:
-        raise NotImplementedError
-
-    def ranks(
-        self,
-        layer: int,
-        statistic: str,
-        r: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        visible: torch.Tensor,
-        scale: float,
-    ) -> torch.Tensor:
-        """int64 [Hkv, P, T]: the place of each key by the labels' score."""
-        order = torch.from_numpy(self.calibrated.order(statistic, layer)[:, :r].copy()).to(k.device)
-        selector = LabelSelector(order, "fp16", self.reduction)
-        selector.append(k)
-        return _places(
-            selector.scores(q, k, scale=scale, visible=visible)[0, :, 0].masked_fill(~visible, float("-inf"))
-        )
 
 
 def _places(scores: torch.Tensor) -> torch.Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
-
-
-class _Study(_Look):
-    def __init__(
-        self, model: Model, calibrated: Channels, queries: np.ndarray, reduction: str, progress: Progress
-    ) -> None:
-        super().__init__(model, calibrated, queries, reduction, progress)
-        self.channels = tuple(r for r in _CHANNELS if r <= model.arch.head_dim)
-        self.mass: dict[int, np.ndarray] = {}
-        self.recall: dict[int, np.ndarray] = {}
-
-    def look(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        exact: torch.Tensor,
-        visible: torch.Tensor,
-        scale: float,
-    ) -> None:
-        n_read = torch.stack([(share * visible.sum(-1)).ceil() for share in SHARES], -1)[None]  # [1, P, share]
-        ideal = _places(exact.masked_fill(~visible, -1.0))
-        shape = (len(STATISTICS), k.shape[1], len(self.channels), len(SHARES))
-        mass, recall = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for i, statistic in enumerate(STATISTICS):
-            for j, r in enumerate(self.channels):
-                place = self.ranks(layer, statistic, r, q, k, visible, scale)
-                for s in range(len(SHARES)):
-                    read = place < n_read[..., s, None]
-                    both = read & (ideal < n_read[..., s, None])
-                    mass[i, :, j, s] = (exact * read).sum(-1).mean(-1).cpu().numpy()
-                    recall[i, :, j, s] = (both.sum(-1) / n_read[..., s]).mean(-1).cpu().numpy()
-        self.mass[layer], self.recall[layer] = mass, recall
-
-
-class _OneLayer(_Look):
-    def __init__(
-        self,
-        model: Model,
-        calibrated: Channels,
-        queries: np.ndarray,
-        layer: int,
-        channels: int,
-        statistic: str,
-        reduction: str,
-        progress: Progress,
-    ) -> None:
-        super().__init__(model, calibrated, queries, reduction, progress)
-        self.layer, self.n_channels, self.statistic = layer, channels, statistic
-        self.found: Read | None = None
-
-    def look(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        exact: torch.Tensor,
-        visible: torch.Tensor,
-        scale: float,
-    ) -> None:
-        if layer < self.layer:
-            return
-        place = self.ranks(layer, self.statistic, self.n_channels, q, k, visible, scale)
-        place = place.masked_fill(~visible, k.shape[2])
-        self.found = Read(self.queries, exact.cpu().numpy(), place.int().cpu().numpy())
-        raise Enough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from sparsity_core.channel_study import read_at, study_channels
 from sparsity_core.channels import calibrate
 from sparsity_core.models import EMBEDDED
 from sparsity_core.prompts import PROMPTS
+from sparsity_core.store import Store
 from tests import tiny
 from tests.server import cache_with_models
 from tests.test_app import figures, finish, open_page
 from tests.test_pages import PAIR, opened
 from tests.tiny import ids
+from ui.channels import Choice, answer_specs, curve_specs
+from ui.session import EXAMPLE, Shown
 from viz import channels as viz
 
 IDS = ids(80)
@@ -125,8 +129,8 @@ def test_a_decode_step_tells_right_from_wrong(model):
 
 def test_the_curve_is_relative_to_the_dense_model(model):
     pipelines = {s: Pipeline(decode=methods.DoubleSparsity(tokens=s, channels=8)) for s in (1.0, 0.25)}
-    traces = {("double_sparsity qk", s): run(model, IDS, p) for s, p in pipelines.items()}
-    table = viz.curve_table(traces).set_index("share")
+    points = {("double_sparsity qk", s): viz.curve_point(run(model, IDS, p)) for s, p in pipelines.items()}
+    table = viz.curve_table(points).set_index("share")
     assert table.loc[1.0, "relative"] == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(viz.plot_curve(table.reset_index()).data[0].y, table["relative"].sort_index())
     assert table.loc[1.0, "mass"] == pytest.approx(1, abs=1e-6) and 0 < table.loc[0.25, "mass"] < 1
@@ -166,6 +170,34 @@ def test_a_link_with_a_decode_method_fills_the_run_bar(tmp_path, monkeypatch):
     assert at.session_state["specs"][0].pipeline == "decode=double_sparsity(tokens=0.125, channels=16)"
     assert not at.exception
     assert any("how often each token was read" in h.value for h in at.subheader)
+
+
+@pytest.mark.parametrize(
+    ("link", "looked_at"),
+    [
+        ({"statistic": "k", "r": "8", "share": "0.125"}, ["k", 8, 0.125]),
+        ({"statistic": "<b>", "r": "128", "share": "much"}, ["qk", 32, 0.25]),  # r: of a model with larger heads
+    ],
+)
+def test_the_link_holds_what_the_page_looks_at_and_nonsense_in_it_is_left_out(tmp_path, monkeypatch, link, looked_at):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    at = opened(tmp_path, **link)
+    for name, value in link.items():
+        at.query_params[name] = value
+    open_page(at, "channels")
+    assert not at.exception
+    assert [at.session_state[f"channels_{name}"] for name in link] == looked_at
+    spelled = {name: str(value) for name, value in zip(link, looked_at, strict=True)}
+    assert {name: at.query_params[name] for name in link} in (spelled, {n: [v] for n, v in spelled.items()})
+
+
+def test_curve_and_answers_keep_the_weights_that_were_pruned():
+    spec = replace(EXAMPLE, pipeline="weights=row_norm(ratio=0.25) eviction=a2sf(budget=64)")
+    trace = Store().get(EXAMPLE)
+    assert trace is not None
+    item, choice = Shown("A", spec, trace), Choice("qk", 32, 0.25)
+    for made in (*curve_specs(item, choice).values(), *answer_specs(item, choice).values()):
+        assert made.pipeline.startswith("weights=row_norm(ratio=0.25)")
 
 
 def test_an_eighth_of_the_context_finds_the_needle_where_eviction_of_as_much_does_not():

@@ -166,7 +166,7 @@ def test_sinks_and_recent_keys_are_never_dropped():
 
 
 def _numbers(meta, default):
-    low = meta["at_least"] if meta["at_least"] is not None else -10
+    low = meta["at_least"] if meta["at_least"] is not None else meta["low"] or -10
     if isinstance(default, float):
         return st.floats(low, 1.0 if meta["at_most"] is None else meta["at_most"])
     return st.integers(low, 90) | st.integers(low, 900 if meta["at_most"] is None else min(900, meta["at_most"]))

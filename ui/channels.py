@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from sparsity_core import methods
-from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelStudy, Read, find_channels
+from sparsity_core.channel_records import (
+    SHARES,
+    STATISTICS,
+    Channels,
+    ChannelStudy,
+    Read,
+    channel_counts,
+    find_channels,
+)
 from sparsity_core.method import Pipeline
 from sparsity_core.store import key_of
 from sparsity_core.trace import RunSpec, Trace
 from ui import work
 from ui.figure import Origin
 from ui.session import Shown, trace_of
+from viz.channels import curve_point, overlap_table, share_name
 
 ANSWER = 24  # tokens of a continuation
 _KEPT = 16  # studies and looks, in this process
 _CURVES = ("qk", "q", "k")
+_LINKED: dict[str, type] = {"statistic": str, "r": int, "share": float}
 
 
 @dataclass(frozen=True)
@@ -34,35 +46,59 @@ class Choice:
 
 def choose(calibrated: Channels) -> Choice:
     dim = calibrated.magnitudes["qk"].shape[2]
-    for name, first in (("channels_statistic", "qk"), ("channels_r", max(1, dim // 2)), ("channels_share", 0.25)):
-        st.session_state[name] = st.session_state.get(name, first)  # set again, so that it outlives other pages
+    counts = channel_counts(dim)
+    for (name, kind), offered, first in zip(
+        _LINKED.items(), (STATISTICS, counts, SHARES), ("qk", counts[-2:][0], 0.25), strict=True
+    ):
+        value = st.session_state.get(f"channels_{name}", st.query_params.get(name, first))
+        with contextlib.suppress(ValueError):  # a link may say anything
+            value = kind(value)
+        st.session_state[f"channels_{name}"] = value if value in offered else first
     statistic, r, share = st.columns([2, 2, 3], vertical_alignment="bottom")
     with statistic:
         st.segmented_control("Statistic", STATISTICS, key="channels_statistic", required=True)
     with r:
-        st.select_slider("Channels r", _powers(dim), key="channels_r", help="of each head, kept in the label cache")
+        st.select_slider("Channels r", counts, key="channels_r", help="of each head, kept in the label cache")
     with share:
         st.select_slider(
             "Share read",
             SHARES,
             key="channels_share",
-            format_func=lambda s: "all" if s == 1 else f"1/{round(1 / s)}",
+            format_func=share_name,
             help="of the context, at each decode step",
         )
     held = st.session_state
     return Choice(held.channels_statistic, held.channels_r, held.channels_share)
 
 
-def _powers(dim: int) -> list[int]:
-    return [r for r in (4, 8, 16, 32, 64, 128) if r < dim] + [dim]
+def channels_link() -> dict[str, str]:
+    """The page's part of the address."""
+    held = {name: st.session_state.get(f"channels_{name}") for name in _LINKED}
+    return {name: str(value) for name, value in held.items() if value is not None}
 
 
-def method_of(choice: Choice, **others: Any) -> Any:
-    return methods.DoubleSparsity(tokens=choice.share, channels=choice.channels, statistic=choice.statistic, **others)
+def method_of(choice: Choice) -> Any:
+    return methods.DoubleSparsity(tokens=choice.share, channels=choice.channels, statistic=choice.statistic)
 
 
 def calibration_of(item: Shown) -> Channels | None:
-    return find_channels(item.trace.provenance.fingerprint)
+    try:
+        return _stored(item.trace.provenance.fingerprint)
+    except LookupError:
+        return None
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _stored(fingerprint: str) -> Channels:
+    found = find_channels(fingerprint)
+    if found is None:
+        raise LookupError(fingerprint)  # an exception is not cached, so a later calibration is found
+    return found
+
+
+@st.cache_resource(show_spinner=False, max_entries=32)
+def overlaps(key: str, _calibrated: Channels, r: int) -> pd.DataFrame:
+    return overlap_table(_calibrated, r)
 
 
 def study_of(item: Shown) -> ChannelStudy | None:
@@ -92,45 +128,59 @@ def look_at_layer(shown: list[Shown], layer: int, choice: Choice) -> None:
 
 def curve_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec]:
     """The runs of the curve: Double Sparsity by statistic and share, and two eviction methods that keep as many keys."""
-    read = replace(item.spec, generate=0)
-    n = item.trace.n_prompt
     found = {
-        (f"double_sparsity {statistic}", share): replace(
-            read, pipeline=str(Pipeline(decode=method_of(replace(choice, statistic=statistic, share=share))))
+        (f"double_sparsity {statistic}", share): _with(
+            item, 0, decode=method_of(replace(choice, statistic=statistic, share=share))
         )
         for statistic in _CURVES
         for share in (SHARES if statistic == "qk" else SHARES[1:])  # all of them read everything alike
     }
-    for name in ("h2o", "streaming_llm"):
-        for share in SHARES[1:]:
-            method: Any = methods.get(name)(budget=max(8, round(share * n)))  # type: ignore[call-arg]
-            found[name, share] = replace(read, pipeline=str(Pipeline(eviction=method)))
-    return found
+    evicting = {
+        (name, share): _with(item, 0, eviction=_keeping(name, item, share))
+        for name in ("h2o", "streaming_llm")
+        for share in SHARES[1:]
+    }
+    return found | evicting
 
 
 def answer_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec]:
     """The prompt continued by the dense model, by Double Sparsity, and by eviction methods with as many keys."""
-    budget = max(8, round(choice.share * item.trace.n_prompt))
-    pipelines = {
-        "dense": Pipeline(),
-        "double_sparsity": Pipeline(decode=method_of(choice)),
-        **{
-            name: Pipeline(eviction=methods.get(name)(budget=budget))  # type: ignore[call-arg, arg-type]
-            for name in ("h2o", "streaming_llm", "a2sf")
-        },
-    }
-    return {
-        (name, choice.share): replace(item.spec, generate=ANSWER, pipeline=str(pipeline))
-        for name, pipeline in pipelines.items()
-    }
+    stages: dict[str, dict[str, Any]] = {"dense": {}, "double_sparsity": {"decode": method_of(choice)}}
+    for name in ("h2o", "streaming_llm", "a2sf"):
+        stages[name] = {"eviction": _keeping(name, item, choice.share)}
+    return {(name, choice.share): _with(item, ANSWER, **stage) for name, stage in stages.items()}
 
 
-def curve_traces(specs: dict[tuple[str, float], RunSpec]) -> dict[tuple[str, float], Trace]:
+def _keeping(name: str, item: Shown, share: float) -> Any:
+    """An eviction method that keeps as many keys as a share of the prompt has."""
+    return methods.get(name)(budget=max(8, round(share * item.trace.n_prompt)))  # type: ignore[call-arg]
+
+
+def _with(item: Shown, generate: int, **stages: Any) -> RunSpec:
+    """The item's prompt and model, its weights pruned as they are, under other stages."""
+    weights = Pipeline.parse(item.spec.pipeline).weights
+    return replace(item.spec, generate=generate, pipeline=str(Pipeline(weights=weights, **stages)))
+
+
+def traces_of(specs: dict[tuple[str, float], RunSpec]) -> dict[tuple[str, float], Trace]:
     return {name: trace for name, spec in specs.items() if (trace := trace_of(spec)) is not None}
 
 
-def curve_purpose(specs: dict[tuple[str, float], RunSpec]) -> str:
-    return f"curve {key_of(next(iter(specs.values())))}"
+def points_of(specs: dict[tuple[str, float], RunSpec]) -> dict[tuple[str, float], dict[str, float | str]]:
+    """What the curve needs of each run that is known: a few numbers, where all their traces would not fit in memory."""
+    found = {}
+    for name, spec in specs.items():
+        with contextlib.suppress(LookupError):
+            found[name] = _point(key_of(spec), spec)
+    return found
+
+
+@st.cache_resource(show_spinner=False, max_entries=512)
+def _point(key: str, _spec: RunSpec) -> dict[str, float | str]:
+    trace = trace_of(_spec)
+    if trace is None:
+        raise LookupError(key)
+    return curve_point(trace)
 
 
 def origin(item: Shown, choice: Choice, calibrated: Channels) -> Origin:
@@ -164,11 +214,12 @@ def _keep(key: str, value: Any, known: dict[str, Any]) -> None:
 
 
 def _study_key(item: Shown) -> str:
-    return f"channels {item.trace.provenance.fingerprint} {hash(_ids(item))}"
+    weights = Pipeline.parse(item.spec.pipeline).weights
+    return f"channels {item.trace.provenance.fingerprint} {weights} {hash(_ids(item))}"
 
 
 def _read_key(item: Shown, layer: int, choice: Choice) -> str:
-    return f"reads {item.trace.provenance.fingerprint} {hash(_ids(item))} {layer} {choice.statistic} {choice.channels}"
+    return f"{_study_key(item)} {layer} {choice.statistic} {choice.channels}"
 
 
 def _ids(item: Shown) -> tuple[int, ...]:
@@ -176,16 +227,18 @@ def _ids(item: Shown) -> tuple[int, ...]:
 
 
 def _model(spec: RunSpec, progress: Callable[[float, str], None]) -> Any:
+    """The model of a spec, its weights pruned as the spec says."""
     from sparsity_core.models import load
+    from sparsity_core.run import pruned
 
     progress(0.0, f"loading {spec.model}")
-    return load(spec.model, device=spec.device, dtype=spec.dtype)
+    return pruned(load(spec.model, device=spec.device, dtype=spec.dtype), Pipeline.parse(spec.pipeline), progress)
 
 
 def _calibrate(spec: RunSpec, progress: Callable[[float, str], None]) -> None:
     from sparsity_core.channels import channels_for
 
-    channels_for(_model(spec, progress), progress=progress)
+    channels_for(_model(replace(spec, pipeline="dense"), progress), progress=progress)
 
 
 def _study(

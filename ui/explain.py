@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sparsity_core.method import Pipeline
+from sparsity_core.method import Method, Pipeline
 from ui.session import Shown
 
 
-@st.fragment
 def explain_methods(shown: list[Shown]) -> None:
     """An expander per method on the page."""
-    seen = set()
-    for item in shown:
-        for stage, method in Pipeline.parse(item.spec.pipeline).methods.items():
-            if method.name in seen:
-                continue
-            seen.add(method.name)
-            # Filled when it is opened, so that the first picture does not wait for what typesets equations.
-            opened = st.expander(
-                f"How {method.name} works ({stage})",
-                icon=":material/function:",
-                key=f"explain_{method.name}",
-                on_change="rerun",
-            )
-            if opened.open:
-                with opened:
-                    st.latex(method.equation)
-                    st.markdown((type(method).__doc__ or "").strip())
-                    st.caption(f"Source: {method.source}")
+    found = {m.name: m for item in shown for m in Pipeline.parse(item.spec.pipeline).methods.values()}
+    for method in found.values():
+        explain_method(method)
+
+
+@st.fragment
+def explain_method(method: Method) -> None:
+    # Filled when it is opened, so that the first picture does not wait for what typesets equations.
+    opened = st.expander(
+        f"How {method.name} works ({method.stage})",
+        icon=":material/function:",
+        key=f"explain_{method.name}",
+        on_change="rerun",
+    )
+    if opened.open:
+        with opened:
+            st.latex(method.equation)
+            st.markdown((type(method).__doc__ or "").strip())
+            st.caption(f"Source: {method.source}")

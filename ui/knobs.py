@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field
 from typing import Any
 
@@ -95,6 +95,14 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
     if isinstance(default, int):
         return st.number_input(label, step=1, key=key, help=text)
     return st.number_input(label, step=0.05, format="%.4g", key=key, help=text)
+
+
+def choose_one(label: str, options: Mapping[str, str], key: str) -> str:
+    """One of some named options, the first until another is chosen."""
+    if key not in st.session_state:
+        st.session_state[key] = next(iter(options))
+    chosen = st.segmented_control(label, list(options), format_func=options.__getitem__, key=key, required=True)
+    return chosen or next(iter(options))
 
 
 def str_of(value: Any) -> str:

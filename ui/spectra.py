@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from ui.session import EXAMPLE, specs
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(16))  # 0 to 0.75, as the slider steps
 _LETTER = "S"  # of the page's own method, beside A and B
-_HELD = ("S_", "spectra_")  # widgets whose choices outlive a visit to another page
+_HELD = ("S_", "spectra_", "channels_")  # widgets whose choices outlive a visit to another page
 _VIEW = ("layer", "head", "token", "step")
 _LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
 
@@ -369,14 +369,6 @@ def origin(choice: Choice) -> Origin:
         "command": command,
     }
     return Origin(fields, f"{choice.spec.model}, {choice.method}.", command)
-
-
-def choose_one(label: str, options: Mapping[str, str], key: str) -> str:
-    """One of some named options, the first until another is chosen."""
-    if key not in st.session_state:
-        st.session_state[key] = next(iter(options))
-    chosen = st.segmented_control(label, list(options), format_func=options.__getitem__, key=key, required=True)
-    return chosen or next(iter(options))
 
 
 def current_spec() -> RunSpec:

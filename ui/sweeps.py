@@ -11,6 +11,7 @@ from sparsity_core.store import key_of
 from sparsity_core.trace import RunSpec
 from ui import work
 from ui.figure import show_figure
+from ui.knobs import choose_one
 from ui.session import Shown, trace_of
 from viz import sweep
 
@@ -48,14 +49,7 @@ def forgetting_sweep(item: Shown, layer: int) -> None:
     work.watch(purpose, work.keep_results)
     if len(traces) < len(specs):
         return
-    cost = st.segmented_control(
-        "Cost",
-        list(sweep.COSTS),
-        format_func=sweep.COSTS.__getitem__,
-        default="perplexity",
-        key="sweep_cost",
-        required=True,
-    )
+    cost = choose_one("Cost", sweep.COSTS, "sweep_cost")
     table = sweep.sweep_table(traces)
     method = Pipeline.parse(item.spec.pipeline).eviction
     show_figure(

@@ -289,21 +289,21 @@ def plot_read(table: pd.DataFrame) -> go.Figure:
 # --- what it costs ---
 
 
-def curve_table(traces: Mapping[tuple[str, float], Trace]) -> pd.DataFrame:
-    """One row per method and share: method, share, perplexity, relative (÷ dense), mass (see `mass_read`)."""
-    return pd.DataFrame(
-        [
-            {
-                "method": name,
-                "share": share,
-                "perplexity": trace.perplexity,
-                "relative": trace.perplexity / trace.dense_perplexity,
-                "mass": mass_read(trace),
-                "pipeline": trace.provenance.pipeline,
-            }
-            for (name, share), trace in traces.items()
-        ]
-    )
+def curve_point(trace: Trace) -> dict[str, float | str]:
+    """What a curve needs of a run: perplexity, relative (÷ dense), mass (see `mass_read`), and the method's name."""
+    pipeline = Pipeline.parse(trace.provenance.pipeline)
+    method = pipeline.decode or pipeline.eviction
+    return {
+        "perplexity": trace.perplexity,
+        "relative": trace.perplexity / trace.dense_perplexity,
+        "mass": mass_read(trace),
+        "name": method.name if method else "dense",
+    }
+
+
+def curve_table(points: Mapping[tuple[str, float], Mapping[str, float | str]]) -> pd.DataFrame:
+    """One row per method and share: method, share, and what `curve_point` says."""
+    return pd.DataFrame([{"method": name, "share": share, **point} for (name, share), point in points.items()])
 
 
 def mass_read(trace: Trace) -> float:
@@ -322,8 +322,8 @@ def plot_curve(table: pd.DataFrame, cost: str = "relative") -> go.Figure:
     figure = go.Figure()
     for name, own in table.groupby("method", sort=False):
         statistic = str(name).rsplit(" ", 1)[-1]
-        method = next(iter(Pipeline.parse(own["pipeline"].iloc[-1]).methods.values()))
-        colour, dash = _LOOKS.get(statistic) or (method_colour(method.name), method_dash(method.name))
+        named = own["name"].iloc[0]
+        colour, dash = _LOOKS.get(statistic) or (method_colour(named), method_dash(named))
         own = own.sort_values("share")
         figure.add_scatter(
             x=own["share"],
