@@ -4,8 +4,10 @@ Each operation is a folder: `reference.py` reads as the equation and runs anywhe
 and `__init__.py` checks the arguments and chooses between them.
 """
 
-from kernels.evict_scan import NEVER, EvictScan, evict_scan
+from kernels.dispatch import NEVER
+from kernels.evict_scan import EvictScan, evict_scan
 from kernels.flash_column_score import ColumnScore, flash_column_score
+from kernels.gated_attention import GatedAttention, gate_drops, gated_attention
 from kernels.label_scores import Labels, dequantise, label_scores, quantise
 from kernels.sparse_decode import sparse_decode
 
@@ -13,10 +15,13 @@ __all__ = [
     "NEVER",
     "ColumnScore",
     "EvictScan",
+    "GatedAttention",
     "Labels",
     "dequantise",
     "evict_scan",
     "flash_column_score",
+    "gate_drops",
+    "gated_attention",
     "label_scores",
     "quantise",
     "sparse_decode",

@@ -9,6 +9,7 @@ import torch
 Backend = Literal["auto", "reference", "triton"]
 BACKENDS = ("auto", "reference", "triton")
 REDUCTIONS = ("sum", "mean", "max")
+NEVER = 2**31 - 1  # of a key that no query drops; not the length: a key that the last query drops is gone too
 
 
 def choose(backend: Backend, device: torch.device, unsupported: str | None) -> Literal["reference", "triton"]:

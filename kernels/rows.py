@@ -76,11 +76,12 @@ def causal_rows(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    until: torch.Tensor | None = None,
 ) -> Iterator[Tile]:
     """Every query's softmax row, a tile at a time; a tile's weights are overwritten by the next one.
 
     Queries are the last Tq of the Tk keys. `window` hides the keys at a distance of `window` or more (a sliding-window
-    layer).
+    layer), and `until` int32 [B, 1 or Hkv, Tk] a key from that query on; its own query always sees it.
     """
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
@@ -107,19 +108,20 @@ def causal_rows(
             block = own_q[:, :, start:end], own_k[:, :, :columns]
             logits(*block, 1.0, softcap, out=tile)
             # Subtracting each row's maximum would cost as much again as its exponentials, and few rows ever need it.
-            _hide(tile.exp_(), 0.0, window)
+            own_until = None if until is None else until[:, heads if until.shape[1] > 1 else slice(None), :columns]
+            _hide(tile.exp_(), 0.0, window, own_until)
             total = tile.sum(-1, keepdim=True)
             norm = total.reciprocal()
             lost = (total < 1e-30) | ~(total < 1e30)  # out of the exponential's range
             if lost.any():
-                softmax = torch.softmax(_hide(logits(*block, 1.0, softcap), float("-inf"), window), dim=-1)
+                softmax = torch.softmax(_hide(logits(*block, 1.0, softcap), float("-inf"), window, own_until), dim=-1)
                 torch.where(lost, softmax, tile, out=tile)
                 norm.masked_fill_(lost, 1.0)
             yield Tile(heads, start, end, tile, norm)
             start = end
 
 
-def _hide(tile: torch.Tensor, value: float, window: int | None) -> torch.Tensor:
+def _hide(tile: torch.Tensor, value: float, window: int | None, until: torch.Tensor | None) -> torch.Tensor:
     """`tile` [B, Hkv, G, R, C] with `value` where a query, one of the last R keys, may not look; in place."""
     rows, columns = tile.shape[3:]
     seen = columns - rows
@@ -127,9 +129,11 @@ def _hide(tile: torch.Tensor, value: float, window: int | None) -> torch.Tensor:
     own.tril_()  # a fourth of the time of a masked fill
     if value:
         own += torch.full((rows, rows), value, dtype=tile.dtype, device=tile.device).triu_(1)
+    query = torch.arange(seen, columns, device=tile.device)[:, None]
     if window is not None:
-        query = torch.arange(seen, columns, device=tile.device)[:, None]
         tile.masked_fill_(torch.arange(columns, device=tile.device) <= query - window, value)
+    if until is not None:
+        tile.masked_fill_((query >= until[:, :, None])[:, :, None], value)
     return tile
 
 

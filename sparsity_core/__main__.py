@@ -8,13 +8,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from sparsity_core import methods
-from sparsity_core.files import read_text
+from sparsity_core.files import hub_text, read_text
+from sparsity_core.gate_records import Training
 from sparsity_core.method import Pipeline
 from sparsity_core.trace import RunSpec, Trace
 
@@ -85,18 +86,35 @@ def _weights_commands(command: Callable[[str, Any, str], argparse.ArgumentParser
     sub.add_argument(
         "--blocks", type=int, default=2, metavar="N", help="blocks of 1,024 tokens to measure perplexity on"
     )
-    train = command("train", _train, "learn what to cut, and keep the policy as a file")
-    train.add_argument("what", choices=("prunenet",))
-    train.add_argument("--variant", default="corrected", choices=("corrected", "official"))
-    train.add_argument("--ratio", type=float, default=0.25)
-    train.add_argument("--episodes", type=int, default=20)
-    train.add_argument("--seed", type=int, default=0)
+    kinds = command("train", None, "learn what to cut or to drop, and keep it as a file").add_subparsers(
+        required=True, metavar="what"
+    )
+    policy = kinds.add_parser("prunenet", help="PruneNet's policy, from the weights alone")
+    policy.set_defaults(command=_train_policy)
+    policy.add_argument("--variant", default="corrected", choices=("corrected", "official"))
+    policy.add_argument("--ratio", type=float, default=0.25)
+    policy.add_argument("--episodes", type=int, default=20)
+    policy.add_argument("--seed", type=int, default=0)
+    gate = kinds.add_parser("dcp", help="a gate of dynamic context pruning, from text")
+    gate.set_defaults(command=_train_gate)
+    text = gate.add_mutually_exclusive_group()
+    text.add_argument("--file", metavar="F", type=Path, help="a UTF-8 text to train on, not the default")
+    text.add_argument("--hub", metavar="ID", help="a file of a hub dataset, owner/name/file.txt or .parquet")
+    for item in fields(Training):
+        flag, help = f"--{item.name.replace('_', '-')}", item.metadata["help"]
+        if isinstance(item.default, bool):
+            gate.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=help)
+        else:
+            gate.add_argument(flag, type=type(item.default), default=item.default, metavar="X", help=help)
+    gate.add_argument("--start", type=Path, metavar="GATE", help="go on from a trained gate, with --a-first 3 or so")
+    for each in (policy, gate):
+        each.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else there")
     channels = command("calibrate", _calibrate, "rank each head's channels for double_sparsity, and keep the ranking")
     channels.add_argument("--file", metavar="F", type=Path, help="a UTF-8 text to calibrate on, not the default")
     channels.add_argument("--blocks", type=int, default=8, metavar="N", help="random stretches of the text")
     channels.add_argument("--length", type=int, default=512, metavar="N", help="tokens of each")
     channels.add_argument("--seed", type=int, default=0)
-    for each in (sub, train, channels):
+    for each in (sub, policy, gate, channels):
         each.add_argument("--model", default="smollm2-135m", help="the embedded model, a hub id, or a local folder")
         each.add_argument("--device", default="auto", help="auto, cpu, cuda")
         each.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
@@ -123,7 +141,7 @@ def _compress(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {**found, "path": str(options.out)}, f"{report_card(found)}\nwritten to {options.out}"
 
 
-def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _train_policy(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from sparsity_core.models import load
     from sparsity_core.policy import train_policy
 
@@ -143,6 +161,37 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         path = options.out / f"prunenet-{options.variant}.safetensors"
         policy.save(path)
     return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
+
+
+def _train_gate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    training = Training(**{item.name: getattr(options, item.name) for item in fields(Training)})
+    text = None
+    if options.file is not None:
+        text = _text_of(options)
+    elif options.hub is not None:
+        text = hub_text(options.hub)
+    from sparsity_core.gate import Gate
+    from sparsity_core.gate_training import train_gate
+    from sparsity_core.models import load
+
+    start = None if options.start is None else Gate.load(options.start)
+    with _progress() as progress, _writing(options.out):
+        progress(0.0, f"loading {options.model}")
+        model = load(options.model, device=options.device, dtype=options.dtype)
+        options.out.mkdir(parents=True, exist_ok=True)
+        found, trained = train_gate(
+            model,
+            training,
+            text=text,
+            start=start,
+            checkpoint=options.out / "training.part",
+            progress=progress,
+        )
+        path = found.save(options.out / f"dcp-{training.gamma:g}.safetensors")
+        if trained is not model:
+            trained.hf.save_pretrained(options.out / "model")
+            trained.tokenizer.save_pretrained(options.out / "model")
+    return {"gate": str(path), "recipe": found.recipe}, f"written to {path}; use it with gate=dcp(adapter='{path}')"
 
 
 def _calibrate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

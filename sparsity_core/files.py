@@ -28,6 +28,32 @@ def read_text(name: str, data: bytes) -> str:
     return text
 
 
+def hub_text(name: str) -> str:
+    """A file of a dataset on the hub, owner/name/path: text as it is, of a table the column `text`.
+
+    Raises ValueError for a name or file that cannot be read.
+    """
+    parts = name.split("/", 2)
+    if len(parts) < 3:
+        raise ValueError(f"a text of the hub is owner/name/file, for example owner/name/train.parquet; got {name}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
+    except Exception as error:  # offline, gated, absent: the hub has a class and a long text for each
+        raise ValueError(
+            f"{name} cannot be read from the hub ({type(error).__name__}): check the name, go online, or give a file"
+        ) from error
+    if path.suffix != ".parquet":
+        return read_text(name, path.read_bytes())
+    import pandas as pd
+
+    try:
+        return "\n".join(pd.read_parquet(path, columns=["text"])["text"])
+    except (ValueError, KeyError, OSError, TypeError):
+        raise ValueError(f"{name} has no column of text: give a text file, or a table with a column `text`") from None
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all. Raises OSError where the folder cannot be written."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")

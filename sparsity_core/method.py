@@ -15,11 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sparsity_core.rules import parse_rules
+
 if TYPE_CHECKING:
     import torch
 
     from sparsity_core.compress import CompressedModel, Ranking
     from sparsity_core.ffn import FeedForward
+    from sparsity_core.gate import Gate
     from sparsity_core.models import Model
     from sparsity_core.selection import Selector
 
@@ -140,10 +143,30 @@ def check_ratio(name: str, ratio: float) -> None:
         raise ValueError(f"{name}: ratio is the share removed, 0 to below 1; got {ratio:g}")
 
 
-class GateMethod(Method):
+@dataclass(frozen=True)
+class Ruled(Method):
+    """A method that drops tokens for good, under rules of the user's own."""
+
+    protect: str = knob("", help="tokens never dropped: positions, spans and expressions, as in 0-3, 17, /[0-9]+/")
+    drop: str = knob(
+        "", help="tokens dropped as soon as they are read, in every layer and head; written as `protect` is"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rules in (self.protect, self.drop):
+            parse_rules(rules)
+
+
+@dataclass(frozen=True)
+class GateMethod(Ruled):
     """Decides, by what it learned, which earlier tokens a token drops for good."""
 
     stage = "gate"
+
+    def gate(self, model: Model) -> Gate:
+        """The trained gate. Raises ValueError where there is none for this model."""
+        raise TypeError(f"{type(self).__name__} must define gate")
 
 
 class SelectionMethod(Method):
@@ -220,7 +243,7 @@ DENSE = PrefillRule(budget=None)
 
 
 @dataclass(frozen=True)
-class EvictionMethod(Method):
+class EvictionMethod(Ruled):
     """Decides which cached keys stay, for good, per layer and KV head."""
 
     stage = "eviction"
@@ -320,7 +343,7 @@ def _check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
         if value not in meta["choices"]:
             raise ValueError(f"{method}: {knob_.name} is one of {', '.join(meta['choices'])}; got {value!r}")
     elif isinstance(default, str):
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or (default and not value):
             raise ValueError(f"{method}: {knob_.name} is a word, or a path in quotes; got {value!r}")
     elif isinstance(default, bool):
         if not isinstance(value, bool):

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from sparsity_core.record import ATTENTION, probe, probe_logits
+from sparsity_core.record import ATTENTION, probe, probe_logits, watch_inputs
 from sparsity_core.store import cache_dir
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
     with _explained(name):
         plain = probe_logits(hf)  # by the attention that it came with, before ours takes its place
     hf.set_attn_implementation(ATTENTION)
+    watch_inputs(hf)
     model = Model(name, hf, tokenizer, arch, hf.device, hf.dtype, _fingerprint(hf))
     reason = probe(model, plain)
     if reason is not None:

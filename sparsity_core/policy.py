@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 
+from sparsity_core.checkpoint import read_checkpoint, write_checkpoint
 from sparsity_core.compress import kept_count
 from sparsity_core.ffn import FeedForward, feed_forwards
 from sparsity_core.files import write_whole
@@ -146,7 +147,7 @@ def find_policy(model: Model, variant: str, name: str = "auto", progress: Progre
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            _read_tensors(own.with_suffix(".part"))
+            read_checkpoint(own.with_suffix(".part"))
     except OSError:
         checkpoint = None
     except SafetensorError:  # the cache is ours, so nobody is asked
@@ -212,8 +213,7 @@ def train_policy(
         for episode in range(state.episode, episodes):
             state = training.episode(state)
             if file is not None and episode + 1 < episodes:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(file, _state_bytes(state, identity))
+                _save_state(file, state, identity)
         parameters, kept = training.finish(state)
         if file is not None:
             file.unlink(missing_ok=True)
@@ -604,10 +604,10 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(float(value), 6) for value in values]
 
 
-def _state_bytes(state: _State, identity: dict[str, Any]) -> bytes:
-    tensors = {name: getattr(state, name).contiguous().clone() for name in ("parameters", "first", "second", "best")}
+def _save_state(file: Path, state: _State, identity: dict[str, Any]) -> None:
+    tensors = {name: getattr(state, name) for name in ("parameters", "first", "second", "best")}
     numbers = {"episode": state.episode, "steps": state.steps, "best_ks": state.best_ks, "history": state.history}
-    return safetensors_bytes(tensors, {"training": json.dumps(identity), "state": json.dumps(numbers)})
+    write_checkpoint(file, tensors, training=identity, state=numbers)
 
 
 def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
@@ -615,9 +615,8 @@ def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
     if not file.exists():
         return None
     try:
-        tensors, metadata = _read_tensors(file)
-        stored, numbers = json.loads(metadata["training"]), json.loads(metadata["state"])
-        state = _State(**{**tensors, **numbers})
+        tensors, notes = read_checkpoint(file)
+        stored, state = notes["training"], _State(**{**tensors, **notes["state"]})
     except (OSError, KeyError, TypeError, ValueError, SafetensorError):
         raise ValueError(f"{file} is no training that could go on: delete it to start again") from None
     differing = sorted(key for key in identity if stored.get(key) != identity[key])
@@ -627,12 +626,6 @@ def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
             f"{file} holds a training with {key} {stored.get(key)}, not {identity[key]}: delete it, or name another file"
         )
     return state
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        # copies: the tensors would otherwise be views of the file's mapping
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _policy_path(path: str | Path) -> Path:

@@ -19,17 +19,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kernels import NEVER, evict_scan, flash_column_score
+from kernels import NEVER, evict_scan, flash_column_score, gate_drops
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
 from sparsity_core.selection import Selected, Selector, attend_selected, decode_selected
 
 if TYPE_CHECKING:
+    from sparsity_core.gate import Gate
     from sparsity_core.models import Model
 
 ATTENTION = "sparselens"
 UNLIMITED = NEVER  # a budget that no text reaches
 
 _active: ContextVar[Attends | None] = ContextVar("sparselens_recorder", default=None)
+_input: ContextVar[tuple[int, torch.Tensor] | None] = ContextVar("sparselens_input", default=None)
 
 
 class Attends(Protocol):
@@ -56,6 +58,7 @@ def recording(recorder: Attends) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+        _input.set(None)  # not to keep the last layer's tensor
 
 
 def _attention(
@@ -85,6 +88,28 @@ def _attention(
         window=kwargs.get("sliding_window"),
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def attention_input(layer: int) -> torch.Tensor | None:
+    """[B, Tq, hidden]: what a layer's attention block reads, after its norm; None where the family does not show it.
+
+    To be called by a recorder, while it attends.
+    """
+    seen = _input.get()
+    return seen[1] if seen is not None and seen[0] == layer else None
+
+
+def _keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if _active.get() is not None:
+        _input.set((module.layer_idx, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]))
+
+
+def watch_inputs(hf: Any) -> None:
+    """Lets recorders of this model see `attention_input`. Costs nothing while none is active."""
+    for module in hf.modules():
+        attends = hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
+        if attends and _keep_input not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_keep_input, with_kwargs=True)
 
 
 def _eager(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
@@ -163,6 +188,15 @@ class LayerState:
     threshold: torch.Tensor  # float32 [1, Hkv, T]
     steps: list[int]  # [S]: queries after which the scores are copied
     snapshots: torch.Tensor  # float32 [1, Hkv, S, T]
+    gone_at: torch.Tensor  # int32 [T]: the first query that no head sees the key at, by the gate or a user's rule
+    gate_keys: torch.Tensor  # [1, held, r]: the gate's side of the keys that it has not dropped
+    gate_positions: torch.Tensor  # int64 [held]
+
+    @property
+    def evicts(self) -> bool:
+        """Whether heads may come to hold different keys."""
+        later = self.rule.then.budget if isinstance(self.rule, PrefillRule) else None
+        return self.rule.budget is not None or later is not None
 
 
 class Recorder:
@@ -187,6 +221,10 @@ class Recorder:
         tokens: float = 1.0,
         dense_every: int = 0,
         first_decode: int = 0,
+        gate: Gate | None = None,
+        threshold: float = 0.0,
+        protected: np.ndarray | None = None,
+        dropped: np.ndarray | None = None,
         only_layer: int | None = None,
         on_layer: Callable[[int], None] = lambda layer: None,
     ) -> None:
@@ -200,6 +238,10 @@ class Recorder:
         self.backends: set[str] = set()
         shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
         self._rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
+        self._gate, self._threshold = gate, threshold
+        self._protected = None if protected is None else torch.from_numpy(protected)  # bool [T]
+        self._dropped = None if dropped is None else torch.from_numpy(dropped)  # bool [T]
+        self._check_room()
         self._states: dict[int, LayerState] = {}
         self._make_selector, self._tokens, self._first_decode = selectors, tokens, first_decode
         self._dense_every = dense_every
@@ -222,7 +264,10 @@ class Recorder:
             raise ValueError(f"a recorder follows one text at a time; got a batch of {q.shape[0]}")
         self.on_layer(layer)
         self.calls[layer] += 1
-        before = self._states[layer].positions if layer in self._states else None
+        state = self._state(layer, k)
+        if self._gate is not None:
+            k, v = self._pass_gate(layer, state, k, v, q.shape[2])
+        before = state.positions
         own = {"scale": scale, "softcap": softcap, "window": window}
         out = self._follow(layer, q, k, v, own)
         if self._make_selector is not None:
@@ -248,10 +293,57 @@ class Recorder:
         rest = self._scan(layer, state, state.rule.then, q[:, :, n_first:], k_rest, v_rest, self.start + n_first, own)
         return torch.cat([first, rest], dim=2)
 
+    def _check_room(self) -> None:
+        """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
+        if self._protected is None:
+            return
+        mine = int(self._protected.sum())
+        for layer, rule in enumerate(self._rules):
+            if rule.budget is not None and mine + rule.n_sink + 1 > rule.budget:
+                raise ValueError(
+                    f"protect names {mine} tokens, which with {rule.n_sink} sinks and the newest token do not fit the budget "
+                    f"of {rule.budget} in layer {layer}: raise the budget or protect fewer"
+                )
+
+    def _pass_gate(
+        self, layer: int, state: LayerState, k: torch.Tensor, v: torch.Tensor, n: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lets the layer's new tokens drop earlier ones; returns k and v without what a decode step has just dropped."""
+        hidden = attention_input(layer)
+        if hidden is None:
+            raise ValueError(f"{self.model.name} does not show what its attention reads, which a gate needs")
+        assert self._gate is not None
+        gate_q, gate_k = self._gate.project(layer, hidden)
+        new = torch.arange(self.start, self.start + n, device=k.device)
+        at = torch.cat([state.gate_positions, new])
+        keys = torch.cat([state.gate_keys.to(gate_k), gate_k], dim=1)
+        bias = float(self._gate.bias[layer]) - self._threshold
+        dropped_at = gate_drops(gate_q, keys, bias=bias, start=self.start)[0]
+        if self._protected is not None:
+            dropped_at = dropped_at.masked_fill(self._protected.to(at.device)[at], NEVER)
+        if self._gate.propagate_in_depth and layer:
+            dropped_at = dropped_at.minimum(self._states[layer - 1].gone_at[at])
+        state.gone_at[at] = dropped_at.minimum(state.gone_at[at])
+        state.evicted_at[..., at] = state.evicted_at[..., at].minimum(state.gone_at[at])
+        left = state.gone_at[at] == NEVER
+        state.gate_keys, state.gate_positions = keys[:, left], at[left]
+        if self.cache is not None and n == 1 and not state.evicts:
+            columns = (state.gone_at[state.positions[0, 0]] == NEVER).nonzero()[:, 0]
+            if len(columns) < state.positions.shape[2]:
+                held = torch.cat([columns, columns.new_full((1,), k.shape[2] - 1)]).expand(1, k.shape[1], -1)
+                self._shrink(layer, k, v, held)
+                self._left.pop(layer)
+                selector = self._selectors.get(layer)
+                if selector is not None:
+                    selector.keep(held[..., :-1])
+                state.positions, state.score = state.positions[..., columns], state.score[..., columns]
+                k, v = _take(k, held), _take(v, held)
+        return k, v
+
     def _select(
         self,
         layer: int,
-        before: torch.Tensor | None,
+        before: torch.Tensor,
         out: torch.Tensor,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -273,7 +365,7 @@ class Recorder:
         dense = min(n, max(0, self._first_decode - self.start))
         if n == 1 and not dense and self.cache is not None and own["softcap"] is None and own["window"] is None:
             new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
-            positions = new if before is None else torch.cat([before, new], dim=2)
+            positions = torch.cat([before, new], dim=2)
             share = 1.0 if self._dense_every and self.start % self._dense_every == 0 else self._tokens
             out, index = decode_selected(q, k, v, selector, share=share, scale=own["scale"])
             per = index.shape[1] // k.shape[1]
@@ -293,8 +385,9 @@ class Recorder:
 
     @property
     def index_bytes(self) -> int:
-        """What the decode stage's indexes hold beside the cache."""
-        return sum(s.nbytes for s in self._selectors.values() if s is not None)
+        """What the gate and the decode stage hold beside the cache."""
+        indexes = sum(s.nbytes for s in self._selectors.values() if s is not None)
+        return indexes + sum(state.gate_keys.nbytes for state in self._states.values())
 
     def _prefill(
         self,
@@ -308,10 +401,12 @@ class Recorder:
     ) -> torch.Tensor:
         n = q.shape[2]
         slots = [i for i, step in enumerate(state.steps) if step < n]
+        until = self._until(state, _range(k))
         result = flash_column_score(
             q,
             k,
             v,
+            until=until,
             decay=self._decay(rule.decay, _range(k)),
             first_query=0 if rule.queries is None else max(0, n - rule.queries),
             reduction=rule.reduction,
@@ -322,8 +417,11 @@ class Recorder:
         self.backends.add(result.backend)
         state.snapshots[:, :, slots, :n] = result.snapshots.float()
         score = result.score
+        if until is not None:
+            state.evicted_at[..., :n] = until
         if rule.budget is None or rule.budget >= n:
             state.positions, state.score = _range(k), score
+            self._compact(layer, state, k, v, n)
             return result.out
         ranked = score
         if rule.pool > 1:
@@ -331,13 +429,18 @@ class Recorder:
         ranked = ranked.clone()
         ranked[..., : rule.n_sink] = float("inf")
         ranked[..., n - rule.recent :] = float("inf")
+        if self._protected is not None:
+            ranked[..., self._protected[:n].to(ranked.device)] = float("inf")
+        if until is not None:
+            ranked.masked_fill_(until < n, float("-inf"))  # but not what a later query will drop
         kept = ranked.topk(rule.budget, dim=2).indices.sort(dim=2).values
         dropped = torch.ones(ranked.shape, dtype=torch.bool, device=ranked.device).scatter_(2, kept, False)
-        state.evicted_at[..., :n].masked_fill_(dropped, n)
+        state.evicted_at[..., :n] = torch.where(dropped, n, NEVER).int().minimum(state.evicted_at[..., :n])
         for i in slots:
             if state.steps[i] == n - 1:
                 state.snapshots[:, :, i, :n].masked_fill_(dropped, float("nan"))
-        state.threshold[..., n - 1] = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
+        lowest = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
+        state.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf(), float("nan"))
         state.positions, state.score = kept, score.gather(2, kept)
         self._shrink(layer, k, v, kept)
         return result.out
@@ -357,10 +460,13 @@ class Recorder:
         new = torch.arange(start, end, device=k.device).expand(1, k.shape[1], n)
         positions = torch.cat([state.positions, new], dim=2)
         slots = [i for i, step in enumerate(state.steps) if start <= step < end]
+        until = self._until(state, positions)
         result = evict_scan(
             q,
             k,
             v,
+            until=until,
+            protected=None if self._protected is None else self._protected.to(k.device)[positions],
             budget=rule.budget or UNLIMITED,
             decay=self._decay(rule.decay, positions),
             n_sink=rule.n_sink,
@@ -378,7 +484,8 @@ class Recorder:
         )
         self.backends.add(result.backend)
         alive = result.evicted_at == NEVER
-        state.evicted_at.scatter_(2, positions, result.evicted_at)
+        evicted_at = result.evicted_at if until is None else result.evicted_at.minimum(until)
+        state.evicted_at.scatter_(2, positions, evicted_at)
         state.threshold[..., start:end] = result.threshold.float()
         for i, slot in enumerate(slots):
             state.snapshots[:, :, slot].scatter_(2, positions, result.snapshots[:, :, i].float())
@@ -387,7 +494,25 @@ class Recorder:
         state.score = result.score[alive].view(1, -1, n_alive)
         if n_alive < positions.shape[2]:
             self._shrink(layer, k, v, alive.nonzero()[:, 2].view(1, -1, n_alive))
+        elif rule.budget is None:
+            self._compact(layer, state, k, v, end)
         return result.out
+
+    def _until(self, state: LayerState, positions: torch.Tensor) -> torch.Tensor | None:
+        """int32 [1, Hkv, keys]: from which query on the keys at these positions are hidden; None where none is."""
+        return None if self._gate is None and self._dropped is None else state.gone_at[positions]
+
+    def _compact(self, layer: int, state: LayerState, k: torch.Tensor, v: torch.Tensor, end: int) -> None:
+        """Takes out of the cache what query `end` would not see, where all heads hold the same keys.
+
+        Under an eviction method those slots wait for it to use them again.
+        """
+        if state.evicts or (self._gate is None and self._dropped is None):
+            return
+        held = state.gone_at[state.positions[0, 0]] > end
+        if not bool(held.all()):
+            state.positions, state.score = state.positions[..., held], state.score[..., held]
+            self._shrink(layer, k, v, held.nonzero()[:, 0].expand(1, k.shape[1], -1))
 
     def _shrink(self, layer: int, k: torch.Tensor, v: torch.Tensor, columns: torch.Tensor) -> None:
         """Leaves only `columns` [1, Hkv, kept] of this layer in the cache."""
@@ -412,7 +537,13 @@ class Recorder:
                 threshold=torch.full((1, heads, self.n_tokens), float("nan"), device=device),
                 steps=steps,
                 snapshots=torch.full((1, heads, len(steps), self.n_tokens), float("nan"), device=device),
+                gone_at=torch.full((self.n_tokens,), NEVER, dtype=torch.int32, device=device),
+                gate_keys=torch.empty(1, 0, 0 if self._gate is None else self._gate.rank, device=device),
+                gate_positions=torch.empty(0, dtype=torch.int64, device=device),
             )
+            if self._dropped is not None:
+                forced = self._dropped.to(device).nonzero()[:, 0]
+                self._states[layer].gone_at[forced] = forced.int() + 1
         return self._states[layer]
 
     def _decay(self, factor: ForgettingFactor, positions: torch.Tensor) -> float | torch.Tensor:
@@ -457,6 +588,13 @@ class Recorder:
         """int32 [L, Hkv, n]; n where never."""
         return self._stacked("evicted_at")[..., :n].clip(max=n).astype(np.int32)
 
+    def gated_at(self, n: int) -> np.ndarray:
+        """int32 [L, n]: the query whose gate dropped each key; n where none did. Empty without a gate."""
+        if self._gate is None:
+            return np.zeros((0, 0), np.int32)
+        found = np.stack([self._states[i].gone_at.cpu().numpy()[:n] for i in range(len(self._rules))])
+        return (found if self._dropped is None else np.where(self._dropped.numpy()[:n], n, found)).clip(max=n)
+
     def n_cached(self) -> int:
         """Keys that the cache holds after the last query, over all layers and KV heads."""
         return sum(state.positions.numel() for state in self._states.values())
@@ -467,11 +605,14 @@ class Recorder:
 
     def snapshots(self, n: int) -> np.ndarray:
         """float32 [L, Hkv, S, n]."""
-        return self._stacked("snapshots")[..., :n]
+        return np.stack([self.layer_snapshots(i) for i in range(len(self._rules))])[..., :n]
 
     def layer_snapshots(self, layer: int) -> np.ndarray:
-        """float32 [Hkv, S, T] of one layer."""
-        return self._states[layer].snapshots[0].cpu().numpy()
+        """float32 [Hkv, S, T] of one layer; nan where a key is not seen, by its own state or since a gate or rule hides it."""
+        state = self._states[layer]
+        steps = torch.tensor(state.steps, device=state.gone_at.device)
+        hidden = state.gone_at <= steps[:, None]
+        return state.snapshots[0].masked_fill(hidden, float("nan")).cpu().numpy()
 
     def _stacked(self, name: str) -> np.ndarray:
         return np.stack([getattr(self._states[i], name)[0].cpu().numpy() for i in range(len(self._rules))])

@@ -17,6 +17,7 @@ from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipel
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
 from sparsity_core.record import Enough, Recorder, recording
+from sparsity_core.rules import ruled
 from sparsity_core.text import pieces, shown, token_classes
 from sparsity_core.trace import Provenance, RunSpec, Trace
 
@@ -79,6 +80,7 @@ def run(
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
         **_decoding(model, pipeline, 0, progress),
+        **_gating(model, pipeline, texts, n),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
     )
     progress(0.0, "reading the prompt")
@@ -148,6 +150,7 @@ def generate(
         seed=seed,
         cache=cache,
         **_decoding(model, pipeline, n_prompt, progress),
+        **_gating(model, pipeline, pieces(model.tokenizer, ids)[0], total),
         on_layer=lambda i: (
             progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
         ),
@@ -227,6 +230,7 @@ def refill(
         snapshot_steps=[int(s) for s in wanted],
         seed=trace.provenance.seed,
         only_layer=layer,
+        **_gating(model, pipeline, trace.texts[: trace.n_prompt], n),
         **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, silent),
     )
     with recording(recorder), contextlib.suppress(Enough):
@@ -267,10 +271,24 @@ def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Mod
 
 
 def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
-    others = [stage for stage in pipeline.methods if stage not in ("weights", "eviction", "decode")]
-    if others:
-        raise ValueError(f"the {others[0]} stage cannot be run yet: only weights, eviction and decode methods can")
+    if pipeline.prefill is not None:
+        raise ValueError("the prefill stage cannot be run yet: weights, gate, eviction and decode methods can")
     return pipeline.eviction
+
+
+def _gating(model: Model, pipeline: Pipeline, texts: Sequence[str], n: int) -> dict[str, Any]:
+    """The recorder's arguments for the gate stage and for the user's rules, over a text of n tokens of which some are known."""
+    found: dict[str, Any] = {}
+    if pipeline.gate is not None:
+        found = {"gate": pipeline.gate.gate(model), "threshold": getattr(pipeline.gate, "threshold", 0.0)}
+    methods = [method for method in (pipeline.gate, pipeline.eviction) if method is not None]
+    for name, rules in (("protected", [m.protect for m in methods]), ("dropped", [m.drop for m in methods])):
+        named = [ruled(text, texts, n) for text in rules if text]
+        if named:
+            found[name] = np.logical_or.reduce(named)
+    if "protected" in found and "dropped" in found:
+        found["dropped"] &= ~found["protected"]
+    return found
 
 
 def _check(model: Model, ids: Sequence[int], seed: int, extra: int = 0) -> None:
@@ -335,7 +353,9 @@ def _draft(
     rules = _rules(model, method)
     notes = []
     evicted_at = recorder.evicted_at(n)
-    if method is not None and not (evicted_at < n).any():
+    if pipeline.gate is not None and method is None and not (evicted_at < n).any():
+        notes.append("Nothing was dropped: the gate keeps all of this text. Raise its threshold, or use a larger γ.")
+    elif method is not None and not (evicted_at < n).any():
         notes.append(
             f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget."
         )
@@ -383,6 +403,7 @@ def _draft(
         kv_bytes_dense=0,
         continuation="",
         notes=tuple(notes),
+        gated_at=recorder.gated_at(n),
         **_selections(recorder, n),
     )
 

@@ -94,6 +94,10 @@ class Trace:
     selected_recall: np.ndarray = field(
         default_factory=_nothing
     )  # float32 [L, Hkv, T]: share of the exact top keys read
+    # Of a gate stage; empty without one.
+    gated_at: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 0), np.int32)
+    )  # int32 [L, T]: the token whose gate dropped the key; T where none did
 
     @property
     def n_tokens(self) -> int:
@@ -130,7 +134,11 @@ class Trace:
 
     def dropped_by(self, layer: int) -> np.ndarray:
         """int32 [kv_head, key]: the token whose gate dropped the key; −1 elsewhere (eviction has no such token)."""
-        return np.full((self.n_kv_heads, self.n_tokens), -1, dtype=np.int32)
+        if not self.gated_at.size:
+            return np.full((self.n_kv_heads, self.n_tokens), -1, dtype=np.int32)
+        at = self.gated_at[layer]
+        first = (at < self.n_tokens) & (at <= self.evicted_at[layer])  # not where eviction came before the gate
+        return np.where(first, at, -1).astype(np.int32)
 
     def dropped_at(self, head: int | str) -> np.ndarray:
         """int32 [L, T]: `evicted_at` of one KV head, or of the "first" or the "last" head that drops the key."""
@@ -163,6 +171,8 @@ class Trace:
         if self.selected.size:
             shapes |= {"selected": (layers, heads, t), "selected_recall": (layers, heads, t)}
             shapes["selected_mass"] = (layers, self.n_heads, t)
+        if self.gated_at.size:
+            shapes["gated_at"] = (layers, t)
         wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]
         if wrong or not len(self.texts) == len(self.tokens) == len(self.classes) == t:
             raise ValueError(f"{wrong or 'the tokens'} do not fit the trace")

@@ -58,3 +58,27 @@ def evict_step_by_step(
             for key in kept:
                 final[b, h, key] = score[key]
     return out, evicted_at, threshold, final
+
+
+def gate_step_by_step(x):
+    """Which query drops each key, one pair at a time, of gate logits x [T, T]; 2**31 − 1: none."""
+    n = x.shape[0]
+    dropped_at = [2**31 - 1] * n
+    for query in range(n):
+        for key in range(query):
+            if dropped_at[key] > query and float(x[query, key]) <= 0:
+                dropped_at[key] = query
+    return torch.tensor(dropped_at)
+
+
+def gate_product(x, sparse_sigmoid):
+    """I[n, k] = Π_{m = k+1 … n} σ(x[m, k]), as the paper writes it; 1 on the diagonal, 0 above it."""
+    n = x.shape[0]
+    out = torch.zeros(n, n, dtype=torch.float64)
+    for query in range(n):
+        for key in range(query + 1):
+            product = 1.0
+            for m in range(key + 1, query + 1):
+                product *= sparse_sigmoid(float(x[m, key]))
+            out[query, key] = product
+    return out

@@ -57,6 +57,7 @@ VARIANTS = [
     "streaming_llm(budget=12, n_sink=0)",
     "streaming_llm(budget=12, n_sink=12)",
     "random(budget=12, n_sink=2, recent=2)",
+    "a2sf(budget=12, protect='3-5, 20')",
 ]
 EVERY = [*(small(name) for name in methods.names("eviction")), *VARIANTS]
 SOME = ["a2sf(budget=12)", "snapkv(budget=12, observation_window=4)", "streaming_llm(budget=12)"]

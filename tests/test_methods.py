@@ -178,6 +178,8 @@ def _values(knob):
         row = factor | st.lists(factor, min_size=1, max_size=4)
         classes = st.dictionaries(st.sampled_from([*FORGETTING_CLASSES, "other"]), factor)
         return factor | st.lists(row, min_size=1, max_size=4) | classes
+    if knob.name in ("protect", "drop"):
+        return st.sampled_from(["", "0-3", "17, 5-9", r"/[0-9]+ 'a' \d/, 4", '/"(x|y)"/'])
     if knob.metadata["choices"]:
         return st.sampled_from(knob.metadata["choices"])
     if isinstance(knob.default, str):

@@ -9,8 +9,6 @@ import torch
 
 from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose, per_key
 
-NEVER = 2**31 - 1  # not start + Tq: a key that the last query drops is gone from the cache too
-
 
 class EvictScan(NamedTuple):
     out: torch.Tensor  # [B, H, Tq, D], q's dtype
@@ -38,6 +36,8 @@ def evict_scan(
     softcap: float | None = None,
     window: int | None = None,
     sink_q: torch.Tensor | None = None,
+    until: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     score: torch.Tensor | None = None,
     start: int | None = None,
@@ -62,6 +62,9 @@ def evict_scan(
         scored: False leaves every score at its `initial` value; a scored key arrives with nought.
         weight, initial: broadcast to [B, Hkv, Tk]; `weight` multiplies what a key is attended.
         sink_q: [B, H, Tq, D], the queries as the first `n_sink` keys see them (StreamingLLM's re-rotation); q where None.
+        until: int32 [B, 1 or Hkv, Tk], the query position from which on a key is hidden, by a gate or a rule; its slot is
+            the first to go when one is needed.
+        protected: bool [B, 1 or Hkv, Tk], keys that never go; where little else is left, the oldest recent one does.
         positions, score: int64 and float [B, Hkv, Tk − Tq], the state of the cached keys; needed where Tk > Tq.
         start: the position of the first query, Tk − Tq where None (a cache that has lost nothing).
         scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
@@ -93,6 +96,8 @@ def evict_scan(
         unsupported = "a sliding-window layer"
     elif sink_q is not None:
         unsupported = "re-rotated sinks"
+    elif until is not None or protected is not None:
+        unsupported = "hidden or protected keys"
     elif q.dtype == torch.float64:
         unsupported = "float64"
     chosen = choose(backend, q.device, unsupported)
@@ -117,4 +122,5 @@ def evict_scan(
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
     from kernels.evict_scan import reference
 
-    return EvictScan(*reference.evict_scan(q, k, v, softcap=softcap, window=window, sink_q=sink_q, **numbers), chosen)
+    numbers |= {"softcap": softcap, "window": window, "sink_q": sink_q, "until": until, "protected": protected}
+    return EvictScan(*reference.evict_scan(q, k, v, **numbers), chosen)

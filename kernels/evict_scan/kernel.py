@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.evict_scan import NEVER
+from kernels.dispatch import NEVER
 
 _TILE_ELEMENTS = 16_384  # of a [group, slot, channel] product: 64 registers of each of 256 threads
 _WARPS = 8

@@ -6,16 +6,17 @@ not O(T²).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from kernels.evict_scan import NEVER
+from kernels.dispatch import NEVER
 from kernels.rows import accumulator_dtype, attend, decayed_sums, logits
 
+_LATE = 1e30  # above any score
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
 Values = float | torch.Tensor
@@ -38,6 +39,8 @@ def evict_scan(
     softcap: float | None,
     window: int | None,
     sink_q: torch.Tensor | None,
+    until: torch.Tensor | None,
+    protected: torch.Tensor | None,
     positions: torch.Tensor,
     score: torch.Tensor,
     start: int,
@@ -81,14 +84,17 @@ def evict_scan(
             weight=spread(weight, columns),
             reduction=reduction,
             n_kept=n_kept,
+            positions=positions.gather(2, columns),
+            until=spread(until, columns),
+            protected=spread(protected, columns),
         )
         if sink_q is not None:
             sinks = min(n_sink, n_past + end)
             block.logits[..., :sinks] = logits(sink_q[:, :, begin:end], k[:, :, :sinks], scale, softcap)
-        block.hide_future(positions.gather(2, columns), window)
+        block.hide_future(window)
         steps = {s - begin: slot for slot, s in enumerate(snapshot_steps) if begin <= s < end}
         n_free = max(0, min(rows, budget - n_kept))  # rows before the cache is full
-        if n_free == rows or n_sink + recent >= budget:
+        if n_free == rows or (n_sink + recent >= budget and until is None and protected is None):
             # No choice to make: nothing is dropped, or the oldest key outside the sinks is, row after row.
             dropped_in = block.in_turn(n_sink, n_free)
             p = block.attention(dropped_in)
@@ -134,20 +140,27 @@ class _Block:
         weight: torch.Tensor | None,
         reduction: str,
         n_kept: int,
+        positions: torch.Tensor,
+        until: torch.Tensor | None,
+        protected: torch.Tensor | None,
     ) -> None:
         self.logits = logits  # [B, Hkv, G, R, C]
         self.score = score  # [B, Hkv, C]
         self.decay, self.weight, self.reduction, self.n_kept = decay, weight, reduction, n_kept
+        self.positions, self.until, self.protected = positions, until, protected  # [B, Hkv, C]
         self.rows = logits.shape[3]
 
-    def hide_future(self, positions: torch.Tensor, window: int | None) -> None:
-        query = positions[:, :, self.n_kept :]  # [B, Hkv, R]: the block's queries are its own keys
+    def hide_future(self, window: int | None) -> None:
+        query = self.positions[:, :, self.n_kept :]  # [B, Hkv, R]: the block's queries are its own keys
         own = self.logits[..., self.n_kept :]
         future = torch.ones(self.rows, self.rows, dtype=torch.bool, device=own.device).triu(1)
         own.masked_fill_(future, float("-inf"))
         if window is not None:
-            far = positions[:, :, None, :] <= query[..., None] - window
+            far = self.positions[:, :, None, :] <= query[..., None] - window
             self.logits.masked_fill_(far[:, :, None], float("-inf"))
+        if self.until is not None:
+            gone = query[..., None] >= self.until[:, :, None, :]
+            self.logits.masked_fill_(gone[:, :, None], float("-inf"))
 
     def in_turn(self, n_sink: int, n_free: int) -> torch.Tensor:
         """[B, Hkv, C]: the row that drops each column where the oldest after the sinks goes; R where none does."""
@@ -172,6 +185,7 @@ class _Block:
         alive, gone = np.ones_like(score), np.zeros_like(score)  # 1 and 0; 0 and +inf once dropped
         choices = np.empty((self.rows, *score.shape), score.dtype)
         victims = np.empty((self.rows, *score.shape[:2]), np.int64)
+        order = None if self.until is None and self.protected is None else self._order(n_sink)
         for row, choice in enumerate(choices):
             own = p[:, :, :, row]
             own *= alive[:, :, None]
@@ -189,8 +203,12 @@ class _Block:
                 score *= decay
                 score += added if weight is None else added * weight
             np.add(score, gone, out=choice)
-            victim = choice[..., n_sink : self.n_kept + row + 1 - recent].argmin(-1)
-            victim += n_sink
+            seen = self.n_kept + row + 1
+            if order is None:
+                victim = choice[..., n_sink : seen - recent].argmin(-1)
+                victim += n_sink
+            else:
+                victim = order(choice[..., :seen], recent).argmin(-1)
             victims[row] = victim
             alive[*heads, victim] = 0
             gone[*heads, victim] = np.inf
@@ -204,6 +222,23 @@ class _Block:
         np.put_along_axis(dropped_in, victims.transpose(1, 2, 0), np.arange(self.rows), axis=2)
         lowest = np.take_along_axis(choices, victims[..., None], axis=3)[..., 0].transpose(1, 2, 0)
         return back(dropped_in), back(p), back(choices), back(lowest)
+
+    def _order(self, n_sink: int) -> Callable[[np.ndarray, int], np.ndarray]:
+        """What a row drops first where some keys are hidden or protected: hidden keys, then by score, then recent ones."""
+        positions = self.positions.cpu().numpy()
+        until = np.full_like(positions, NEVER) if self.until is None else self.until.cpu().numpy()
+        stays = positions < n_sink if self.protected is None else (positions < n_sink) | self.protected.cpu().numpy()
+
+        def order(choice: np.ndarray, recent: int) -> np.ndarray:
+            n = choice.shape[-1]
+            own, query = positions[..., :n], positions[..., n - 1 : n]
+            ranked = np.where(own > query - recent, _LATE * (1.0 + own / NEVER), choice)
+            ranked[stays[..., :n]] = np.inf
+            ranked[until[..., :n] <= query] = -np.inf
+            ranked[choice == np.inf] = np.inf  # gone before
+            return ranked
+
+        return order
 
     def attention(self, dropped_in: torch.Tensor | None = None) -> torch.Tensor:
         """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped; all that is not hidden, where None."""

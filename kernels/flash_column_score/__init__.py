@@ -29,6 +29,7 @@ def flash_column_score(
     scale: float | None = None,
     softcap: float | None = None,
     window: int | None = None,
+    until: torch.Tensor | None = None,
     snapshot_steps: Sequence[int] = (),
     backend: Backend = "auto",
 ) -> ColumnScore:
@@ -46,6 +47,8 @@ def flash_column_score(
         first_query: earlier queries attend but do not score.
         weight: broadcasts to [B, Hkv, Tk], for example the norms of the values.
         scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
+        until: int32 [B, 1 or Hkv, Tk]: the first query (by its position, past + q) that no longer sees a key, at least the
+            one after its own.
         snapshot_steps: queries after which the score is copied out.
 
     Raises ValueError for shapes that do not fit, and for backend="triton" where the kernel cannot take the call.
@@ -71,8 +74,9 @@ def flash_column_score(
         from kernels.flash_column_score import kernel
 
         out, score = kernel.flash_column_score(
-            q, k, v, decay=decay, first_query=first_query, reduction=reduction, weight=weight, scale=scale
-        )
+            q, k, v, decay=decay, first_query=first_query, reduction=reduction, weight=weight, scale=scale,
+            until=until,
+        )  # fmt: skip
         snapshots = score.new_empty(*score.shape[:2], 0, score.shape[2])
     else:
         from kernels.flash_column_score import reference
@@ -88,6 +92,7 @@ def flash_column_score(
             scale=scale,
             softcap=softcap,
             window=window,
+            until=until,
             snapshot_steps=snapshot_steps,
         )
     return ColumnScore(out, score, snapshots, chosen)

@@ -13,15 +13,18 @@ _LENGTHS = ["past", "n_queries", "n_keys", "first_query"]  # no compilation of t
 
 @triton.jit(do_not_specialize=_LENGTHS)
 def _rows(
-    q, k, v, out, lse,
+    q, k, v, until, out, lse,
     q_batch, q_head, q_token, q_channel,  # strides
     k_batch, k_head, k_token, k_channel,
     v_batch, v_head, v_token, v_channel,
+    u_batch, u_head, u_token,
     scale, past, n_queries, n_keys, n_heads,
-    DIM: tl.constexpr, DIM_V: tl.constexpr, GROUP: tl.constexpr,
+    DIM: tl.constexpr, DIM_V: tl.constexpr, GROUP: tl.constexpr, UNTIL: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """lse[i] = log Σ_j exp x[i, j] and out[i] = Σ_j exp(x[i, j] − lse[i]) · v[j] over j ≤ past + i, x = scale · q · k.
+
+    With UNTIL, over past + i < until[j] too; a key's own query always sees it.
 
     A program per (query block, batch · head). One block of keys at a time, rescaled where the running maximum rises.
     """
@@ -47,8 +50,14 @@ def _rows(
         b_v = tl.load(p_v + o_token[:, None] * v_token, mask=m_k[:, None] & m_v[None, :], other=0.0)
         # "ieee" for float32: TF32 would leave three digits in the score. It changes nothing for 16-bit inputs.
         b_x = tl.dot(b_q, b_k, input_precision="ieee") * scale
-        b_x = tl.where(m_k[None, :] & (o_k[None, :] <= past + o_q[:, None]), b_x, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_x, axis=1))  # finite from the first block on: every row sees key 0
+        m_seen = m_k[None, :] & (o_k[None, :] <= past + o_q[:, None])
+        if UNTIL:
+            p_until = until + i_batch * u_batch + (i_head // GROUP) * u_head + o_token * u_token
+            b_until = tl.load(p_until, mask=m_k, other=0)
+            m_seen = m_seen & (past + o_q[:, None] < b_until[None, :])
+        b_x = tl.where(m_seen, b_x, float("-inf"))
+        # Finite from the first block on where every row sees key 0; with UNTIL not before a row's first visible key.
+        b_new_max = tl.maximum(tl.maximum(b_max, tl.max(b_x, axis=1)), -1e30)
         b_p = tl.exp(b_x - b_new_max[:, None])
         b_rescale = tl.exp(b_max - b_new_max)
         b_sum = b_sum * b_rescale + tl.sum(b_p, axis=1)
@@ -61,11 +70,12 @@ def _rows(
 
 @triton.jit(do_not_specialize=_LENGTHS)
 def _columns(
-    q, k, lse, log2_decay, weight, score,
+    q, k, until, lse, log2_decay, weight, score,
     q_batch, q_head, q_token, q_channel,  # strides
     k_batch, k_head, k_token, k_channel,
+    u_batch, u_head, u_token,
     scale, past, n_queries, n_keys, first_query, n_kv,
-    DIM: tl.constexpr, GROUP: tl.constexpr, MEAN: tl.constexpr,
+    DIM: tl.constexpr, GROUP: tl.constexpr, MEAN: tl.constexpr, UNTIL: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """score[j] = weight[j] · Σ_{i ≥ first_query} decay[j]^(n_queries − 1 − i) · Σ_g exp(x[g, i, j] − lse[g, i]).
@@ -82,11 +92,16 @@ def _columns(
     b_k = tl.load(p_k, mask=m_d[:, None] & m_k[None, :], other=0.0)
     b_log2_decay = tl.load(log2_decay + i_row * n_keys + o_k, mask=m_k, other=0.0)
     b_score = tl.zeros([BLOCK], tl.float32)
+    if UNTIL:
+        p_until = until + i_batch * u_batch + i_kv * u_head + o_k.to(tl.int64) * u_token
+        b_until = tl.load(p_until, mask=m_k, other=0)
     first = tl.maximum(first_query, tl.program_id(0) * BLOCK - past)
     for i_q in range(first, n_queries, BLOCK):
         o_q = i_q + tl.arange(0, BLOCK)
         m_q = o_q < n_queries
         m_seen = m_q[:, None] & (o_k[None, :] <= past + o_q[:, None])
+        if UNTIL:
+            m_seen = m_seen & (past + o_q[:, None] < b_until[None, :])
         b_p = tl.zeros([BLOCK, BLOCK], tl.float32)
         for g in range(GROUP):
             i_head = i_kv * GROUP + g
@@ -105,6 +120,29 @@ def _columns(
     tl.store(score + i_row * n_keys + o_k, b_score * b_weight, mask=m_k)
 
 
+def flash_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, until: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(attention [B, H, Tq, Dv], log-sum-exp [B, H, Tq]) over the keys k with past + q < until[k], int32 [B, 1 | Hkv, Tk]."""
+    _check_device(q)
+    batch, n_heads, n_queries, dim = q.shape
+    n_kv, n_keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
+    out = q.new_empty(batch, n_heads, n_queries, dim_v)
+    q, k, v = _readable(q), _readable(k), _readable(v)
+    lse = torch.empty(batch, n_heads, n_queries, dtype=torch.float32, device=q.device)
+    block, block_d, block_v = _blocks(q, dim, dim_v)
+    with torch.cuda.device_of(q):
+        _rows[(triton.cdiv(n_queries, block), batch * n_heads)](
+            q, k, v, until, out, lse,
+            *q.stride(), *k.stride(), *v.stride(), *_strides(until, batch, n_kv, n_keys),
+            scale, n_keys - n_queries, n_queries, n_keys, n_heads,
+            DIM=dim, DIM_V=dim_v, GROUP=n_heads // n_kv, UNTIL=until is not None,
+            BLOCK=block, BLOCK_D=block_d, BLOCK_V=block_v,
+            num_stages=2,
+        )  # fmt: skip
+    return out, lse
+
+
 def flash_column_score(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -115,47 +153,52 @@ def flash_column_score(
     reduction: str,
     weight: torch.Tensor | None,
     scale: float,
+    until: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As reference.flash_column_score, for reduction "sum" and "mean"; O(T) memory."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if q.device.type == "cpu" and not interpreted:
-        raise ValueError("the Triton kernel needs a CUDA tensor, or TRITON_INTERPRET=1 to run on the CPU")
     batch, n_heads, n_queries, dim = q.shape
     n_kv, n_keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
-    past, group, device = n_keys - n_queries, n_heads // n_kv, q.device
+    out, lse = flash_rows(q, k, v, scale=scale, until=until)
+    q, k = _readable(q), _readable(k)
 
     def per_key(values: float | torch.Tensor) -> torch.Tensor:
         if not isinstance(values, torch.Tensor):
-            values = torch.full((), values, dtype=torch.float64, device=device)
-        return values.to(device, torch.float64).expand(batch, n_kv, n_keys)
+            values = torch.full((), values, dtype=torch.float64, device=q.device)
+        return values.to(q.device, torch.float64).expand(batch, n_kv, n_keys)
 
-    out = q.new_empty(batch, n_heads, n_queries, dim_v)
-    if interpreted and q.dtype == torch.bfloat16:  # its tl.dot takes bfloat16 for the integers it is stored in
-        q, k, v = q.float(), k.float(), v.float()
-    lse = torch.empty(batch, n_heads, n_queries, dtype=torch.float32, device=device)
-    score = torch.empty(batch, n_kv, n_keys, dtype=torch.float32, device=device)
+    score = torch.empty(batch, n_kv, n_keys, dtype=torch.float32, device=q.device)
     # In float64, since the age multiplies what float32 loses of a decay near 1.
     log2_decay = per_key(decay).log2().float().contiguous()
     weight = per_key(1.0 if weight is None else weight).float().contiguous()
-
-    block_d, block_v = (max(16, triton.next_power_of_2(n)) for n in (dim, dim_v))
-    # Wider tiles spill: float32 with "ieee" runs without tensor cores (10 KiB of stack per thread at 64 on sm_90).
-    block = 64 if q.element_size() == 2 and max(block_d, block_v) <= 128 else 32
+    block, block_d, _ = _blocks(q, dim, dim_v)
     with torch.cuda.device_of(q):
-        _rows[(triton.cdiv(n_queries, block), batch * n_heads)](
-            q, k, v, out, lse,
-            *q.stride(), *k.stride(), *v.stride(),
-            scale, past, n_queries, n_keys, n_heads,
-            DIM=dim, DIM_V=dim_v, GROUP=group,
-            BLOCK=block, BLOCK_D=block_d, BLOCK_V=block_v,
-            num_stages=2,
-        )  # fmt: skip
         _columns[(triton.cdiv(n_keys, block), batch * n_kv)](
-            q, k, lse, log2_decay, weight, score,
-            *q.stride(), *k.stride(),
-            scale, past, n_queries, n_keys, max(0, first_query), n_kv,
-            DIM=dim, GROUP=group, MEAN=reduction == "mean",
+            q, k, until, lse, log2_decay, weight, score,
+            *q.stride(), *k.stride(), *_strides(until, batch, n_kv, n_keys),
+            scale, n_keys - n_queries, n_queries, n_keys, max(0, first_query), n_kv,
+            DIM=dim, GROUP=n_heads // n_kv, MEAN=reduction == "mean", UNTIL=until is not None,
             BLOCK=block, BLOCK_D=block_d,
             num_stages=2,
         )  # fmt: skip
     return out, score
+
+
+def _check_device(q: torch.Tensor) -> None:
+    if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("the Triton kernel needs a CUDA tensor, or TRITON_INTERPRET=1 to run on the CPU")
+
+
+def _readable(x: torch.Tensor) -> torch.Tensor:
+    """The interpreter's tl.dot takes bfloat16 for the integers it is stored in."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return x.float() if interpreted and x.dtype == torch.bfloat16 else x
+
+
+def _blocks(q: torch.Tensor, dim: int, dim_v: int) -> tuple[int, int, int]:
+    block_d, block_v = (max(16, triton.next_power_of_2(n)) for n in (dim, dim_v))
+    # Wider tiles spill: float32 with "ieee" runs without tensor cores (10 KiB of stack per thread at 64 on sm_90).
+    return 64 if q.element_size() == 2 and max(block_d, block_v) <= 128 else 32, block_d, block_v
+
+
+def _strides(until: torch.Tensor | None, batch: int, n_kv: int, n_keys: int) -> tuple[int, ...]:
+    return (0, 0, 0) if until is None else until.expand(batch, n_kv, n_keys).stride()

@@ -22,6 +22,7 @@ def flash_column_score(
     scale: float,
     softcap: float | None,
     window: int | None,
+    until: torch.Tensor | None,
     snapshot_steps: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, _, n_queries, _ = q.shape
@@ -41,7 +42,7 @@ def flash_column_score(
         return values if values.shape[2] == 1 else values[..., :n]
 
     group = q.shape[1] // n_kv
-    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window, until=until):
         heads, start, end, seen = tile.heads, tile.start, tile.end, past + tile.end
         out[:, heads.start * group : heads.stop * group, start:end] = tile.attend(v)
         begin = max(start, first_query)

@@ -1,0 +1,211 @@
+"""Dynamic context pruning's gate: the sparse sigmoid, how keeps accumulate, and the adapter that holds a trained one.
+
+    x[n, k] = (W_q h_n · W_k h_k) / √r + β                 h: what the attention block reads, after its norm
+    log I[n, k] = Σ_{m = k+1 … n} log σ_a(x[m, k])         added to the attention logits of every head; I[n, n] = 1
+
+σ_a is the two-class a-entmax. At inference a = ∞: query n drops key k, for good, where x[n, k] ≤ 0. Source: Anagnostidis
+et al., arXiv:2305.15805.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from sparsity_core.files import write_whole
+from sparsity_core.gate_records import family
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+
+FORMAT = 1
+_NAMES = ("query", "key", "bias")
+_CELLS = 4096  # of the solver's table
+_FAR = 60.0  # σ_a of −60 is below 1e−26 for every a
+_LEAST = -80.0  # log u; its exponential is still a normal float32
+
+
+def log_sparse_sigmoid(x: torch.Tensor, a: float) -> torch.Tensor:
+    """log σ_a(x), of x's shape; −inf where σ_a is 0. σ_1 is the sigmoid, and σ_∞ the step x > 0.
+
+    p = σ_a(x) solves p^(a−1) − (1−p)^(a−1) = (a−1) x; it is 0 below −1/(a−1) and 1 above 1/(a−1), and its slope is
+    1 / (p^(a−2) + (1−p)^(a−2)). Raises ValueError for a below 1.
+    """
+    if a < 1.0:
+        raise ValueError(f"the sparse sigmoid has a ≥ 1; got {a}")
+    if a == math.inf:
+        return torch.zeros_like(x).masked_fill(x <= 0, -math.inf)
+    if a - 1.0 < 1e-6:  # no further than 1e-6 from the sigmoid
+        return torch.nn.functional.logsigmoid(x)
+    found: torch.Tensor = _LogSparseSigmoid.apply(x, a)
+    return found
+
+
+class _LogSparseSigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, a: float) -> torch.Tensor:
+        least = _smaller(x.abs().clamp_max(_FAR), a - 1.0)
+        p = torch.where(x < 0, least, 1.0 - least)
+        ctx.save_for_backward(p)
+        ctx.a = a
+        return torch.where(x < 0, least.log(), torch.log1p(-least))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (p,) = ctx.saved_tensors
+        inside = (p > 0) & (p < 1)
+        safe = torch.where(inside, p, 0.5)
+        slope = 1.0 / (safe ** (ctx.a - 1.0) + safe * (1.0 - safe) ** (ctx.a - 2.0))  # of log p
+        return torch.where(inside, grads[0] * slope, 0.0), None
+
+
+def _smaller(x: torch.Tensor, b: float) -> torch.Tensor:
+    """u ≤ 1/2 with (1−u)^b − u^b = b x, for x ≥ 0; 0 from x = 1/b on. A table gives u within a percent, Newton the rest."""
+    table, step = _table(b)
+    table = table.to(x.device, x.dtype)
+    cell = x / step
+    left = cell.to(torch.int32).clamp_max(len(table) - 2)
+    low, high = table.take(left.long()), table.take(left.long() + 1)
+    u = torch.lerp(low, high, (cell - left).clamp_max(1.0)).exp()
+    last = left == len(table) - 2  # u falls to 0 there, too fast for its logarithm: u ≪ 1 leaves b u + u^b = 1 − b x
+    if bool(last.any()):
+        rest = (1.0 - b * x[last]).clamp_min(math.exp(_LEAST))
+        u[last] = torch.minimum(rest / b, rest ** (1.0 / b)).clamp_min(math.exp(_LEAST))
+    for _ in range(3 if x.dtype == torch.float64 else 1):
+        off = _excess(u, b) - b * x
+        slope = b * ((1.0 - u) ** (b - 1.0) + u ** (b - 1.0))
+        u = torch.minimum(torch.maximum(u + off / slope, u / 2), 2 * u).clamp_max(0.5)
+    return u.masked_fill(x >= 1.0 / b, 0.0)
+
+
+def _excess(u: torch.Tensor, b: float) -> torch.Tensor:
+    """(1−u)^b − u^b, exact for small b and for small u."""
+    log_rest = torch.log1p(-u)
+    return -(b * log_rest).exp() * torch.expm1(b * (u.log() - log_rest))
+
+
+@lru_cache(maxsize=4)
+def _table(b: float) -> tuple[torch.Tensor, float]:
+    """log u at evenly spaced x from 0 on, by bisection, and the spacing; the last, of x = 1/b, is finite."""
+    with torch.inference_mode(False):
+        x = torch.linspace(0.0, min(1.0 / b, _FAR), _CELLS + 1, dtype=torch.float64)
+        low, high = torch.full_like(x, _LEAST), torch.full_like(x, math.log(0.5))
+        for _ in range(64):
+            middle = (low + high) / 2
+            above = _excess(middle.exp(), b) > b * x
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return high, float(x[1])
+
+
+def log_keep(x: torch.Tensor, a: float) -> torch.Tensor:
+    """log I [..., T, T] of the gate's logits x [..., T, T], both [query, key]; 0 on the diagonal and above it."""
+    return log_sparse_sigmoid(x, a).tril(-1).cumsum(-2)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """The interaction weights of every layer, of rank r: O(L · r · hidden) numbers beside the model's own."""
+
+    query: torch.Tensor  # [L, r, hidden]
+    key: torch.Tensor  # [L, r, hidden]
+    bias: torch.Tensor  # [L]
+    propagate_in_depth: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)  # plain JSON values
+
+    @property
+    def rank(self) -> int:
+        return self.query.shape[1]
+
+    def project(self, layer: int, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(W_q h / √r, W_k h), [B, T, r] each, of what a layer's attention reads [B, T, hidden]."""
+        q = torch.nn.functional.linear(hidden, self.query[layer].to(hidden.device, hidden.dtype))
+        k = torch.nn.functional.linear(hidden, self.key[layer].to(hidden.device, hidden.dtype))
+        return q * self.rank**-0.5, k
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query, self.key, self.bias
+
+    def digest(self) -> str:
+        """Names these weights in a recipe."""
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in self.tensors():
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError where this gate was trained on another model."""
+        shape = (model.arch.n_layers, model.arch.hidden_size)
+        own = (self.query.shape[0], self.query.shape[2])
+        # The fingerprint is of the weights as they were trained on; the same model in another dtype has another.
+        same = self.recipe.get("fingerprint") == model.fingerprint or self.recipe.get("model") == model.name
+        if own != shape or not same:
+            raise ValueError(
+                f"this gate was trained on {self.recipe.get('model')} ({own[0]} layers over {own[1]:,} channels), not on "
+                f"{model.name} ({shape[0]} over {shape[1]:,}): train one for this model"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Writes <path>.safetensors, in float16, and <path>.json. Raises OSError where the folder cannot be written."""
+        path = Path(path).with_suffix(".safetensors")
+        halves = {name: t.detach().cpu().half().contiguous() for name, t in zip(_NAMES, self.tensors(), strict=True)}
+        data = save_tensors(halves)
+        note = {
+            "format": FORMAT,
+            "propagate_in_depth": self.propagate_in_depth,
+            **self.recipe,
+            "blake2b": hashlib.blake2b(data).hexdigest(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        write_whole(path.with_suffix(".json"), (json.dumps(note) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gate:
+        """Reads what `save` wrote. Raises ValueError, with the next step, where a file is missing, damaged or changed."""
+        path, again = Path(path).with_suffix(".safetensors"), "train it again, or give another file"
+        try:
+            note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"there is no gate at {path} ({error.strerror or error}): {again}") from None
+        except ValueError:
+            raise ValueError(f"{path.with_suffix('.json')} is damaged: {again}") from None
+        if not isinstance(note, dict) or note.pop("format", None) != FORMAT:
+            raise ValueError(f"{path.with_suffix('.json')} is no gate of format {FORMAT}: {again}")
+        if hashlib.blake2b(data).hexdigest() != note.pop("blake2b", None):
+            raise ValueError(f"{path} is not the file that {path.stem}.json was written with: {again}")
+        try:
+            tensors = load_tensors(data)
+            query, key, bias = (tensors[name].float() for name in _NAMES)
+            gate = cls(query, key, bias, bool(note.pop("propagate_in_depth")), note)
+            sound = query.ndim == 3 and query.shape == key.shape and bias.shape == query.shape[:1]
+            if not sound or not all(bool(t.isfinite().all()) for t in gate.tensors()):
+                raise KeyError("weights")
+        except (KeyError, ValueError, SafetensorError):
+            raise ValueError(f"{path} does not hold a gate: {again}") from None
+        return gate
+
+
+def find_gate(model: Model, adapter: str, gamma: float) -> Gate:
+    """The gate of a file; or for "auto" the one of the nearest γ that ships for this model. Raises ValueError without one."""
+    if adapter != "auto":
+        gate = Gate.load(os.path.expanduser(adapter))
+    else:
+        shipped = family()
+        if not shipped:
+            raise ValueError("no gates ship with this version: train one with `python -m sparsity_core train dcp`")
+        gate = Gate.load(shipped[min(shipped, key=lambda known: abs(known - gamma))])
+    gate.check(model)
+    return gate
