@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from pages import channels, scores, spectra, tokens
+from pages import channels, gate, scores, spectra, tokens
 from ui import session, work
 from ui.channels import channels_link
 from ui.literal import literal
@@ -18,6 +18,7 @@ from ui.view import view_bar
 PAGES: dict[str, tuple[Callable[..., None], str, str]] = {
     "tokens": (tokens.page, "Tokens", ":material/grid_on:"),
     "scores": (scores.page, "Scores", ":material/show_chart:"),
+    "gate": (gate.page, "Gate", ":material/filter_list:"),
     "channels": (channels.page, "Channels", ":material/tune:"),
     "spectra": (spectra.page, "Spectra", ":material/equalizer:"),
 }

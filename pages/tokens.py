@@ -17,7 +17,7 @@ from ui.strip import token_strip
 from ui.summary import summary
 from ui.tokens import strip_cells, tell_token
 from ui.view import View
-from viz import atlas, channels, cost, strip
+from viz import atlas, channels, cost, gate, strip
 
 
 def page(shown: list[Shown], at: View) -> None:
@@ -37,6 +37,9 @@ def page(shown: list[Shown], at: View) -> None:
     for column, item, beside in zip(st.columns(len(shown)), shown, other, strict=True):
         with column:
             _strip(item, beside, at)
+    for item in shown:
+        if item.trace.gated_at.size:
+            _links(item, at)
     st.subheader("Where forgetting hurts")
     compared = {f"{s.letter}: {cost.label(s.trace)}": s for s in shown if s.trace.compared}
     if compared:
@@ -99,6 +102,22 @@ def _selected(item: Shown, at: View) -> None:
         "exact attention.",
         sources=[(item.spec, trace)],
         on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
+    )
+
+
+def _links(item: Shown, at: View) -> None:
+    window = at.window(item.trace.n_tokens)
+    table = gate.link_table(item.trace, at.layer, window)
+    st.subheader(f"{item.letter}: which token dropped which, layer {at.layer}")
+    show_figure(
+        gate.plot_links(table, window, selected=at.token),
+        table,
+        name=f"links_{item.letter}",
+        caption=f"Tokens that a later token dropped in layer {at.layer}, for all heads ({cost.label(item.trace)}).",
+        read=f"An arc from each dropped token (cross) to the one that dropped it (triangle): {len(table)} in this window, "
+        f"{table['dropped_by'].nunique()} tokens do it. Click one to follow it.",
+        sources=[(item.spec, item.trace)],
+        on_click=lambda point: view.request(token=int(point["x"])),
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ASSETS = Path(__file__).parent / "assets" / "gates"
 _WARM_UP, _COOL_DOWN = 0.05, 0.2  # of the steps
 
@@ -59,6 +61,27 @@ class Training:
         return min(1.0, rise, fall)
 
 
+@dataclass(frozen=True, eq=False)
+class GateLook:
+    """A layer's gate logits over some neighbouring tokens, as they were while a pipeline ran."""
+
+    layer: int
+    start: int  # the first of the tokens
+    x: np.ndarray  # float32 [query, key], the threshold taken off: at most 0 drops; meaningful below the diagonal
+
+
+def sparse_sigmoid(x: np.ndarray, a: float) -> np.ndarray:
+    """σ_a(x) to draw it: p^(a−1) − (1−p)^(a−1) = (a−1) x by bisection; the sigmoid at a = 1."""
+    if a == 1.0:
+        return np.asarray(1.0 / (1.0 + np.exp(-x)))
+    low, high = np.zeros_like(x), np.ones_like(x)
+    for _ in range(50):
+        p = (low + high) / 2.0
+        below = p ** (a - 1.0) - (1.0 - p) ** (a - 1.0) < (a - 1.0) * x
+        low, high = np.where(below, p, low), np.where(below, high, p)
+    return np.asarray((low + high) / 2.0)
+
+
 def family(fingerprint: str | None = None) -> dict[float, Path]:
     """The gates that ship with the embedded model, by their γ; all of them, or those of a model of this fingerprint."""
     found = {}
@@ -67,3 +90,11 @@ def family(fingerprint: str | None = None) -> dict[float, Path]:
         if fingerprint in (None, note["fingerprint"]):
             found[float(note["gamma"])] = path.with_suffix(".safetensors")
     return dict(sorted(found.items()))
+
+
+def recipe_of(path: str | Path) -> dict[str, Any] | None:
+    """What a gate's file says of its training; None where there is no such file."""
+    try:
+        return dict(json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

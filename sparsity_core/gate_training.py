@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def train_gate(
     start: Gate | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress = silent,
+    on_step: Callable[[list[float], list[float]], None] = lambda loss, kept: None,
 ) -> tuple[Gate, Model]:
     """A gate for this model, and the model it belongs to: the same one, or its trained copy where `base_rate` > 0.
 
@@ -98,6 +100,7 @@ def train_gate(
             it, with the same result as one that was never interrupted. It is removed at the end. A disk that refuses it
             costs the checkpoint, not the training.
         progress: told every step; whatever it raises stops the training.
+        on_step: given the curve so far, loss and kept, after every step.
 
     Raises ValueError for a text shorter than a stretch, a family whose attention input is not seen, or a checkpoint of
     another training.
@@ -129,6 +132,7 @@ def train_gate(
             for step in range(run.step, training.steps):
                 progress(step / training.steps, run.told())
                 run.take(drawn[step])
+                on_step(run.curve["loss"], run.curve["kept"])
                 if run.step % _EVERY == 0:
                     run.save()
         except BaseException:

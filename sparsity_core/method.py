@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sparsity_core.selection import Selector
 
 REDUCTIONS = ("sum", "mean", "max")  # as the kernels have them; importing those would import torch with every page
+RULES = ("protect", "drop")  # the knobs of a user's own rules, of every method that drops for good
 Progress = Callable[[float, str], None]  # (share done in 0…1, what is being done); raises to cancel
 FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
 
@@ -77,7 +78,8 @@ class Method:
 
     @classmethod
     def knobs(cls) -> tuple[dataclasses.Field[Any], ...]:
-        return dataclasses.fields(cls)  # type: ignore[arg-type]
+        """The method's fields, a user's own rules last."""
+        return tuple(sorted(dataclasses.fields(cls), key=lambda f: f.name in RULES))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         """The canonical spelling: the budget, ratio or tokens, and every knob that is not at its default."""

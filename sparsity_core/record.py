@@ -189,7 +189,7 @@ class LayerState:
     steps: list[int]  # [S]: queries after which the scores are copied
     snapshots: torch.Tensor  # float32 [1, Hkv, S, T]
     gone_at: torch.Tensor  # int32 [T]: the first query that no head sees the key at, by the gate or a user's rule
-    gate_keys: torch.Tensor  # [1, held, r]: the gate's side of the keys that it has not dropped
+    gate_keys: torch.Tensor  # float16 [1, held, r]: the gate's side of the keys that it has not dropped
     gate_positions: torch.Tensor  # int64 [held]
 
     @property
@@ -316,9 +316,11 @@ class Recorder:
         gate_q, gate_k = self._gate.project(layer, hidden)
         new = torch.arange(self.start, self.start + n, device=k.device)
         at = torch.cat([state.gate_positions, new])
-        keys = torch.cat([state.gate_keys.to(gate_k), gate_k], dim=1)
+        keys = torch.cat(
+            [state.gate_keys, gate_k.half()], dim=1
+        )  # half the bytes, and the same rounding for every query
         bias = float(self._gate.bias[layer]) - self._threshold
-        dropped_at = gate_drops(gate_q, keys, bias=bias, start=self.start)[0]
+        dropped_at = gate_drops(gate_q.float(), keys.float(), bias=bias, start=self.start)[0]
         if self._protected is not None:
             dropped_at = dropped_at.masked_fill(self._protected.to(at.device)[at], NEVER)
         if self._gate.propagate_in_depth and layer:
@@ -538,7 +540,9 @@ class Recorder:
                 steps=steps,
                 snapshots=torch.full((1, heads, len(steps), self.n_tokens), float("nan"), device=device),
                 gone_at=torch.full((self.n_tokens,), NEVER, dtype=torch.int32, device=device),
-                gate_keys=torch.empty(1, 0, 0 if self._gate is None else self._gate.rank, device=device),
+                gate_keys=torch.empty(
+                    1, 0, 0 if self._gate is None else self._gate.rank, dtype=torch.float16, device=device
+                ),
                 gate_positions=torch.empty(0, dtype=torch.int64, device=device),
             )
             if self._dropped is not None:

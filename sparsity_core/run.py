@@ -80,7 +80,8 @@ def run(
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
         **_decoding(model, pipeline, 0, progress),
-        **_gating(model, pipeline, texts, n),
+        **gate_arguments(model, pipeline),
+        **_ruling(pipeline, texts, n),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
     )
     progress(0.0, "reading the prompt")
@@ -150,7 +151,8 @@ def generate(
         seed=seed,
         cache=cache,
         **_decoding(model, pipeline, n_prompt, progress),
-        **_gating(model, pipeline, pieces(model.tokenizer, ids)[0], total),
+        **gate_arguments(model, pipeline),
+        **_ruling(pipeline, pieces(model.tokenizer, ids)[0], total),
         on_layer=lambda i: (
             progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
         ),
@@ -221,21 +223,36 @@ def refill(
     """
     n, model = trace.n_tokens, pruned(model, pipeline)
     wanted = list(steps) if steps is not None else sorted(set(np.linspace(0, n - 1, min(n, 512)).round().astype(int)))
-    recorder = Recorder(
-        model,
-        _eviction_of(pipeline),
-        n_tokens=n,
-        n_prefill=trace.n_prefill,
-        token_classes=trace.classes,
-        snapshot_steps=[int(s) for s in wanted],
-        seed=trace.provenance.seed,
-        only_layer=layer,
-        **_gating(model, pipeline, trace.texts[: trace.n_prompt], n),
-        **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, silent),
-    )
+    recorder = replaying(model, trace, pipeline, snapshot_steps=[int(s) for s in wanted], only_layer=layer)
     with recording(recorder), contextlib.suppress(Enough):
         model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
     return np.asarray(wanted, np.int32), recorder.layer_snapshots(layer)
+
+
+def replaying(
+    model: Model,
+    trace: Trace,
+    pipeline: Pipeline,
+    progress: Progress = silent,
+    *,
+    snapshot_steps: Sequence[int] = (),
+    only_layer: int | None = None,
+) -> Recorder:
+    """A recorder that decides over a trace's tokens as its run did, with the weights already pruned."""
+    return Recorder(
+        model,
+        _eviction_of(pipeline),
+        n_tokens=trace.n_tokens,
+        n_prefill=trace.n_prefill,
+        token_classes=trace.classes,
+        snapshot_steps=snapshot_steps,
+        seed=trace.provenance.seed,
+        only_layer=only_layer,
+        on_layer=lambda i: progress(i / model.arch.n_layers, f"layer {i + 1}"),
+        **gate_arguments(model, pipeline),
+        **_ruling(pipeline, trace.texts[: trace.n_prompt], trace.n_tokens),
+        **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, silent),
+    )
 
 
 def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) -> dict[str, Any]:
@@ -276,11 +293,16 @@ def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
     return pipeline.eviction
 
 
-def _gating(model: Model, pipeline: Pipeline, texts: Sequence[str], n: int) -> dict[str, Any]:
-    """The recorder's arguments for the gate stage and for the user's rules, over a text of n tokens of which some are known."""
+def gate_arguments(model: Model, pipeline: Pipeline) -> dict[str, Any]:
+    """The recorder's arguments for the gate stage."""
+    if pipeline.gate is None:
+        return {}
+    return {"gate": pipeline.gate.gate(model), "threshold": getattr(pipeline.gate, "threshold", 0.0)}
+
+
+def _ruling(pipeline: Pipeline, texts: Sequence[str], n: int) -> dict[str, Any]:
+    """The recorder's arguments for the user's rules, over a text of n tokens of which some are known."""
     found: dict[str, Any] = {}
-    if pipeline.gate is not None:
-        found = {"gate": pipeline.gate.gate(model), "threshold": getattr(pipeline.gate, "threshold", 0.0)}
     methods = [method for method in (pipeline.gate, pipeline.eviction) if method is not None]
     for name, rules in (("protected", [m.protect for m in methods]), ("dropped", [m.drop for m in methods])):
         named = [ruled(text, texts, n) for text in rules if text]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernels import flash_column_score
 from kernels.rows import decayed_sums
 from sparsity_core import Pipeline, methods
-from sparsity_core.method import FORGETTING_CLASSES, REDUCTIONS, EvictionMethod, LayerShape, register
+from sparsity_core.method import FORGETTING_CLASSES, REDUCTIONS, RULES, EvictionMethod, LayerShape, register
 from sparsity_core.models import Architecture
 from sparsity_core.record import Recorder
 
@@ -178,7 +178,7 @@ def _values(knob):
         row = factor | st.lists(factor, min_size=1, max_size=4)
         classes = st.dictionaries(st.sampled_from([*FORGETTING_CLASSES, "other"]), factor)
         return factor | st.lists(row, min_size=1, max_size=4) | classes
-    if knob.name in ("protect", "drop"):
+    if knob.name in RULES:
         return st.sampled_from(["", "0-3", "17, 5-9", r"/[0-9]+ 'a' \d/, 4", '/"(x|y)"/'])
     if knob.metadata["choices"]:
         return st.sampled_from(knob.metadata["choices"])

@@ -45,6 +45,11 @@ def method_picker(letter: str, current: Method | None) -> str:
 
 _ASIDE = {
     "weights": ("Weights", "Cut by", "what is cut out of the model before it reads the prompt"),
+    "gate": (
+        "Gate",
+        "Dropped by",
+        "a trained gate, by which a token drops earlier ones for good from all heads of a layer",
+    ),
     "decode": ("Decode", "Read by", "which cached keys each query reads; what it leaves unread stays in the cache"),
 }
 

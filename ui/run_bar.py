@@ -92,7 +92,8 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     def pipeline(letter: str, current: Pipeline) -> str:
         eviction = stage(method_picker, letter, current.eviction)
         weights = stage(partial(aside_picker, "weights"), letter, current.weights)
-        return joined(weights, eviction, stage(partial(aside_picker, "decode"), letter, current.decode))
+        gate = stage(partial(aside_picker, "gate"), letter, current.gate)
+        return joined(weights, gate, eviction, stage(partial(aside_picker, "decode"), letter, current.decode))
 
     model = st.selectbox(
         "Model",

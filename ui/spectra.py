@@ -24,7 +24,7 @@ from ui.session import EXAMPLE, specs
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(16))  # 0 to 0.75, as the slider steps
 _LETTER = "S"  # of the page's own method, beside A and B
-_HELD = ("S_", "spectra_", "channels_")  # widgets whose choices outlive a visit to another page
+_HELD = ("S_", "spectra_", "channels_", "gate_")  # widgets whose choices outlive a visit to another page
 _VIEW = ("layer", "head", "token", "step")
 _LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
 

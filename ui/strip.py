@@ -18,7 +18,8 @@ class TokenCell:
 
     `index` is its position in the prompt; `text` has its newlines, tabs, control and direction characters made visible
     already (a line breaks after "↵"); `note` says more than the state ("dropped at step 40 by token 39; score 0.031");
-    neighbours of equal `group` are pieces of one character; `contested`: another pipeline decides differently.
+    neighbours of equal `group` are pieces of one character; `contested`: another pipeline decides differently; `paired`: it
+    dropped the selected token, or was dropped by it.
     """
 
     index: int
@@ -27,6 +28,7 @@ class TokenCell:
     note: str
     group: int
     contested: bool
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if self.state not in _STATES:
@@ -62,6 +64,7 @@ def token_strip(tokens: Sequence[TokenCell], *, selected: int | None, key: str, 
         "state": [token.state for token in tokens],
         "note": [token.note for token in tokens],
         "contested": [token.contested for token in tokens],
+        "paired": [token.paired for token in tokens],
     }
     # Without a callback the result has no `clicked`. A click on a token that has gone since is nobody's click.
     clicked = _component(key=key, data=data, on_clicked_change=lambda: None).clicked
@@ -75,6 +78,7 @@ _HTML = f"""
     <span class="legend">
       {"".join(f'<span class="cell {state}">{state}</span>' for state in _STATES)}
       <span class="cell kept contested">contested</span>
+      <span class="cell kept paired">paired</span>
     </span>
   </div>
   <div class="list" role="listbox" aria-orientation="horizontal" aria-labelledby="label"></div>
@@ -97,7 +101,8 @@ _CSS = """
 .head { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 16px; }
 .label { margin-bottom: 4px; }
 .legend { --row: 16px; font-size: 12px; }
-.strip:not(.disputed) .legend .contested { display: none; }
+.strip:not(.disputed) .legend .contested, .strip:not(.pairs) .legend .paired { display: none; }
+.paired { box-shadow: inset 0 -4px 0 var(--st-primary-color), inset 0 4px 0 var(--st-primary-color); }
 .list {
   position: relative;
   box-sizing: border-box;
@@ -212,10 +217,11 @@ class Strip {
     this.data = data;
     this.root.querySelector(".label").textContent = data.label;
     this.root.classList.toggle("disputed", data.contested.includes(true));
+    this.root.classList.toggle("pairs", data.paired.includes(true));
     const rebuilt = ["index", "text", "group"].some((name) => !same(last[name], data[name]));
     if (rebuilt) this.build(last.index?.[this.stop]);
     this.cells.forEach((_, i) => {
-      if (rebuilt || ["state", "note", "contested"].some((name) => last[name][i] !== data[name][i])) this.paint(i);
+      if (rebuilt || ["state", "note", "contested", "paired"].some((name) => last[name][i] !== data[name][i])) this.paint(i);
     });
     if (rebuilt || last.selected !== data.selected) this.select();
     this.show(this.cells.includes(this.shown) ? this.shown : null);
@@ -245,11 +251,12 @@ class Strip {
   }
 
   paint(i) {
-    const { index, text, state, note, contested } = this.data;
+    const { index, text, state, note, contested, paired } = this.data;
     const more = note[i].startsWith(state[i]) ? note[i] : [state[i], note[i]].filter(Boolean).join("; ");
     const cell = this.cells[i];
-    cell.className = `cell ${state[i]}${contested[i] ? " contested" : ""}`;
-    cell.said = [`token ${index[i]} `, `\u00ab${text[i]}\u00bb`, `, ${more}${contested[i] ? "; contested" : ""}`];
+    cell.className = `cell ${state[i]}${contested[i] ? " contested" : ""}${paired[i] ? " paired" : ""}`;
+    const marks = `${contested[i] ? "; contested" : ""}${paired[i] ? "; paired" : ""}`;
+    cell.said = [`token ${index[i]} `, `\u00ab${text[i]}\u00bb`, `, ${more}${marks}`];
     cell.setAttribute("aria-label", cell.said.join(""));
   }
 

@@ -19,6 +19,8 @@ def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[Tok
         both = table.merge(other[["position", "token", "state"]], on=["position", "token"], suffixes=("", "_other"))
         differs = (both["state"] == "dropped") != (both["state_other"] == "dropped")
         contested = set(both.loc[differs, "position"])
+    paired = set(table.loc[table["dropped_by"] == at.token, "position"])
+    paired |= set(table.loc[(table["position"] == at.token) & (table["dropped_by"] >= 0), "dropped_by"])
     return [
         TokenCell(
             index=int(row.position),
@@ -27,6 +29,7 @@ def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[Tok
             note=_note(row),
             group=int(row.group),
             contested=row.position in contested,
+            paired=row.position in paired,
         )
         for row in table.itertuples()
     ]
@@ -35,6 +38,8 @@ def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[Tok
 def _note(row) -> str:  # type: ignore[no-untyped-def]
     score = "" if np.isnan(row.score) else f"; score {row.score:.3g}"
     if row.state == "dropped":
+        if row.dropped_by >= 0:
+            return f"dropped by token {row.dropped_by}, “{row.dropped_while}”"
         return f"dropped at step {int(row.dropped_at)}, when “{row.dropped_while}” was read{score}"
     return {"future": "not read yet", "sink": "kept: protected as a sink", "recent": "kept: protected as recent"}.get(
         row.state, "kept"
@@ -51,12 +56,18 @@ def tell_token(trace: Trace, at: View) -> str:
     everywhere = trace.evicted_at[:, :, token]
     share = float((everywhere < trace.n_tokens).mean())
     own = f"Token {token} {_inert(trace.tokens[token])} ({trace.classes[token]})"
-    if gone < trace.n_tokens:
+    by = int(trace.dropped_by(at.layer)[:, token].max())
+    if by >= 0 and gone == by:
+        how = f"was dropped in layer {at.layer} by token {by} {_inert(trace.tokens[by])}, from all heads"
+    elif gone < trace.n_tokens:
         how = f"was dropped in {where} at step {gone - 1}, when token {gone - 1} {_inert(trace.tokens[gone - 1])} was read"
     else:
         how = f"stays to the end in {where}"
     text = f"{own} {how}. By the last step, {share:.0%} of all layers and heads have dropped it."
-    return text
+    dropped = int((trace.dropped_by(at.layer).max(axis=0) == token).sum())
+    return text + (
+        f" It dropped {dropped} token{'s' if dropped != 1 else ''} itself, paired with it above." if dropped else ""
+    )
 
 
 def _inert(token: str) -> str:

@@ -31,8 +31,9 @@ def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:
 
 
 def method_of(trace: Trace) -> str:
-    """The eviction method's name, by which it is coloured; "dense" where there is none."""
-    method = Pipeline.parse(trace.provenance.pipeline).eviction
+    """The name of the method that drops tokens, by which it is coloured; "dense" where there is none."""
+    pipeline = Pipeline.parse(trace.provenance.pipeline)
+    method = pipeline.eviction or pipeline.gate
     return method.name if method else "dense"
 
 

@@ -17,7 +17,8 @@ _COLUMNS = 84  # characters to a line
 def strip_table(
     trace: Trace, layer: int, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
 ) -> pd.DataFrame:
-    """One row per token: position, token, state, dropped_at, dropped_while (the token read at that step), score, class.
+    """One row per token: position, token, state, dropped_at, dropped_while (the token read at that step), dropped_by (that token,
+    where its gate did it, else −1), score, class.
 
     `state` is kept, dropped, sink, recent (both protected) or future, as query `step` finds the cache. `score` is the
     accumulated score at the last snapshot up to `step`, or that at which the token was dropped.
@@ -26,19 +27,23 @@ def strip_table(
     step = n - 1 if step is None else step
     position = np.arange(n)
     evicted_at = trace.dropped_at(head)[layer]
+    by = trace.dropped_by(layer).max(axis=0)
+    gated = (by >= 0) & (by == evicted_at)  # a gate's query drops before it looks, eviction after
     state = np.full(n, "kept", dtype=object)
     state[position > step - trace.recent[layer]] = "recent"
     state[position < trace.n_sink[layer]] = "sink"
     dropped = (evicted_at <= step) & (evicted_at < n)
     state[dropped] = "dropped"
     state[position > step] = "future"
+    at = np.where(gated, evicted_at, evicted_at - 1)
     table = pd.DataFrame(
         {
             "position": position,
             "token": trace.tokens,
             "state": state,
-            "dropped_at": np.where(dropped, evicted_at - 1.0, np.nan),
-            "dropped_while": [trace.tokens[e - 1] if d else "" for e, d in zip(evicted_at, dropped, strict=True)],
+            "dropped_at": np.where(dropped, at, np.nan),
+            "dropped_while": [trace.tokens[e] if d else "" for e, d in zip(at, dropped, strict=True)],
+            "dropped_by": np.where(gated & dropped, by, -1),
             "score": _score(trace, layer, head, step, dropped, evicted_at),
             "class": trace.classes,
             "group": trace.groups,

@@ -25,6 +25,7 @@ _METHODS = {
     "streaming_llm": ("#CC79A7", _DASHES[4]),
     "local_window": ("#E69F00", _DASHES[5]),
     "snapkv": ("#56B4E9", _DASHES[0]),
+    "dcp": ("#56B4E9", _DASHES[0]),
     "random": ("#A0A0A0", _DASHES[2]),  # the two references are greys, readable on both grounds; methods have hues
     "dense": ("#707070", _DASHES[0]),
     "prunenet": ("#D55E00", _DASHES[0]),
