@@ -21,17 +21,29 @@ from transformers.masking_utils import sdpa_mask
 
 from kernels import NEVER, evict_scan, flash_column_score, gate_drops
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
-from sparsity_core.selection import Selected, Selector, attend_selected, decode_selected
+from sparsity_core.selection import Selected, Selector, attend_selected, decode_selected, top_keys
 
 if TYPE_CHECKING:
     from sparsity_core.gate import Gate
     from sparsity_core.models import Model
+    from sparsity_core.offload import Offloaded
 
 ATTENTION = "sparselens"
 UNLIMITED = NEVER  # a budget that no text reaches
 
 _active: ContextVar[Attends | None] = ContextVar("sparselens_recorder", default=None)
-_input: ContextVar[tuple[int, torch.Tensor] | None] = ContextVar("sparselens_input", default=None)
+_input: ContextVar[_Input | None] = ContextVar("sparselens_input", default=None)
+_residual: ContextVar[torch.Tensor | None] = ContextVar("sparselens_residual", default=None)
+_NORMS = ("input_layernorm", "ln_1", "self_attn_layer_norm")  # what families call the norm before attention
+
+
+@dataclass(frozen=True, eq=False)
+class _Input:
+    """What a layer's attention block was called with."""
+
+    layer: int
+    hidden: torch.Tensor  # [B, Tq, hidden]
+    settings: dict[str, Any]
 
 
 class Attends(Protocol):
@@ -53,12 +65,13 @@ class Attends(Protocol):
 @contextlib.contextmanager
 def recording(recorder: Attends) -> Iterator[None]:
     """Attention of every forward inside the block goes through `recorder`."""
-    token = _active.set(recorder)
+    active, seen, residual = _active.set(recorder), _input.set(None), _residual.set(None)
     try:
         yield
     finally:
-        _active.reset(token)
-        _input.set(None)  # not to keep the last layer's tensor
+        _active.reset(active)
+        _input.reset(seen)
+        _residual.reset(residual)
 
 
 def _attention(
@@ -96,20 +109,63 @@ def attention_input(layer: int) -> torch.Tensor | None:
     To be called by a recorder, while it attends.
     """
     seen = _input.get()
-    return seen[1] if seen is not None and seen[0] == layer else None
+    return seen.hidden if seen is not None and seen.layer == layer else None
+
+
+def predicted_query(model: Model, layer: int) -> torch.Tensor | None:
+    """[1, H, Tq, D]: the next layer's query as this layer's own residual stream gives it; None where that is not seen.
+
+    The stream moves little from a layer to the next (Lee et al., arXiv:2406.19707). To be called by a recorder, while it
+    attends in `layer`.
+    """
+    from sparsity_core.ffn import decoder_layers
+
+    seen, residual = _input.get(), _residual.get()
+    if seen is None or residual is None or layer + 1 >= model.arch.n_layers:
+        return None
+    following = decoder_layers(model.hf, model.arch.n_layers)[layer + 1]
+    norm = next((getattr(following, name) for name in _NORMS if hasattr(following, name)), None)
+    attention = next((m for m in following.modules() if _attends(m)), None)
+    if norm is None or attention is None:
+        return None
+    catch = _CatchQuery()
+    settings = {name: value for name, value in seen.settings.items() if "past" not in name}  # it must not be cached
+    with recording(catch), contextlib.suppress(Enough):
+        attention(hidden_states=norm(residual), **settings)
+    return catch.query
+
+
+class _CatchQuery:
+    query: torch.Tensor | None = None
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **own: Any) -> torch.Tensor:
+        self.query = q
+        raise Enough
+
+
+def _attends(module: Any) -> bool:
+    return hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
 
 
 def _keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if _active.get() is not None:
-        _input.set((module.layer_idx, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]))
+        settings = dict(kwargs)
+        hidden = settings.pop("hidden_states") if "hidden_states" in settings else args[0]
+        _input.set(_Input(module.layer_idx, hidden, settings))
+
+
+def _keep_residual(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if _active.get() is not None:
+        _residual.set(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
 
 def watch_inputs(hf: Any) -> None:
-    """Lets recorders of this model see `attention_input`. Costs nothing while none is active."""
+    """Lets recorders of this model see what its layers and their attention read. Costs nothing while none is active."""
     for module in hf.modules():
-        attends = hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
-        if attends and _keep_input not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_keep_input, with_kwargs=True)
+        children = list(module.children())
+        for hook, wanted in ((_keep_input, _attends(module)), (_keep_residual, any(map(_attends, children)))):
+            if wanted and hook not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _eager(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
@@ -225,6 +281,7 @@ class Recorder:
         threshold: float = 0.0,
         protected: np.ndarray | None = None,
         dropped: np.ndarray | None = None,
+        offload: Offloaded | None = None,
         only_layer: int | None = None,
         on_layer: Callable[[int], None] = lambda layer: None,
     ) -> None:
@@ -242,6 +299,7 @@ class Recorder:
         self._protected = None if protected is None else torch.from_numpy(protected)  # bool [T]
         self._dropped = None if dropped is None else torch.from_numpy(dropped)  # bool [T]
         self._check_room()
+        self._offload = offload
         self._states: dict[int, LayerState] = {}
         self._make_selector, self._tokens, self._first_decode = selectors, tokens, first_decode
         self._dense_every = dense_every
@@ -265,6 +323,14 @@ class Recorder:
         self.on_layer(layer)
         self.calls[layer] += 1
         state = self._state(layer, k)
+        if self._offload is not None and q.shape[2] == 1 and self.start >= self._first_decode:
+            if softcap is not None or window is not None:
+                raise ValueError(
+                    "a layer with soft-capped logits or a sliding window cannot be offloaded: leave offload off"
+                )
+            out = self._read_offloaded(layer, q, k, v, scale)
+            if out is not None:
+                return out
         if self._gate is not None:
             k, v = self._pass_gate(layer, state, k, v, q.shape[2])
         before = state.positions
@@ -292,6 +358,30 @@ class Recorder:
         v_rest = torch.cat([_take(v, state.positions), v[:, :, n_first:]], dim=2)
         rest = self._scan(layer, state, state.rule.then, q[:, :, n_first:], k_rest, v_rest, self.start + n_first, own)
         return torch.cat([first, rest], dim=2)
+
+    def _read_offloaded(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor | None:
+        """A decode step of a layer whose cache is in host memory, None for another; the next layer's fetch begins first."""
+        assert self._offload is not None
+        following = self._selectors.get(layer + 1)
+        if following is not None and self._offload.is_host(layer + 1):
+            predicted = predicted_query(self.model, layer)
+            if predicted is not None:
+                self._offload.prefetch(layer + 1, predicted, following, self._share(layer + 1), scale)
+        selector = self._selectors.get(layer)
+        if selector is None or not self._offload.is_host(layer):
+            return None
+        selector.append(k)
+        n = self.start + 1
+        index = top_keys(q, q.new_empty(1, k.shape[1], n, 0), selector, share=self._share(layer), scale=scale)
+        self.selected[layer].read(index)
+        return self._offload.attend(layer, q, k, v, index, scale)
+
+    def _share(self, layer: int) -> float:
+        """Of the context, that the query at `start` reads."""
+        every = self._dense_every
+        return 1.0 if every and self.start % every == 0 else self._tokens
 
     def _check_room(self) -> None:
         """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
@@ -368,11 +458,8 @@ class Recorder:
         if n == 1 and not dense and self.cache is not None and own["softcap"] is None and own["window"] is None:
             new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
             positions = torch.cat([before, new], dim=2)
-            share = 1.0 if self._dense_every and self.start % self._dense_every == 0 else self._tokens
-            out, index = decode_selected(q, k, v, selector, share=share, scale=own["scale"])
-            per = index.shape[1] // k.shape[1]
-            read = positions.repeat_interleave(per, 1).gather(2, index).view(k.shape[1], -1).cpu()
-            record.count.scatter_add_(1, read, torch.full(read.shape, 1.0 / per))
+            out, index = decode_selected(q, k, v, selector, share=self._share(layer), scale=own["scale"])
+            record.read(positions.repeat_interleave(index.shape[1] // k.shape[1], 1).gather(2, index))
         elif dense < n:
             evicted_at = self._states[layer].evicted_at[0, :, : k.shape[2]] if self.cache is None else None
             chosen = attend_selected(

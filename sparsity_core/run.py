@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipeline, PrefillRule, Progress, silent
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
+from sparsity_core.offload import HostLayer, Offloaded
 from sparsity_core.record import Enough, Recorder, recording
 from sparsity_core.rules import ruled
 from sparsity_core.text import pieces, shown, token_classes
@@ -139,6 +141,7 @@ def generate(
     began = time.perf_counter()
     classes = token_classes(model.tokenizer, ids)
     cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
+    offload = _offloaded(model, pipeline, cache, total)
     share = 0.5 if against_dense else 1.0
     step_share = share / (1 + max_new_tokens)
     recorder = Recorder(
@@ -150,6 +153,7 @@ def generate(
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
+        offload=offload,
         **_decoding(model, pipeline, n_prompt, progress),
         **gate_arguments(model, pipeline),
         **_ruling(pipeline, pieces(model.tokenizer, ids)[0], total),
@@ -160,7 +164,7 @@ def generate(
     states: list[torch.Tensor] = []
     sampler = torch.Generator().manual_seed(seed)
     feed = torch.tensor([ids])
-    with recording(recorder):
+    with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
         for step in range(max_new_tokens):
             position = torch.arange(recorder.start, recorder.start + feed.shape[1], device=model.device)[None]
             states.append(model.hidden(feed, past_key_values=cache, position_ids=position, use_cache=True)[0])
@@ -181,6 +185,14 @@ def generate(
         model, pipeline, method, recorder, seen, texts, groups, classes[: len(seen)], n_prompt, n_prompt, seed
     )
     draft = replace(_made_from(draft, reference), kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(reference, len(seen)))
+    if offload is not None:
+        moved = offload.moved
+        draft = replace(
+            draft,
+            prefetch_hits=np.asarray(moved.hit_rate, np.float32),
+            bytes_ahead=moved.bytes_ahead,
+            bytes_late=moved.bytes_late,
+        )
     hidden = torch.cat(states)
     trace = _complete(
         model, draft, hidden, reference if against_dense else None, began, forward_seconds, share, progress
@@ -269,6 +281,20 @@ def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) 
         "dense_every": method.dense_every,
         "first_decode": first,
     }
+
+
+def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offloaded | None:
+    """What fetches from host memory where the decode method asks for it, with the cache's layers to fetch from."""
+    method = pipeline.decode
+    if method is None or not getattr(method, "offload", False):
+        return None
+    if pipeline.gate is not None or pipeline.eviction is not None:
+        raise ValueError("an offloaded cache keeps every key: leave the gate and eviction empty, or turn offload off")
+    assert isinstance(method, DecodeMethod)
+    dense = min(method.dense_layers, model.arch.n_layers)
+    host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
+    cache.layers = [*(DynamicLayer() for _ in range(dense)), *host]
+    return Offloaded(cache.layers, model.device)
 
 
 _pruned: dict[tuple[str, str, str, str], Model] = {}
@@ -430,7 +456,7 @@ def _draft(
     )
 
 
-def _selections(recorder: Recorder, n: int) -> dict[str, np.ndarray]:
+def _selections(recorder: Recorder, n: int) -> dict[str, Any]:
     """What the decode stage read, as the trace's fields; nothing where there is none."""
     layers = [recorder.selected[i] for i in sorted(recorder.selected)]
     if not layers:

@@ -229,6 +229,12 @@ class Selected:
         nan = float("nan")
         return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan))
 
+    def read(self, positions: torch.Tensor) -> None:
+        """Counts the keys of one decode step, by position [1, Hkv or H, S]."""
+        n_kv = self.count.shape[0]
+        own = positions.reshape(n_kv, -1).cpu()
+        self.count.scatter_add_(1, own, torch.full(own.shape, n_kv / positions.shape[1]))
+
 
 def attend_selected(
     q: torch.Tensor,
@@ -293,15 +299,19 @@ def decode_selected(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selector: Selector, *, share: float, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One decode step [1, H, 1, D] and the keys that it read, int64 [1, Hkv or H, S]: only the selection is touched."""
+    index = top_keys(q, k, selector, share=share, scale=scale)
+    if index.shape[1] > k.shape[1]:  # query heads that choose for themselves: an accuracy reference, no saving
+        k, v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
+    return sparse_decode(q[:, :, 0], k, v, index, scale=scale)[:, :, None], index
+
+
+def top_keys(q: torch.Tensor, k: torch.Tensor, selector: Selector, *, share: float, scale: float) -> torch.Tensor:
+    """int64 [1, Hkv or H, S]: the share of the cached keys that one query q [1, H, 1, D] reads."""
     n = k.shape[2]
     n_read = max(1, math.ceil(share * n))
     if n_read >= n:
-        index = torch.arange(n, device=q.device).expand(1, k.shape[1], -1)
-    else:
-        index = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2).topk(n_read, dim=-1).indices
-        if index.shape[1] > k.shape[1]:  # query heads that choose for themselves: an accuracy reference, no saving
-            k, v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
-    return sparse_decode(q[:, :, 0], k, v, index, scale=scale)[:, :, None], index
+        return torch.arange(n, device=q.device).expand(1, k.shape[1], -1)
+    return selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2).topk(n_read, dim=-1).indices
 
 
 def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,12 @@ class Trace:
     selected_recall: np.ndarray = field(
         default_factory=_nothing
     )  # float32 [L, Hkv, T]: share of the exact top keys read
+    # Of an offloaded generation; empty and 0 without one.
+    prefetch_hits: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )  # float32 [L]: share of the rows that a decode step read that had been fetched ahead; nan where none were
+    bytes_ahead: int = 0  # fetched from host memory by prediction
+    bytes_late: int = 0  # and by what the prediction missed
     # Of a gate stage; empty without one.
     gated_at: np.ndarray = field(
         default_factory=lambda: np.zeros((0, 0), np.int32)
@@ -171,6 +177,8 @@ class Trace:
         if self.selected.size:
             shapes |= {"selected": (layers, heads, t), "selected_recall": (layers, heads, t)}
             shapes["selected_mass"] = (layers, self.n_heads, t)
+        if self.prefetch_hits.size:
+            shapes["prefetch_hits"] = (layers,)
         if self.gated_at.size:
             shapes["gated_at"] = (layers, t)
         wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from kernels import quantise
 from sparsity_core import Pipeline, Trace, generate, methods, run
+from sparsity_core.models import wrap
 from sparsity_core.selection import LabelSelector, PageSelector, QuerySelector, _best
 from tests import tiny
 
@@ -194,3 +197,53 @@ def test_a_trace_with_selection_comes_back(tmp_path):
 def test_what_does_not_fit_is_refused(spelling, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny.model(), IDS, Pipeline.parse(spelling), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f not in ("mistral", "gemma2", "gemma3")])
+def test_an_offloaded_cache_reads_the_same_keys_from_host_memory(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path))
+    model = tiny.model(family)
+    here, there = (
+        generate(
+            model,
+            IDS[:40],
+            made("double_sparsity", tokens=0.4, offload=offload, **more),
+            max_new_tokens=12,
+            stop_at_eos=False,
+        )
+        for offload, more in ((False, {"dense_layers": 1}), (True, {"dense_layers": 1}))
+    )
+    assert here.token_ids == there.token_ids
+    np.testing.assert_allclose(here.trace.nll, there.trace.nll, atol=1e-6)
+    np.testing.assert_array_equal(here.trace.selected, there.trace.selected)
+    hits = there.trace.prefetch_hits
+    assert np.isnan(hits[0]) and (hits[1:] > 0.4).all()  # by chance two in five
+    assert hits[1:].max() <= 1 and here.trace.prefetch_hits.size == 0
+    row = 2 * model.arch.head_dim * 8  # a key and a value in float64
+    read = sum(math.ceil(0.4 * n) for n in range(41, 52)) * model.arch.n_kv_heads
+    late = sum(1 - h for h in hits[1:]) * read * row
+    assert 0 < there.trace.bytes_late <= 1.1 * late + row * 11 * 2 * model.arch.n_kv_heads
+    assert there.trace.bytes_ahead >= 0.9 * read * row * 2
+    assert there.kv_bytes == here.kv_bytes
+
+
+def test_a_query_is_predicted_from_the_layer_before():
+    """In a model whose layers add nothing to the stream the prediction is the query itself, and every row is ready."""
+    hf = tiny.transformer("llama")
+    for layer in tiny.layers(hf):
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    model = wrap(hf, tiny.tokenizer(), "still")
+    out = generate(model, IDS[:40], made("double_sparsity", tokens=0.4, offload=True, dense_layers=1), max_new_tokens=8)
+    assert out.trace.prefetch_hits[1:].min() > 0.9  # a token more is read than was there to predict
+
+
+def test_offloading_is_refused_where_it_cannot_be_had(tmp_path):
+    model = tiny.model()
+    offloaded = "decode=double_sparsity(tokens=0.4, channels=8, offload=True"
+    with pytest.raises(ValueError, match="keeps every key"):
+        generate(model, IDS[:20], Pipeline.parse(f"eviction=a2sf(budget=9) {offloaded})"), max_new_tokens=2)
+    with pytest.raises(ValueError, match="cannot be offloaded"):
+        Pipeline.parse(f"{offloaded}, per_head=True)")
+    with pytest.raises(ValueError, match="sliding window cannot be offloaded"):
+        generate(tiny.model("mistral"), IDS[:20], Pipeline.parse(f"{offloaded})"), max_new_tokens=3, stop_at_eos=False)

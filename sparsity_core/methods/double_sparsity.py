@@ -36,6 +36,14 @@ class DoubleSparsity(DecodeMethod):
         help="of the scores, over the query heads that share a KV head; softmax: the sum of their approximate attention",
     )
     calibration: str = knob("auto", help="auto, or a calibration file")
+    offload: bool = knob(
+        False, help="generation keeps its cache in host memory and fetches ahead what a step will read"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.offload and self.per_head:
+            raise ValueError(f"{self.name}: query heads that choose for themselves cannot be offloaded: turn one off")
 
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         import torch
