@@ -186,18 +186,37 @@ class DecodeMethod(SelectionMethod):
     dense_every: int = knob(
         0, low=0, high=64, at_least=0, help="every so many steps one reads everything; 0: none does"
     )
+    layer_tokens: str = knob(
+        "", help="a share for each layer in place of `tokens`, as in 1, 0.5, 0.25; the last goes on"
+    )
     reduction: str = knob("sum", choices=REDUCTIONS, help="of the scores, over the query heads that share a KV head")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for share in per_layer(f"{self.name}: layer_tokens", self.layer_tokens, float):
+            if not 0 < share <= 1:
+                raise ValueError(f"{self.name}: layer_tokens are shares of the context, above 0 to 1; got {share:g}")
         if not self.tokens > 0:
             raise ValueError(
                 f"{self.name}: tokens is the share of the context that is read, above 0 to 1; got {self.tokens:g}"
             )
 
+    def tokens_of(self, layer: int) -> float:
+        """The share of the context that a query of this layer reads."""
+        own = per_layer(f"{self.name}: layer_tokens", self.layer_tokens, float)
+        return own[min(layer, len(own) - 1)] if own else self.tokens
+
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         """Makes the selector of a layer, anew for each run. Raises ValueError where the method does not fit the model."""
         raise TypeError(f"{type(self).__name__} must define selectors")
+
+
+def per_layer(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """The numbers of a list such as `1, 0.5, 0.25`, one per layer; none of an empty text. Raises ValueError otherwise."""
+    try:
+        return [kind(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise ValueError(f"{name} is a list of numbers, one per layer, as in 1, 0.5, 0.25; got {text!r}") from None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from kernels import sparse_decode
-from sparsity_core.selection import Selector, top_keys
+from sparsity_core.selection import Selector, corrected, top_keys
 
 
 class HostLayer(DynamicLayer):
@@ -33,6 +33,7 @@ class HostLayer(DynamicLayer):
         shape = (*key_states.shape[:2], self.capacity)
         self._keys = torch.empty(*shape, key_states.shape[3], dtype=key_states.dtype, pin_memory=pin)
         self._values = torch.empty(*shape, value_states.shape[3], dtype=value_states.dtype, pin_memory=pin)
+        self.value_sum: Any = 0.0  # [1, Hkv, D], on the device
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -41,6 +42,7 @@ class HostLayer(DynamicLayer):
         end = self.n + key_states.shape[2]
         self._keys[:, :, self.n : end].copy_(key_states)
         self._values[:, :, self.n : end].copy_(value_states)
+        self.value_sum = self.value_sum + value_states.float().sum(2)
         self.n, self.keys, self.values = end, self._keys[:, :, :end], self._values[:, :, :end]
         return key_states, value_states
 
@@ -102,15 +104,25 @@ class Offloaded:
     def prefetch(self, layer: int, q: torch.Tensor, selector: Selector, share: float, scale: float) -> None:
         """Begins to fetch what the predicted query q [1, H, 1, D] of a layer would select."""
         host, slot = self.layers[layer], self._slots[layer % 2]
-        index = top_keys(q, host.shape(q), selector, share=share, scale=scale)[0].sort(-1).values
+        index = top_keys(q, host.shape(q), selector, share=share, scale=scale)[0][0].sort(-1).values
         slot.layer, slot.index = layer, index
         ready = self._event()  # the selection, on the stream that computes
         slot.rows = self._worker.submit(self._fetch, host, index, slot, ready)
 
     def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, index: torch.Tensor, scale: float
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        index: torch.Tensor,
+        scale: float,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Exact attention [1, H, 1, D] of q over the cached keys at index [1, Hkv, S] and the new key k, v [1, Hkv, 1, D]."""
+        """Exact attention [1, H, 1, D] of q over the cached keys at index [1, Hkv, S] and the new key k, v [1, Hkv, 1, D].
+
+        With `known` [1, Hkv], what is not read counts with the mean value, by 1 − known.
+        """
         host, slot, wanted = self.layers[layer], self._slots[layer % 2], index[0]
         past = wanted < host.n - 1  # the newest is on the device already
         n_kv, n = wanted.shape
@@ -138,7 +150,8 @@ class Offloaded:
         self.moved.needed[layer] += int(past.sum())
         self.moved.bytes_late += int(missing.sum()) * self._row_bytes(host)
         every = torch.arange(n, device=q.device).expand(1, n_kv, n)
-        return sparse_decode(q[:, :, 0], keys[None], values[None], every, scale=scale)[:, :, None]
+        out = sparse_decode(q[:, :, 0], keys[None], values[None], every, scale=scale)[:, :, None]
+        return out if known is None else corrected(out, known.view(n_kv, 1, 1), host.value_sum[0][:, None] / host.n)
 
     def _fetch(
         self, host: HostLayer, index: torch.Tensor, slot: _Slot, ready: Any

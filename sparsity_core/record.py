@@ -7,10 +7,12 @@ different methods on one shared model do not see each other, and the model itsel
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,7 +23,14 @@ from transformers.masking_utils import sdpa_mask
 
 from kernels import NEVER, evict_scan, flash_column_score, gate_drops
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
-from sparsity_core.selection import Selected, Selector, attend_selected, decode_selected, top_keys
+from sparsity_core.selection import (
+    LabelSelector,
+    Selected,
+    Selector,
+    attend_selected,
+    decode_selected,
+    top_keys,
+)
 
 if TYPE_CHECKING:
     from sparsity_core.gate import Gate
@@ -274,8 +283,9 @@ class Recorder:
         seed: int = 0,
         cache: Any = None,
         selectors: Callable[[int], Selector | None] | None = None,
-        tokens: float = 1.0,
+        tokens: Callable[[int], float] = lambda layer: 1.0,
         dense_every: int = 0,
+        mean_value: bool = False,
         first_decode: int = 0,
         gate: Gate | None = None,
         threshold: float = 0.0,
@@ -302,7 +312,7 @@ class Recorder:
         self._offload = offload
         self._states: dict[int, LayerState] = {}
         self._make_selector, self._tokens, self._first_decode = selectors, tokens, first_decode
-        self._dense_every = dense_every
+        self._dense_every, self._mean_value = dense_every, mean_value
         self._selectors: dict[int, Selector | None] = {}
         self._left: dict[int, torch.Tensor] = {}  # what this forward's evictions left of a layer's cache
         self.selected: dict[int, Selected] = {}
@@ -374,14 +384,14 @@ class Recorder:
             return None
         selector.append(k)
         n = self.start + 1
-        index = top_keys(q, q.new_empty(1, k.shape[1], n, 0), selector, share=self._share(layer), scale=scale)
+        index, known = top_keys(q, q.new_empty(1, k.shape[1], n, 0), selector, share=self._share(layer), scale=scale)
         self.selected[layer].read(index)
-        return self._offload.attend(layer, q, k, v, index, scale)
+        return self._offload.attend(layer, q, k, v, index, scale, known if self._mean_value else None)
 
     def _share(self, layer: int) -> float:
         """Of the context, that the query at `start` reads."""
         every = self._dense_every
-        return 1.0 if every and self.start % every == 0 else self._tokens
+        return 1.0 if every and self.start % every == 0 else self._tokens(layer)
 
     def _check_room(self) -> None:
         """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
@@ -453,24 +463,59 @@ class Recorder:
         selector, record, n = self._selectors[layer], self.selected[layer], q.shape[2]
         if selector is None:
             return out
-        selector.append(k[:, :, k.shape[2] - n :])
-        dense = min(n, max(0, self._first_decode - self.start))
+        dense, past = min(n, max(0, self._first_decode - self.start)), k.shape[2] - n
         if n == 1 and not dense and self.cache is not None and own["softcap"] is None and own["window"] is None:
+            selector.append(k[:, :, past:])
             new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
             positions = torch.cat([before, new], dim=2)
-            out, index = decode_selected(q, k, v, selector, share=self._share(layer), scale=own["scale"])
+            out, index = decode_selected(
+                q, k, v, selector, share=self._share(layer), scale=own["scale"], mean_value=self._mean_value
+            )
             record.read(positions.repeat_interleave(index.shape[1] // k.shape[1], 1).gather(2, index))
-        elif dense < n:
-            evicted_at = self._states[layer].evicted_at[0, :, : k.shape[2]] if self.cache is None else None
-            chosen = attend_selected(
-                q[:, :, dense:], k, v, selector, share=self._tokens, start=self.start + dense, record=record,
-                evicted_at=evicted_at, dense_every=self._dense_every, **own,
-            )  # fmt: skip
-            out = torch.cat([out[:, :, :dense], chosen], dim=2)
+            self._follow_channels(selector, q, k, self.start + 1)
+        else:
+            evicted_at = self._states[layer].evicted_at[0] if self.cache is None else None
+            parts = []
+            for begin, end in self._stretches(selector, dense, n):
+                own_q, seen_k, seen_v = q[:, :, begin:end], k[:, :, : past + end], v[:, :, : past + end]
+                selector.append(k[:, :, past + begin : past + end])
+                if begin < dense:
+                    parts.append(out[:, :, begin:end])
+                else:
+                    chosen = attend_selected(
+                        own_q, seen_k, seen_v, selector, share=self._tokens(layer), start=self.start + begin,
+                        record=record, evicted_at=None if evicted_at is None else evicted_at[:, : past + end],
+                        dense_every=self._dense_every, mean_value=self._mean_value, **own,
+                    )  # fmt: skip
+                    parts.append(chosen)
+                self._follow_channels(selector, own_q, seen_k, self.start + end)
+            out = torch.cat(parts, dim=2)
         left = self._left.pop(layer, None)
         if left is not None:
             selector.keep(left)
         return out
+
+    def _stretches(self, selector: Selector, dense: int, n: int) -> list[tuple[int, int]]:
+        """The forward's queries cut where reading densely ends, and where a selector ranks its channels again."""
+        every = getattr(selector, "rerank", 0)
+        edges = {0, dense, n}
+        if every:
+            edges |= {p - self.start for p in range(self.start + 1, self.start + n) if p % every == 0}
+        return list(pairwise(sorted(edges)))
+
+    def _follow_channels(self, selector: Selector, q: torch.Tensor, k: torch.Tensor, read: int) -> None:
+        """Lets a selector that ranks its channels while running count the queries q, whose keys are the last of k."""
+        if isinstance(selector, LabelSelector) and selector.rerank:
+            selector.follow(q, k[:, :, k.shape[2] - q.shape[2] :])
+            if read % selector.rerank == 0:
+                selector.rank_again(k, read)
+
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int32 [S] tokens read, float32 [L, S] share of the calibrated channels still chosen); empty without re-ranking."""
+        found = [s.drift if isinstance(s, LabelSelector) else [] for _, s in sorted(self._selectors.items())]
+        steps = next(([read for read, _ in each] for each in found if each), [])
+        rows = [[share for _, share in each] if each else [math.nan] * len(steps) for each in found]
+        return np.asarray(steps, np.int32), np.asarray(rows, np.float32).reshape(len(found), len(steps))
 
     @property
     def index_bytes(self) -> int:

@@ -141,6 +141,10 @@ def generate(
     began = time.perf_counter()
     classes = token_classes(model.tokenizer, ids)
     cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
+    if pipeline.gate is not None and pipeline.eviction is not None and pipeline.decode is not None:
+        raise ValueError(
+            "a gate, an eviction method and a decode method together can be run, but not generated with yet"
+        )
     offload = _offloaded(model, pipeline, cache, total)
     share = 0.5 if against_dense else 1.0
     step_share = share / (1 + max_new_tokens)
@@ -277,8 +281,9 @@ def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) 
     make = method.selectors(model, lambda share, doing: progress(0.0, doing))
     return {
         "selectors": lambda layer: None if layer < method.dense_layers else make(layer),
-        "tokens": method.tokens,
+        "tokens": method.tokens_of,
         "dense_every": method.dense_every,
+        "mean_value": getattr(method, "mean_value", False),
         "first_decode": first,
     }
 
@@ -463,7 +468,9 @@ def _selections(recorder: Recorder, n: int) -> dict[str, Any]:
         return {}
     read = {"selected": [s.count for s in layers], "selected_mass": [s.mass for s in layers]}
     read["selected_recall"] = [s.recall for s in layers]
-    return {name: torch.stack(values)[..., :n].numpy() for name, values in read.items()}
+    steps, drift = recorder.drift()
+    channels = {"drift_steps": steps, "drift": drift} if len(steps) else {}
+    return {name: torch.stack(values)[..., :n].numpy() for name, values in read.items()} | channels
 
 
 def _made_from(draft: Trace, reference: Model) -> Trace:

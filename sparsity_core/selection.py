@@ -50,11 +50,32 @@ class Selector(Protocol):
 class LabelSelector:
     """Double Sparsity's label cache: a few channels of every key, in few bits (arXiv 2408.07092)."""
 
-    def __init__(self, channels: torch.Tensor, dtype: str, reduction: str) -> None:
+    def __init__(self, channels: torch.Tensor, dtype: str, reduction: str, rerank: int = 0) -> None:
         self._channels = channels  # int64 [Hkv, r], or [H, r] where each query head has its own
+        self._calibrated = channels
         self._dtype, self._reduction = dtype, reduction
+        self.rerank = rerank  # tokens from one ranking of the channels to the next; 0: the calibration's stays
+        self._seen: torch.Tensor | None = None  # Σ |q ⊙ k| of tokens with themselves, [Hkv or H, D]
+        self.drift: list[tuple[int, float]] = []  # (tokens read, share of the calibrated channels still chosen)
         self._labels: Labels | None = None
         self._lists = 1  # of channels, per KV head
+
+    def follow(self, q: torch.Tensor, k: torch.Tensor) -> None:
+        """Counts what some tokens' queries q [1, H, R, D] and keys k [1, Hkv, R, D] have in each channel."""
+        lists = self._channels.shape[0]
+        product = (q[0].float().unflatten(0, (k.shape[1], -1)) * k[0].float()[:, None]).abs().sum(2)  # [Hkv, G, D]
+        own = product.flatten(0, 1) if lists == q.shape[1] else product.mean(1)
+        self._seen = own if self._seen is None else self._seen + own
+
+    def rank_again(self, k: torch.Tensor, read: int) -> None:
+        """Chooses the channels by what `follow` counted, and labels the cache's keys k [1, Hkv, C, D] anew."""
+        assert self._seen is not None
+        r = self._channels.shape[1]
+        chosen = self._seen.topk(r, dim=-1).indices
+        stay = (chosen[:, :, None] == self._calibrated[:, None]).any(-1).float().mean()
+        self.drift.append((read, float(stay)))
+        self._channels, self._labels = chosen, None
+        self.append(k)
 
     def append(self, k: torch.Tensor) -> None:
         self._lists = self._channels.shape[0] // k.shape[1]
@@ -247,6 +268,7 @@ def attend_selected(
     record: Selected,
     evicted_at: torch.Tensor | None,
     dense_every: int = 0,
+    mean_value: bool = False,
     scale: float,
     softcap: float | None,
     window: int | None,
@@ -255,6 +277,7 @@ def attend_selected(
 
     q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
     `evicted_at` [Hkv, Tk] hides what an eviction method has dropped by then; queries at multiples of `dense_every` read all.
+    With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
@@ -292,26 +315,56 @@ def attend_selected(
             p = p * read / mass[None, ..., None].clamp_min(1e-30)
         whole = share == 1.0 and evicted_at is None
         out[:, own, begin:end] = tile.attend(v) if whole else attend(p, v[:, heads, :columns])
+        if mean_value and share < 1.0:
+            seen = approximate.masked_fill(~visible[:, None], 0.0)
+            known = (seen * read).sum(-1) / seen.sum(-1)
+            mean = visible.to(v.dtype) @ v[0, heads, :columns] / visible.sum(-1, keepdim=True)
+            out[:, own, begin:end] = corrected(out[:, own, begin:end], known, mean)
     return out
 
 
+def corrected(out: torch.Tensor, known: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """out [1, H, R, D] over what was read, mixed with the mean value [Hkv, R, D] by what it knows of, [Hkv, 1 or G, R]."""
+    group = out.shape[1] // mean.shape[0]
+    share = known.expand(-1, group, -1).flatten(0, 1)[None, ..., None].to(out.dtype)
+    return share * out + (1.0 - share) * mean.repeat_interleave(group, 0)[None].to(out.dtype)
+
+
 def decode_selected(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selector: Selector, *, share: float, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    selector: Selector,
+    *,
+    share: float,
+    scale: float,
+    mean_value: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One decode step [1, H, 1, D] and the keys that it read, int64 [1, Hkv or H, S]: only the selection is touched."""
-    index = top_keys(q, k, selector, share=share, scale=scale)
+    index, known = top_keys(q, k, selector, share=share, scale=scale)
+    read_k, read_v = k, v
     if index.shape[1] > k.shape[1]:  # query heads that choose for themselves: an accuracy reference, no saving
-        k, v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
-    return sparse_decode(q[:, :, 0], k, v, index, scale=scale)[:, :, None], index
+        read_k, read_v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
+    out = sparse_decode(q[:, :, 0], read_k, read_v, index, scale=scale)[:, :, None]
+    if mean_value and known is not None:
+        out = corrected(out, known.view(k.shape[1], -1, 1), v[0].mean(1, keepdim=True))
+    return out, index
 
 
-def top_keys(q: torch.Tensor, k: torch.Tensor, selector: Selector, *, share: float, scale: float) -> torch.Tensor:
-    """int64 [1, Hkv or H, S]: the share of the cached keys that one query q [1, H, 1, D] reads."""
+def top_keys(
+    q: torch.Tensor, k: torch.Tensor, selector: Selector, *, share: float, scale: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The share of the cached keys that one query q [1, H, 1, D] reads, int64 [1, Hkv or H, S], and their share of the scores.
+
+    The second is None where everything is read.
+    """
     n = k.shape[2]
     n_read = max(1, math.ceil(share * n))
     if n_read >= n:
-        return torch.arange(n, device=q.device).expand(1, k.shape[1], -1)
-    return selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2).topk(n_read, dim=-1).indices
+        return torch.arange(n, device=q.device).expand(1, k.shape[1], -1), None
+    scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
+    top = scores.topk(n_read, dim=-1)
+    return top.indices, top.values.sum(-1) / scores.sum(-1)
 
 
 def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

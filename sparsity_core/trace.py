@@ -94,6 +94,11 @@ class Trace:
     selected_recall: np.ndarray = field(
         default_factory=_nothing
     )  # float32 [L, Hkv, T]: share of the exact top keys read
+    # Of a decode stage that ranks its channels again while it runs; empty without one.
+    drift_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # int32 [R]: tokens read by then
+    drift: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 0), np.float32)
+    )  # float32 [L, R]: share of the calibrated channels that are still chosen; nan where a layer reads everything
     # Of an offloaded generation; empty and 0 without one.
     prefetch_hits: np.ndarray = field(
         default_factory=lambda: np.zeros(0, np.float32)
@@ -177,6 +182,8 @@ class Trace:
         if self.selected.size:
             shapes |= {"selected": (layers, heads, t), "selected_recall": (layers, heads, t)}
             shapes["selected_mass"] = (layers, self.n_heads, t)
+        if self.drift.size:
+            shapes["drift"] = (layers, len(self.drift_steps))
         if self.prefetch_hits.size:
             shapes["prefetch_hits"] = (layers,)
         if self.gated_at.size:

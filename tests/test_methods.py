@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kernels import flash_column_score
@@ -180,6 +180,8 @@ def _values(knob):
         return factor | st.lists(row, min_size=1, max_size=4) | classes
     if knob.name in RULES:
         return st.sampled_from(["", "0-3", "17, 5-9", r"/[0-9]+ 'a' \d/, 4", '/"(x|y)"/'])
+    if knob.name in ("layer_tokens", "layer_channels"):
+        return st.sampled_from(["", "1", "32, 16" if "channels" in knob.name else "1, 0.5, 0.25"])
     if knob.metadata["choices"]:
         return st.sampled_from(knob.metadata["choices"])
     if isinstance(knob.default, str):
@@ -188,7 +190,7 @@ def _values(knob):
 
 
 @pytest.mark.parametrize("name", methods.names())
-@settings(max_examples=60)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])  # knobs that exclude each other
 @given(data=st.data())
 def test_a_pipeline_reads_back_as_it_is_spelled(name, data):
     cls = methods.get(name)

@@ -11,7 +11,15 @@ import torch
 from kernels import quantise
 from sparsity_core import Pipeline, Trace, generate, methods, run
 from sparsity_core.models import wrap
-from sparsity_core.selection import LabelSelector, PageSelector, QuerySelector, _best
+from sparsity_core.selection import (
+    LabelSelector,
+    PageSelector,
+    QuerySelector,
+    Selected,
+    _best,
+    attend_selected,
+    decode_selected,
+)
 from tests import tiny
 
 IDS = tiny.ids(60)
@@ -243,7 +251,87 @@ def test_offloading_is_refused_where_it_cannot_be_had(tmp_path):
     offloaded = "decode=double_sparsity(tokens=0.4, channels=8, offload=True"
     with pytest.raises(ValueError, match="keeps every key"):
         generate(model, IDS[:20], Pipeline.parse(f"eviction=a2sf(budget=9) {offloaded})"), max_new_tokens=2)
-    with pytest.raises(ValueError, match="cannot be offloaded"):
+    with pytest.raises(ValueError, match="turn per_head and rerank off"):
         Pipeline.parse(f"{offloaded}, per_head=True)")
     with pytest.raises(ValueError, match="sliding window cannot be offloaded"):
         generate(tiny.model("mistral"), IDS[:20], Pipeline.parse(f"{offloaded})"), max_new_tokens=3, stop_at_eos=False)
+
+
+def test_a_share_and_channels_for_each_layer():
+    model = tiny.model()
+    spelled = "decode=sparq(tokens=0.9, dense_layers=0, layer_tokens='1, 0.5, 0.25')"
+    trace = run(model, IDS, Pipeline.parse(spelled))
+    assert str(Pipeline.parse(spelled)) == spelled.replace(", dense_layers", ", dense_layers")
+    read = trace.selected.sum((1, 2)) / (model.arch.n_kv_heads * sum(range(1, 61)))
+    np.testing.assert_allclose(read, [1, 0.5, 0.25], atol=0.02)
+    lists = methods.DoubleSparsity(tokens=0.5, layer_channels="8, 4", dense_layers=0)
+    from sparsity_core.channels import channels_for
+
+    channels_for(model)
+    make = lists.selectors(model, lambda share, doing: None)
+    assert [make(layer)._channels.shape[1] for layer in range(3)] == [8, 4, 4]
+    for wrong, message in [
+        ("layer_tokens='1, 2'", "layer_tokens are shares"),
+        ("layer_tokens='half'", "is a list of numbers"),
+        ("layer_channels='0'", "layer_channels are at least 1"),
+        ("layer_channels='8, 3', label_dtype=int4", "int4 labels are stored in pairs"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Pipeline.parse(f"decode=double_sparsity({wrong})")
+
+
+def test_the_mean_value_stands_in_for_what_is_not_read_by_hand():
+    """Scores .5 .25 .25 over values 4, 0, 2; two keys read: ¾ of softmax over them, ¼ of the mean value 2."""
+
+    class Scores(QuerySelector):
+        def scores(self, q, k, *, scale, heads=slice(None), visible=None):
+            return torch.tensor([0.5, 0.25, 0.25]).view(1, 1, 1, 1, 3)
+
+    q = torch.zeros(1, 1, 1, 2)
+    k, v = torch.zeros(1, 1, 3, 2), torch.tensor([4.0, 0.0, 2.0]).view(1, 1, 3, 1)
+    out, index = decode_selected(q, k, v, Scores(1, "sum"), share=0.6, scale=1.0, mean_value=True)
+    first = float(v[0, 0, index[0, 0], 0].mean())
+    assert float(out) == pytest.approx(0.75 * first + 0.25 * 2.0)
+    record = Selected.empty(1, 1, 3)
+    whole = attend_selected(
+        q, k, v, Scores(1, "sum"), share=0.6, start=2, record=record, evicted_at=None, mean_value=True, scale=1.0,
+        softcap=None, window=None,
+    )  # fmt: skip
+    assert float(whole) == pytest.approx(float(out))
+
+
+@pytest.mark.parametrize("name", ["sparq", "double_sparsity"])
+@pytest.mark.parametrize("more", [{"mean_value": True}, {"rerank": 4}])
+def test_corrections_and_new_rankings_are_the_same_simulated_and_physical(name, more, tmp_path, monkeypatch):
+    if name == "sparq" and "rerank" in more:
+        pytest.skip("SparQ ranks channels anew for every query")
+    monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path))
+    model = tiny.model()
+    pipeline = made(name, tokens=0.4, dense_layers=1, **more)
+    out = generate(model, IDS[:1], pipeline, max_new_tokens=20, stop_at_eos=False)
+    again = run(model, [IDS[0], *out.token_ids[:-1]], pipeline)
+    np.testing.assert_allclose(again.nll[:-1], out.trace.nll[:-1], atol=1e-5)
+    np.testing.assert_allclose(again.selected[1:, :, 1:], out.trace.selected[1:, :, 1:])
+    plain = run(model, [IDS[0], *out.token_ids[:-1]], made(name, tokens=0.4, dense_layers=1))
+    assert np.abs(plain.nll[:-1] - again.nll[:-1]).max() > 1e-6
+    if "rerank" in more:
+        assert again.drift_steps.tolist() == out.trace.drift_steps.tolist() == [4, 8, 12, 16, 20]
+        np.testing.assert_array_equal(again.drift, out.trace.drift)
+        assert np.isnan(again.drift[0]).all() and (again.drift[1:] <= 1).all() and (again.drift[1:] < 1).any()
+        with pytest.raises(ValueError, match="turn per_head and rerank off"):
+            made(name, rerank=4, offload=True)
+
+
+def test_the_channels_ranked_again_are_those_that_were_largest_in_what_was_read(tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    selector = LabelSelector(torch.arange(4).expand(2, -1), "fp16", "sum", rerank=8)
+    q, k = torch.randn(1, 4, 8, 16), torch.randn(1, 2, 8, 16)
+    selector.append(k)
+    selector.follow(q[:, :, :3], k[:, :, :3])
+    selector.follow(q[:, :, 3:], k[:, :, 3:])
+    selector.rank_again(k, 8)
+    for head in range(2):
+        product = (q[0, 2 * head : 2 * head + 2] * k[0, head]).abs().sum((0, 1))
+        assert set(selector._channels[head].tolist()) == set(product.topk(4).indices.tolist())
+    stayed = np.mean([len({0, 1, 2, 3} & set(selector._channels[h].tolist())) / 4 for h in range(2)])
+    assert selector.drift == [(8, pytest.approx(stayed))]

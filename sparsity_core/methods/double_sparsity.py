@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.method import REDUCTIONS, DecodeMethod, Progress, knob, register
+from sparsity_core.method import REDUCTIONS, DecodeMethod, Progress, knob, per_layer, register
 
 if TYPE_CHECKING:
     from sparsity_core.models import Model
@@ -36,14 +36,37 @@ class DoubleSparsity(DecodeMethod):
         help="of the scores, over the query heads that share a KV head; softmax: the sum of their approximate attention",
     )
     calibration: str = knob("auto", help="auto, or a calibration file")
+    layer_channels: str = knob("", help="r for each layer in place of `channels`, as in 32, 16; the last goes on")
+    rerank: int = knob(
+        0,
+        low=0,
+        high=256,
+        at_least=0,
+        help="every so many tokens the channels are ranked again by what was read; 0: never",
+    )
+    mean_value: bool = knob(
+        False, help="what is not read counts with the mean value, by its approximate attention (SparQ)"
+    )
     offload: bool = knob(
         False, help="generation keeps its cache in host memory and fetches ahead what a step will read"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.offload and self.per_head:
-            raise ValueError(f"{self.name}: query heads that choose for themselves cannot be offloaded: turn one off")
+        if self.offload and (self.per_head or self.rerank):
+            raise ValueError(
+                f"{self.name}: an offloaded cache serves KV heads with fixed channels: turn per_head and rerank off"
+            )
+        if self.mean_value and self.reduction != "softmax":
+            raise ValueError(f"{self.name}: mean_value weighs by approximate attention, which needs reduction=softmax")
+        for r in self._channels():
+            if r < 1:
+                raise ValueError(f"{self.name}: layer_channels are at least 1; got {r}")
+            if self.label_dtype == "int4" and r % 2:
+                raise ValueError(f"{self.name}: int4 labels are stored in pairs: choose an even number of channels")
+
+    def _channels(self) -> list[int]:
+        return per_layer(f"{self.name}: layer_channels", self.layer_channels, int) or [self.channels]
 
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         import torch
@@ -51,16 +74,17 @@ class DoubleSparsity(DecodeMethod):
         from sparsity_core.channels import channels_for
         from sparsity_core.selection import LabelSelector
 
-        if self.channels > model.arch.head_dim:
+        own = self._channels()
+        if max(own) > model.arch.head_dim:
             raise ValueError(
-                f"{self.name}: channels is at most {model.arch.head_dim}, a head of {model.name}; got {self.channels}"
+                f"{self.name}: channels is at most {model.arch.head_dim}, a head of {model.name}; got {max(own)}"
             )
-        if self.label_dtype == "int4" and self.channels % 2:
-            raise ValueError(f"{self.name}: int4 labels are stored in pairs: choose an even number of channels")
         calibrated = channels_for(model, self.calibration, progress)
 
         def make(layer: int) -> LabelSelector:
-            order = calibrated.order(self.statistic, layer, per_head=self.per_head)[:, : self.channels]
-            return LabelSelector(torch.from_numpy(order.copy()).to(model.device), self.label_dtype, self.reduction)
+            r = own[min(layer, len(own) - 1)]
+            order = calibrated.order(self.statistic, layer, per_head=self.per_head)[:, :r]
+            channels = torch.from_numpy(order.copy()).to(model.device)
+            return LabelSelector(channels, self.label_dtype, self.reduction, self.rerank)
 
         return make

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class SparQ(DecodeMethod):
     """Ranks all keys by the channels in which the query itself is largest, then reads the best exactly.
 
-    Without the paper's correction by the mean value of what is not read.
+    `mean_value` is the paper's correction: what is not read counts with the mean of all values, weighted by the attention
+    that the approximate scores give it. Off by default, since it reads every value to know their mean.
     """
 
     name: ClassVar[str] = "sparq"
@@ -27,6 +28,14 @@ class SparQ(DecodeMethod):
     )
 
     channels: int = knob(16, low=4, high=64, at_least=1, help="r: channels that each query chooses")
+    mean_value: bool = knob(False, help="what is not read counts with the mean value, by its approximate attention")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean_value and self.reduction == "max":
+            raise ValueError(
+                f"{self.name}: mean_value weighs by approximate attention, which needs reduction sum or mean"
+            )
 
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         from sparsity_core.selection import QuerySelector
