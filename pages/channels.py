@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from sparsity_core.channel_records import Channels, Read
+from sparsity_core.method import Pipeline
 from ui import channels as ui
 from ui import work
 from ui.channels import Choice
@@ -33,6 +34,8 @@ def page(shown: list[Shown], at: View) -> None:
     _statistics(item, choice, calibrated)
     _quality(item, choice, calibrated)
     _steps(shown, at, choice, calibrated)
+    for each in shown:
+        _while_running(each, choice, calibrated)
     _curve(item, choice, calibrated)
     _answers(item, choice)
     explain_method(ui.method_of(choice))
@@ -159,6 +162,36 @@ def _step(item: Shown, read: Read, at: View, choice: Choice, calibrated: Channel
         f"attention; the best choice of as many holds {table.loc[table['ideal'], 'exact'].sum():.0%}.",
         sources=ui.origin(item, choice, calibrated),
     )
+
+
+def _while_running(item: Shown, choice: Choice, calibrated: Channels) -> None:
+    """What only a run can tell: channels that drift, and what an offloaded generation had ready."""
+    trace = item.trace
+    if trace.drift.size:
+        st.subheader(f"{item.letter}: do the channels stay while it runs?")
+        table = viz.drift_table(trace)
+        show_figure(
+            viz.plot_drift(table),
+            table,
+            name=f"drift_{item.letter}",
+            caption="Share of the calibrated channels that are chosen again when the ranking is made on what was read.",
+            read=f"{table['stayed'].mean():.0%} stay, over all layers and rankings.",
+            sources=[(item.spec, trace)],
+        )
+    if trace.prefetch_hits.size:
+        st.subheader(f"{item.letter}: what was ready when a layer asked for it")
+        table = viz.prefetch_table(trace)
+        moved = (trace.bytes_ahead + trace.bytes_late) / 2**20
+        method = Pipeline.parse(item.spec.pipeline).decode
+        show_figure(
+            viz.plot_prefetch(table, getattr(method, "tokens", 0.0)),
+            table,
+            name=f"prefetch_{item.letter}",
+            caption="Rows of the offloaded cache that had been fetched when a layer's own query asked for them.",
+            read=f"{moved:,.1f} MiB were fetched, {trace.bytes_late / max(1, trace.bytes_ahead + trace.bytes_late):.0%} of it "
+            "late, by what the prediction missed. Dotted: a prediction by chance.",
+            sources=[(item.spec, trace)],
+        )
 
 
 def _curve(item: Shown, choice: Choice, calibrated: Channels) -> None:

@@ -16,7 +16,7 @@ from sparsity_core.channels import calibrate
 from sparsity_core.models import EMBEDDED
 from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import Store
-from tests import tiny
+from tests import tiny, traces
 from tests.server import cache_with_models
 from tests.test_app import figures, finish, open_page
 from tests.test_pages import PAIR, opened
@@ -198,6 +198,31 @@ def test_curve_and_answers_keep_the_weights_that_were_pruned():
     item, choice = Shown("A", spec, trace), Choice("qk", 32, 0.25)
     for made in (*curve_specs(item, choice).values(), *answer_specs(item, choice).values()):
         assert made.pipeline.startswith("weights=row_norm(ratio=0.25)")
+
+
+def test_drift_and_what_was_ready_are_drawn_as_the_trace_has_them():
+    trace = traces.trace(
+        drift_steps=np.asarray([8, 16], np.int32),
+        drift=np.asarray([[np.nan, np.nan], [0.75, 0.5]], np.float32),
+        prefetch_hits=np.asarray([np.nan, 0.8], np.float32),
+    )
+    table = viz.drift_table(trace)
+    assert table.to_dict("list") == {"layer": [1, 1], "read": [8, 16], "stayed": [0.75, 0.5]}
+    assert viz.plot_drift(table).data[0].z.tolist() == [[0.75, 0.5]]
+    ready = viz.prefetch_table(trace)
+    assert ready["layer"].tolist() == [1] and ready["ready"].tolist() == [pytest.approx(0.8)]
+    assert list(viz.plot_prefetch(ready, 0.25).data[0].y) == [pytest.approx(0.8)]
+
+
+def test_the_page_shows_what_an_offloaded_generation_had_ready(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    at = opened(tmp_path, pipeline="decode=double_sparsity(tokens=0.25, offload=True)", prompt="needle", generate="6")
+    finish(at)
+    open_page(at, "channels")
+    assert not at.exception
+    assert any("what was ready when a layer asked for it" in h.value for h in at.subheader)
+    trace = Store().get(at.session_state["specs"][0])
+    assert np.nanmin(trace.prefetch_hits) > 0.4  # a quarter by chance
 
 
 def test_an_eighth_of_the_context_finds_the_needle_where_eviction_of_as_much_does_not():

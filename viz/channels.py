@@ -405,3 +405,59 @@ def plot_selected(table: pd.DataFrame, *, selected: tuple[int, int] | None = Non
     figure.update_xaxes(title="token position")
     figure.update_yaxes(title="layer", showgrid=False)
     return figure.update_layout(height=150 + 10 * shape[0])
+
+
+# --- while it runs ---
+
+
+def drift_table(trace: Trace) -> pd.DataFrame:
+    """One row per layer and new ranking of its channels: layer, read (tokens by then), stayed (of the calibrated channels)."""
+    layers, steps = trace.drift.shape
+    table = pd.DataFrame(
+        {
+            "layer": np.repeat(np.arange(layers), steps),
+            "read": np.tile(trace.drift_steps, layers),
+            "stayed": trace.drift.ravel(),
+        }
+    )
+    return table.dropna()
+
+
+def plot_drift(table: pd.DataFrame) -> go.Figure:
+    """How many of the calibrated channels each layer still keeps as it ranks them again on what it reads."""
+    z = table.pivot(index="layer", columns="read", values="stayed")
+    figure = go.Figure(
+        go.Heatmap(
+            z=z.to_numpy(),
+            x=z.columns,
+            y=z.index,
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            zmax=1,
+            colorbar={"title": {"text": "channels that stayed"}, "tickformat": ".0%"},
+            hovertemplate="layer %{y}, after %{x} tokens: %{z:.0%} of the calibrated channels<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="tokens read", showgrid=False)
+    figure.update_yaxes(title="layer", showgrid=False)
+    return figure.update_layout(height=150 + 10 * len(z))
+
+
+def prefetch_table(trace: Trace) -> pd.DataFrame:
+    """One row per offloaded layer: the share of the rows it read that had been fetched ahead."""
+    table = pd.DataFrame({"layer": np.arange(len(trace.prefetch_hits)), "ready": trace.prefetch_hits})
+    return table.dropna()
+
+
+def plot_prefetch(table: pd.DataFrame, chance: float) -> go.Figure:
+    """How often a query predicted from the layer below named the rows that the real one read; dotted: by chance."""
+    figure = go.Figure(
+        go.Bar(
+            x=table["layer"], y=table["ready"], marker={"color": "#0072B2"},
+            hovertemplate="layer %{x}: %{y:.0%} of the rows were ready<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.add_hline(chance, line={"width": 1, "dash": "dot"})
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(title="rows ready when asked for", range=[0, 1], tickformat=".0%")
+    return figure.update_layout(height=300)
