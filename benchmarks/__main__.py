@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import machine, save
 
-_ALL = ("kernels", "tracing", "app", "weights", "decode", "quality")
+_ALL = ("kernels", "tracing", "app", "weights", "decode", "quality", "gate")
 
 
 def main(arguments: list[str]) -> int:

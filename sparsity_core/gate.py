@@ -147,8 +147,9 @@ class Gate:
         """Raises ValueError where this gate was trained on another model."""
         shape = (model.arch.n_layers, model.arch.hidden_size)
         own = (self.query.shape[0], self.query.shape[2])
-        # The fingerprint is of the weights as they were trained on; the same model in another dtype has another.
-        same = self.recipe.get("fingerprint") == model.fingerprint or self.recipe.get("model") == model.name
+        # The fingerprint is of the weights as they were trained on, most often float32; rounded ones have another.
+        rounded = self.recipe.get("model") == model.name and model.dtype.itemsize < 4
+        same = self.recipe.get("fingerprint") == model.fingerprint or rounded
         if own != shape or not same:
             raise ValueError(
                 f"this gate was trained on {self.recipe.get('model')} ({own[0]} layers over {own[1]:,} channels), not on "

@@ -12,7 +12,7 @@ from sparsity_core.gate_records import GateLook
 from sparsity_core.method import Pipeline, Progress, silent
 from sparsity_core.models import Model
 from sparsity_core.record import Attends, Enough, attention_input, recording
-from sparsity_core.run import gate_arguments, pruned, replaying
+from sparsity_core.run import gate_arguments, replaying
 from sparsity_core.trace import Trace
 
 
@@ -40,11 +40,10 @@ def look_at_gate(
     """
     if pipeline.gate is None:
         raise ValueError("this pipeline has no gate to look at")
-    model = pruned(model, pipeline)
-    arguments = gate_arguments(model, pipeline)
-    peek = _Peek(replaying(model, trace, pipeline, progress), layer)
+    arguments, recorder = gate_arguments(model, pipeline), replaying(model, trace, pipeline, progress)
+    peek = _Peek(recorder, layer)
     with recording(peek), contextlib.suppress(Enough):
-        model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
+        recorder.model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
     assert peek.hidden is not None
     gate, (start, end) = arguments["gate"], window
     gate_q, gate_k = gate.project(layer, peek.hidden[:, start:end])

@@ -82,7 +82,7 @@ def run(
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
         **_decoding(model, pipeline, 0, progress),
-        **gate_arguments(model, pipeline),
+        **gate_arguments(reference, pipeline),
         **_ruling(pipeline, texts, n),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
     )
@@ -159,7 +159,7 @@ def generate(
         cache=cache,
         offload=offload,
         **_decoding(model, pipeline, n_prompt, progress),
-        **gate_arguments(model, pipeline),
+        **gate_arguments(reference, pipeline),
         **_ruling(pipeline, pieces(model.tokenizer, ids)[0], total),
         on_layer=lambda i: (
             progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
@@ -237,11 +237,11 @@ def refill(
 
     Runs the layers up to this one again over the trace's tokens. Every step where None, up to 512 of them.
     """
-    n, model = trace.n_tokens, pruned(model, pipeline)
+    n = trace.n_tokens
     wanted = list(steps) if steps is not None else sorted(set(np.linspace(0, n - 1, min(n, 512)).round().astype(int)))
     recorder = replaying(model, trace, pipeline, snapshot_steps=[int(s) for s in wanted], only_layer=layer)
     with recording(recorder), contextlib.suppress(Enough):
-        model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
+        recorder.model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
     return np.asarray(wanted, np.int32), recorder.layer_snapshots(layer)
 
 
@@ -254,7 +254,8 @@ def replaying(
     snapshot_steps: Sequence[int] = (),
     only_layer: int | None = None,
 ) -> Recorder:
-    """A recorder that decides over a trace's tokens as its run did, with the weights already pruned."""
+    """A recorder that decides over a trace's tokens as its run did; its own model has the weights pruned."""
+    reference, model = model, pruned(model, pipeline)
     return Recorder(
         model,
         _eviction_of(pipeline),
@@ -265,7 +266,7 @@ def replaying(
         seed=trace.provenance.seed,
         only_layer=only_layer,
         on_layer=lambda i: progress(i / model.arch.n_layers, f"layer {i + 1}"),
-        **gate_arguments(model, pipeline),
+        **gate_arguments(reference, pipeline),
         **_ruling(pipeline, trace.texts[: trace.n_prompt], trace.n_tokens),
         **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, silent),
     )

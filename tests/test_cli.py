@@ -30,6 +30,14 @@ def with_tiny(monkeypatch):
     monkeypatch.setattr(RUN, "load", lambda name, **options: tiny.model())
 
 
+@pytest.fixture
+def tiny_folder(tmp_path):
+    folder = tmp_path / "model"
+    tiny.transformer("llama", torch.float32).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
     try:
         status = main(list(arguments))
@@ -231,17 +239,23 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_as_a_process_it_prints_json_alone(tmp_path):
-    folder = tmp_path / "model"
-    tiny.transformer("llama", torch.float32).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+def test_as_a_process_it_prints_json_alone(tiny_folder):
     done = process(
-        "run", "--model", str(folder), "--prompt", "The 12 cats 🙂", "--pipeline", A2SF, "--device", "cpu", "--json"
+        "run",
+        "--model",
+        str(tiny_folder),
+        "--prompt",
+        "The 12 cats 🙂",
+        "--pipeline",
+        A2SF,
+        "--device",
+        "cpu",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["tokens"] == len("The 12 cats ") + 4
-    assert found["model"] == str(folder)
+    assert found["model"] == str(tiny_folder)
     assert done.stdout.count(b"\n") == 1
 
 
@@ -257,3 +271,48 @@ def test_a_console_that_cannot_write_a_character_gets_the_rest():
     done = process("methods", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stderr == b""
     assert b"eviction=a2sf" in done.stdout and rb"\u03b1" in done.stdout
+
+
+def test_a_gate_is_trained_from_a_file_and_runs(capsys, tmp_path, tiny_folder):
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(PROMPT * 20)
+    given = ["--model", str(tiny_folder), "--device", "cpu", "--out", str(out)]
+    made = as_json(
+        capsys, "train", "dcp", "--file", str(text), "--steps", "3", "--length", "32", "--gamma", "0.5", *given
+    )
+    assert made["recipe"]["steps"] == len(made["recipe"]["curve"]["kept"]) == 3
+    gate = f"gate=dcp(adapter={made['gate']!r})"
+    found = as_json(
+        capsys, "run", "--prompt", PROMPT, "--model", str(tiny_folder), "--device", "cpu", "--pipeline", gate
+    )
+    assert found["pipeline"] == gate
+    onward = as_json(
+        capsys, "train", "dcp", "--steps", "1", "--length", "32", "--a-first", "3", "--start", made["gate"],
+        "--no-distil", "--file", str(text), *given,
+    )  # fmt: skip
+    assert onward["recipe"]["start"] is not None and onward["recipe"]["distil"] is False
+    tuned = as_json(
+        capsys, "train", "dcp", "--steps", "1", "--length", "32", "--base-rate", "1e-4", "--file", str(text),
+        "--model", str(tiny_folder), "--device", "cpu", "--out", str(tmp_path / "tuned"),
+    )  # fmt: skip
+    both = ["--model", str(tmp_path / "tuned" / "model"), "--device", "cpu", "--prompt", PROMPT]
+    assert as_json(capsys, "run", *both, "--pipeline", f"gate=dcp(adapter={tuned['gate']!r})")["tokens"] > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gamma", "-1"], "gamma, what a kept pair costs, is at least 0; got -1"),
+        (["--file", "short.txt", "--length", "64"], "fewer than one stretch of 64"),
+        (["--hub", "one/two"], "a text of the hub is owner/name/file"),
+        (["--start", "missing"], "there is no gate at missing.safetensors"),
+        (["--model", "/no/such/folder"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(capsys, tmp_path, monkeypatch, tiny_folder, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("four")
+    model = [] if "--model" in arguments else ["--model", str(tiny_folder)]
+    status, out, err = call(capsys, "train", "dcp", *arguments, *model, "--device", "cpu", "--out", "out")
+    assert status == 2 and not out
+    assert said in err

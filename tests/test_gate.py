@@ -16,6 +16,7 @@ from kernels import NEVER, evict_scan, flash_column_score, gate_drops, gated_att
 from sparsity_core import Pipeline, Trace, generate, run
 from sparsity_core.gate import Gate, log_keep, log_sparse_sigmoid
 from sparsity_core.gate_records import Training
+from sparsity_core.gate_study import look_at_gate
 from sparsity_core.gate_training import SoftGate, train_gate
 from sparsity_core.record import recording
 from sparsity_core.rules import parse_rules, ruled
@@ -241,6 +242,20 @@ def test_a_later_token_changes_no_earlier_drop(tmp_path):
     same(one.gated_at[:, :20].clip(max=20), two.gated_at[:, :20].clip(max=20))
     same(one.nll[:19], two.nll[:19])
     assert (one.gated_at[:, :20] < 20).any()
+
+
+def test_a_gate_runs_on_the_model_it_was_trained_on_with_its_weights_cut(tmp_path):
+    model = tiny.model()
+    spelled = f"weights=row_norm(ratio=0.25) {gated(gate_file(tmp_path, model))}"
+    trace = run(model, tiny.ids(44), Pipeline.parse(spelled))
+    assert trace.density() < 1 and trace.provenance.pipeline == spelled
+    look = look_at_gate(model, trace, Pipeline.parse(spelled), 1, (10, 40))
+    below = np.tri(30, 30, -1, dtype=bool)
+    dropped = (look.x <= 0) & below
+    first = np.where(dropped.any(0), dropped.argmax(0) + 10, 44)
+    inside = trace.gated_at[1, 10:40] < 40
+    same(first[inside], trace.gated_at[1, 10:40][inside])
+    assert inside.any()
 
 
 def test_a_trace_says_which_token_dropped_which(tmp_path):
