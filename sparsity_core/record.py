@@ -731,6 +731,10 @@ class Recorder:
         found = np.stack([self._states[i].gone_at.cpu().numpy()[:n] for i in range(len(self._rules))])
         return (found if self._dropped is None else np.where(self._dropped.numpy()[:n], n, found)).clip(max=n)
 
+    def protected(self, n: int) -> np.ndarray:
+        """bool [n]: what the user's rules keep; empty without such rules."""
+        return np.zeros(0, bool) if self._protected is None else self._protected.numpy()[:n]
+
     def n_cached(self) -> int:
         """Keys that the cache holds after the last query, over all layers and KV heads."""
         return sum(state.positions.numel() for state in self._states.values())

@@ -458,6 +458,7 @@ def _draft(
         continuation="",
         notes=tuple(notes),
         gated_at=recorder.gated_at(n),
+        protected=recorder.protected(n),
         **_selections(recorder, n),
     )
 

@@ -94,6 +94,9 @@ class Trace:
     selected_recall: np.ndarray = field(
         default_factory=_nothing
     )  # float32 [L, Hkv, T]: share of the exact top keys read
+    protected: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, bool)
+    )  # bool [T]: tokens that the user's own rules keep; empty without such rules
     # Of a decode stage that ranks its channels again while it runs; empty without one.
     drift_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # int32 [R]: tokens read by then
     drift: np.ndarray = field(
@@ -157,6 +160,14 @@ class Trace:
             return self.evicted_at.min(axis=1)
         return self.evicted_at.max(axis=1) if head == "last" else self.evicted_at[:, int(head)]
 
+    def dropped_in(self, head: int | str) -> np.ndarray:
+        """int32 [L, T]: the step that dropped each key, as `dropped_at` takes heads; T − 1 or T where none did.
+
+        An eviction method drops after its query has looked, so that the next one misses the key; a gate drops before.
+        """
+        at = self.dropped_at(head)
+        return at - 1 + (self.gated_at == at if self.gated_at.size else 0)
+
     def visible_at(self, step: int) -> np.ndarray:
         """bool [L, Hkv, T]: the keys that query `step` attends to, its own included."""
         return (np.arange(self.n_tokens) <= step) & (step < self.evicted_at)
@@ -182,6 +193,8 @@ class Trace:
         if self.selected.size:
             shapes |= {"selected": (layers, heads, t), "selected_recall": (layers, heads, t)}
             shapes["selected_mass"] = (layers, self.n_heads, t)
+        if self.protected.size:
+            shapes["protected"] = (t,)
         if self.drift.size:
             shapes["drift"] = (layers, len(self.drift_steps))
         if self.prefetch_hits.size:

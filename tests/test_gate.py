@@ -23,6 +23,7 @@ from sparsity_core.rules import parse_rules, ruled
 from tests import oracles, tiny
 from tests.test_kernels import DEVICE, both_backends
 from tests.test_laws import same, same_traces
+from viz.strip import strip_table
 
 SHARPNESS = [1.0, 1.00001, 1.001, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0]
 TEXT = "In 1969 two people walked on the Moon, and a third one waited above. " * 8
@@ -469,6 +470,9 @@ def test_rules_work_with_a_budget_of_everything_and_protect_wins(tmp_path):
     pipeline = Pipeline.parse("eviction=a2sf(budget=99, protect='4', drop='3-4')")
     trace = run(tiny.model(), tiny.ids(20), pipeline)
     assert trace.evicted_at[0, 0].tolist() == [20, 20, 20, 4, *[20] * 16]
+    assert np.flatnonzero(trace.protected).tolist() == [4]
+    table = strip_table(trace, 0, 0)
+    assert table["state"].tolist()[3:5] == ["dropped", "sink"] and table["ruled"].tolist()[4]
     kept = run(tiny.model(), tiny.ids(44), gated(gate_file(tmp_path, tiny.model()), protect="0-43"))
     assert kept.density() == 1.0
 

@@ -34,7 +34,7 @@ def atlas_table(
             "layer": layers,
             "position": np.tile(positions, trace.n_layers),
             "token": np.tile(np.asarray(trace.tokens[first:last], dtype=object), trace.n_layers),
-            "dropped_at": np.where(dropped, evicted_at - 1, np.nan).ravel(),
+            "dropped_at": np.where(dropped, trace.dropped_in(head)[:, first:last], np.nan).ravel(),
             "seen": np.tile(positions <= step, trace.n_layers),
         }
     )

@@ -18,9 +18,9 @@ def strip_table(
     trace: Trace, layer: int, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
 ) -> pd.DataFrame:
     """One row per token: position, token, state, dropped_at, dropped_while (the token read at that step), dropped_by (that token,
-    where its gate did it, else −1), score, class.
+    where its gate did it, else −1), score, class, ruled (kept by a rule of the user's own).
 
-    `state` is kept, dropped, sink, recent (both protected) or future, as query `step` finds the cache. `score` is the
+    `state` is kept, dropped, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache. `score` is the
     accumulated score at the last snapshot up to `step`, or that at which the token was dropped.
     """
     n = trace.n_tokens
@@ -28,14 +28,16 @@ def strip_table(
     position = np.arange(n)
     evicted_at = trace.dropped_at(head)[layer]
     by = trace.dropped_by(layer).max(axis=0)
-    gated = (by >= 0) & (by == evicted_at)  # a gate's query drops before it looks, eviction after
+    gated = (by >= 0) & (by == evicted_at)
     state = np.full(n, "kept", dtype=object)
     state[position > step - trace.recent[layer]] = "recent"
     state[position < trace.n_sink[layer]] = "sink"
+    ruled = trace.protected if trace.protected.size else np.zeros(n, bool)
+    state[ruled] = "sink"
     dropped = (evicted_at <= step) & (evicted_at < n)
     state[dropped] = "dropped"
     state[position > step] = "future"
-    at = np.where(gated, evicted_at, evicted_at - 1)
+    at = trace.dropped_in(head)[layer].clip(max=n - 1)
     table = pd.DataFrame(
         {
             "position": position,
@@ -44,8 +46,9 @@ def strip_table(
             "dropped_at": np.where(dropped, at, np.nan),
             "dropped_while": [trace.tokens[e] if d else "" for e, d in zip(at, dropped, strict=True)],
             "dropped_by": np.where(gated & dropped, by, -1),
-            "score": _score(trace, layer, head, step, dropped, evicted_at),
+            "score": _score(trace, layer, head, step, dropped & ~gated, evicted_at),
             "class": trace.classes,
+            "ruled": ruled,
             "group": trace.groups,
         }
     )
