@@ -20,8 +20,8 @@ def strip_table(
     """One row per token: position, token, state, dropped_at, dropped_while (the token read at that step), dropped_by (that token,
     where its gate did it, else −1), score, class, ruled (kept by a rule of the user's own).
 
-    `state` is kept, dropped, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache. `score` is the
-    accumulated score at the last snapshot up to `step`, or that at which the token was dropped.
+    `state` is kept, dropped, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache.
+    `score` is the accumulated score at the last snapshot up to `step`, or that at which the token was dropped.
     """
     n = trace.n_tokens
     step = n - 1 if step is None else step
