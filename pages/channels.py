@@ -198,12 +198,8 @@ def _curve(item: Shown, choice: Choice, calibrated: Channels) -> None:
     st.subheader("What reading less costs")
     specs = ui.curve_specs(item, choice)
     points = ui.points_of(specs)
-    if len(points) < len(specs) and not work.pending("curve"):
-        st.caption(f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one.")
-        if st.button("Run the curve", key="run_curve", icon=":material/stacked_line_chart:"):
-            work.submit_specs("curve", list(specs.values()))
-            st.rerun()
-    work.watch("curve", work.keep_results)
+    left = f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one."
+    work.offer_specs("curve", list(specs.values()), len(points), left, "Run the curve", "stacked_line_chart")
     if not points:
         return
     table = viz.curve_table(points)
@@ -224,12 +220,8 @@ def _answers(item: Shown, choice: Choice) -> None:
     st.subheader(f"What it answers, {viz.share_name(choice.share)} of the context")
     specs = ui.answer_specs(item, choice)
     traces = ui.traces_of(specs)
-    if len(traces) < len(specs) and not work.pending("answers"):
-        st.caption(f"{ui.ANSWER} tokens after this prompt, from each method.")
-        if st.button("Ask them all", key="run_answers", icon=":material/question_answer:"):
-            work.submit_specs("answers", list(specs.values()))
-            st.rerun()
-    work.watch("answers", work.keep_results)
+    why = f"{ui.ANSWER} tokens after this prompt, from each method."
+    work.offer_specs("answers", list(specs.values()), len(traces), why, "Ask them all", "question_answer")
     if traces:
         st.dataframe(viz.answer_table(traces), hide_index=True, width="stretch")
 

@@ -137,12 +137,8 @@ def _cost(item: Shown) -> None:
     st.subheader("The family of gates beside eviction, on this prompt")
     specs = ui.family_specs(item)
     points = ui.points_of(specs)
-    if len(points) < len(specs) and not work.pending("family"):
-        st.caption(f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one.")
-        if st.button("Run them", key="run_family", icon=":material/stacked_line_chart:"):
-            work.submit_specs("family", list(specs.values()))
-            st.rerun()
-    work.watch("family", work.keep_results)
+    left = f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one."
+    work.offer_specs("family", list(specs.values()), len(points), left, "Run them", "stacked_line_chart")
     if not points:
         return
     table = viz.family_table(points)

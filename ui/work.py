@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -49,6 +49,16 @@ def submit_specs(purpose: str, specs: list[RunSpec]) -> bool:
     if missing:
         submit(purpose, missing)
     return bool(missing)
+
+
+def offer_specs(purpose: str, specs: Sequence[RunSpec], known: int, why: str, label: str, icon: str) -> None:
+    """A button that runs those specs that are not known yet, with `why` above it, and their progress once it is pressed."""
+    if known < len(specs) and not pending(purpose):
+        st.caption(why)
+        if st.button(label, key=f"run_{purpose}", icon=f":material/{icon}:"):
+            submit_specs(purpose, list(specs))
+            st.rerun()
+    watch(purpose, keep_results)
 
 
 def pending(purpose: str) -> bool:

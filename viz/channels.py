@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelStudy, Read
 from sparsity_core.method import Pipeline
 from sparsity_core.trace import Trace
+from viz.shares import plot_shares
 from viz.theme import SEQUENTIAL, method_colour, method_dash, plain
 
 STATISTIC_NAMES = {
@@ -426,21 +427,9 @@ def drift_table(trace: Trace) -> pd.DataFrame:
 def plot_drift(table: pd.DataFrame) -> go.Figure:
     """How many of the calibrated channels each layer still keeps as it ranks them again on what it reads."""
     z = table.pivot(index="layer", columns="read", values="stayed")
-    figure = go.Figure(
-        go.Heatmap(
-            z=z.to_numpy(),
-            x=z.columns,
-            y=z.index,
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            zmax=1,
-            colorbar={"title": {"text": "channels that stayed"}, "tickformat": ".0%"},
-            hovertemplate="layer %{y}, after %{x} tokens: %{z:.0%} of the calibrated channels<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title="tokens read", showgrid=False)
-    figure.update_yaxes(title="layer", showgrid=False)
-    return figure.update_layout(height=150 + 10 * len(z))
+    hover = "layer %{y}, after %{x} tokens: %{z:.0%} of the calibrated channels"
+    figure = plot_shares(z, "channels that stayed", hover).update_xaxes(title="tokens read")
+    return figure.update_yaxes(title="layer").update_layout(height=150 + 10 * len(z))
 
 
 def prefetch_table(trace: Trace) -> pd.DataFrame:

@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 
 from sparsity_core.gate_records import GateLook, sparse_sigmoid
 from sparsity_core.trace import Trace
-from viz.theme import SEQUENTIAL, method_colour, method_dash, plain
+from viz.shares import plot_shares
+from viz.theme import method_colour, method_dash, plain
 
 _FAR = 4.0  # gate logits beyond are drawn as this
 _SHARPNESS = {1.0: "1.5px,1.5px", 1.5: "5px,2px,1.5px,2px", 2.0: "5px,2px", 4.0: "9px,2px", 8.0: "solid"}  # a: dash
@@ -212,21 +213,9 @@ def kept_table(trace: Trace) -> pd.DataFrame:
 def plot_kept(table: pd.DataFrame) -> go.Figure:
     """Kept context by depth and by position of the query."""
     z = table.pivot(index="layer", columns="first", values="kept")
-    figure = go.Figure(
-        go.Heatmap(
-            z=z.to_numpy(),
-            x=z.columns,
-            y=z.index,
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            zmax=1,
-            colorbar={"title": {"text": "context kept"}, "tickformat": ".0%"},
-            hovertemplate="layer %{y}, query %{x}: sees %{z:.0%} of what is before it<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title="position of the query")
-    figure.update_yaxes(title="layer", showgrid=False)
-    return figure.update_layout(height=150 + 10 * len(z))
+    hover = "layer %{y}, query %{x}: sees %{z:.0%} of what is before it"
+    figure = plot_shares(z, "context kept", hover).update_xaxes(title="position of the query")
+    return figure.update_yaxes(title="layer").update_layout(height=150 + 10 * len(z))
 
 
 def kinds_table(trace: Trace) -> pd.DataFrame:
@@ -249,22 +238,11 @@ def kinds_table(trace: Trace) -> pd.DataFrame:
 
 def plot_kinds(table: pd.DataFrame) -> go.Figure:
     """What kinds of tokens go, by layer."""
-    z = table.pivot(index="kind", columns="layer", values="dropped")
     counts = table.groupby("kind")["tokens"].first()
-    figure = go.Figure(
-        go.Heatmap(
-            z=z.to_numpy(),
-            x=z.columns,
-            y=[f"{kind} ({counts[kind]})" for kind in z.index],
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            zmax=1,
-            colorbar={"title": {"text": "dropped"}, "tickformat": ".0%"},
-            hovertemplate="layer %{x}, %{y} tokens: %{z:.0%} dropped<extra></extra>",
-        )
+    z = table.pivot(index="kind", columns="layer", values="dropped").rename(
+        index=lambda kind: f"{kind} ({counts[kind]})"
     )
-    figure.update_xaxes(title="layer", showgrid=False)
-    figure.update_yaxes(showgrid=False)
+    figure = plot_shares(z, "dropped", "layer %{x}, %{y} tokens: %{z:.0%} dropped").update_xaxes(title="layer")
     return figure.update_layout(height=140 + 34 * len(z))
 
 
