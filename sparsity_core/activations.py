@@ -18,7 +18,7 @@ from sparsity_core.ffn import down_projections, shared_copy, up_projections, wei
 from sparsity_core.heads import output_projections
 from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model
-from sparsity_core.record import Enough
+from sparsity_core.seam import Enough
 
 _MATRIX_BYTES = 1 << 30  # of second-moment matrices at once: as many layers a pass as fit, but at least one
 

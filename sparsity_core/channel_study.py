@@ -23,7 +23,7 @@ from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelS
 from sparsity_core.channels import calibrate, channels_for
 from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model
-from sparsity_core.record import Enough, recording
+from sparsity_core.seam import Enough, recording
 from sparsity_core.selection import LabelSelector
 
 _QUERIES = 16

@@ -22,7 +22,7 @@ from sparsity_core.calibration import calibration_text, windows
 from sparsity_core.channel_records import Channels, find_channels, keep_channels
 from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model
-from sparsity_core.record import recording
+from sparsity_core.seam import recording
 
 
 @torch.inference_mode()

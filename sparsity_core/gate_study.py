@@ -11,8 +11,8 @@ import torch
 from sparsity_core.gate_records import GateLook
 from sparsity_core.method import Pipeline, Progress, silent
 from sparsity_core.models import Model
-from sparsity_core.record import Attends, Enough, attention_input, recording
 from sparsity_core.run import gate_arguments, replaying
+from sparsity_core.seam import Attends, Enough, attention_input, recording
 from sparsity_core.trace import Trace
 
 

@@ -25,7 +25,7 @@ from sparsity_core.gate import Gate, log_keep
 from sparsity_core.gate_records import Training
 from sparsity_core.method import Progress, silent
 from sparsity_core.models import Model, wrap
-from sparsity_core.record import attention_input, recording
+from sparsity_core.seam import attention_input, recording
 
 _INITIAL_BIAS = 2.0
 _INITIAL_STD = 0.02

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from sparsity_core.record import ATTENTION, probe, probe_logits, watch_inputs
+from sparsity_core.seam import ATTENTION, probe, probe_logits, watch_inputs
 from sparsity_core.store import cache_dir
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipel
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
 from sparsity_core.offload import HostLayer, Offloaded
-from sparsity_core.record import Enough, Recorder, recording
+from sparsity_core.record import Recorder
 from sparsity_core.rules import ruled
+from sparsity_core.seam import Enough, recording
 from sparsity_core.text import pieces, shown, token_classes
 from sparsity_core.trace import Provenance, RunSpec, Trace
 

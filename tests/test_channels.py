@@ -18,7 +18,7 @@ PROSE = tiny.TEXT * 6
 
 def captured(family: str, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(q [H, T, D], k [Hkv, T, D]) of each layer after the rotary embedding, as the attention function receives them."""
-    from sparsity_core.record import recording
+    from sparsity_core.seam import recording
 
     seen = []
 

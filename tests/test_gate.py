@@ -18,8 +18,8 @@ from sparsity_core.gate import Gate, log_keep, log_sparse_sigmoid
 from sparsity_core.gate_records import Training
 from sparsity_core.gate_study import look_at_gate
 from sparsity_core.gate_training import SoftGate, train_gate
-from sparsity_core.record import recording
 from sparsity_core.rules import parse_rules, ruled
+from sparsity_core.seam import recording
 from tests import oracles, tiny
 from tests.test_kernels import DEVICE, both_backends
 from tests.test_laws import same, same_traces
@@ -267,7 +267,7 @@ def test_a_trace_says_which_token_dropped_which(tmp_path):
 
     class Watch:
         def attend(self, layer, q, k, v, *, scale, softcap, window):
-            from sparsity_core.record import attention_input
+            from sparsity_core.seam import attention_input
 
             hidden = attention_input(layer)[0]
             x = (hidden @ gate.query[layer].double().T) @ (hidden @ gate.key[layer].double().T).T / gate.rank**0.5

@@ -14,8 +14,9 @@ import torch
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.method import EvictionMethod, LayerShape, PrefillRule
 from sparsity_core.models import wrap
-from sparsity_core.record import Recorder, recording
+from sparsity_core.record import Recorder
 from sparsity_core.run import refill
+from sparsity_core.seam import recording
 from tests import oracles, tiny
 
 BUDGET, PROMPT, NEW = 12, 30, 14

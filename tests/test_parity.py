@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.models import EMBEDDED, wrap
-from sparsity_core.record import _Probe, probe, probe_logits
+from sparsity_core.seam import _Probe, probe, probe_logits
 from sparsity_core.store import cache_dir
 from tests import tiny
 
