@@ -1,7 +1,8 @@
-"""The text that the shipped gates were trained on: `python text.py gensim-4.3.3-….whl > text.txt`.
+"""The texts that the shipped gates were trained on: `python text.py gensim-4.3.3-….whl [--spaced] > text.txt`.
 
 Prose of the first articles of an English Wikipedia dump (CC BY-SA) that gensim's wheels carry for their tests, and after it the
-library's calibration text. The wheel comes from `pip download --no-deps gensim==4.3.3`.
+library's calibration text. `--spaced` writes every second article as WikiText spaces its text (" , ", " @-@ "). The wheel
+comes from `pip download --no-deps gensim==4.3.3`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ _REMOVED = (
 _LAST = "references|external links|see also|further reading|notes|bibliography|footnotes|sources".split("|")
 
 
-def wikipedia(wheel: Path) -> str:
+def wikipedia(wheel: Path, spaced: bool) -> str:
     with zipfile.ZipFile(wheel) as archive:
         dump = bz2.decompress(archive.read(_DUMP)).decode("utf-8", "replace")
     articles = []
     for title, marked in _ARTICLE.findall(dump):
         prose = _prose(html.unescape(html.unescape(marked)))
         if "#REDIRECT" not in marked.upper()[:30] and len(prose) > 1500:
-            articles.append(f"{html.unescape(title)}\n{prose}")
+            article = f"{html.unescape(title)}\n{prose}"
+            articles.append(_spaced(article) if spaced and len(articles) % 2 else article)
     return "\n".join(line for line in "\n\n".join(articles).split("\n") if not line.startswith("[["))
 
 
@@ -63,5 +65,21 @@ def _prose(text: str) -> str:
     return "\n".join(kept)
 
 
+def _spaced(article: str) -> str:
+    """An article with its punctuation set apart, inner marks between @, and headings between equals signs."""
+    lines = []
+    for depth, line in enumerate(article.split("\n")):
+        for pattern, between in ((r"(\d),(?=\d)", "@,@"), (r"(\d)\.(?=\d)", "@.@"), (r"(\w)-(?=\w)", "@-@")):
+            line = re.sub(pattern, rf"\1 {between} ", line)
+        line = re.sub(r"(?<!@)([,.;:!?()\"])(?!@)", r" \1 ", line)
+        line = re.sub(r"(\w)'(\w)", r"\1 '\2", line)
+        line = " ".join(line.split())
+        if len(line) < 40 and not line.endswith("."):
+            sign = "=" if depth == 0 else "= ="
+            line = f"\n {sign} {line} {sign} \n"
+        lines.append(f" {line} ")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{wikipedia(Path(sys.argv[1]))}\n\n{calibration_text()}")
+    sys.stdout.write(f"{wikipedia(Path(sys.argv[1]), '--spaced' in sys.argv)}\n\n{calibration_text()}")
