@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -47,8 +48,10 @@ def _pairs(item: Shown, at: View, method: GateMethod) -> None:
     st.subheader(f"What layer {at.layer} thinks of each pair")
     look = ui.look_of(item, at.layer, window)
     if look is None and not work.pending("gate_look"):
-        ui.look_at(item, at.layer, window)
-        st.rerun()
+        asked = ui.was_asked(item, at.layer, window)
+        if not asked or st.button(f"Look at layer {at.layer}", key="look_at_gate", icon=":material/search:"):
+            ui.look_at(item, at.layer, window)
+            st.rerun()
     work.watch("gate_look", lambda jobs: None)
     if look is None:
         return
@@ -180,15 +183,15 @@ def _training(item: Shown) -> None:
             ui.train(item.spec, training, text)
             st.rerun()
     work.watch("train_gate", lambda jobs: None)
-    _live(item, training, text)
+    curve = st.fragment(_curve, run_every=2.0) if work.pending("train_gate") else _curve
+    curve(item, training, place)
     if place.exists():
         st.success(f"Trained. Use it with `gate=dcp(adapter='{place}')`: paste the path under Gate in the sidebar.")
 
 
-@st.fragment(run_every=2.0)
-def _live(item: Shown, training: Training, text: str | None) -> None:
-    place = ui.training_place(item.spec, training, text)
-    curve = ui.recipe_used_by_file(place) or ui.live_curve(place)
+def _curve(item: Shown, training: Training, place: Path) -> None:
+    """The training as far as it has come."""
+    curve = ui.curve_of(place)
     if curve["loss"]:
         table = viz.training_table({"curve": curve})
         command = "python -m sparsity_core train dcp --help"

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+import sparsity_core.gate_study
 from sparsity_core.gate_records import ASSETS, GateLook, Training, family, recipe_of, sparse_sigmoid
 from sparsity_core.store import Store
 from sparsity_core.trace import RunSpec
@@ -175,6 +176,25 @@ def test_the_gate_page_from_a_link_to_every_section(tmp_path, monkeypatch):
     spec = at.session_state["specs"][0]
     made = training_place(spec, Training(gamma=0.5, steps=2, length=24), None)
     assert made.exists() and any(str(made) in s.value for s in at.success)
+
+
+def test_a_look_that_fails_says_so_and_waits_for_a_button(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    at = opened(tmp_path, pipeline="gate=dcp(gamma=0.3)", prompt="needle", layer="3")
+    finish(at)
+
+    def fails(*args):
+        raise ValueError("the look failed on purpose")
+
+    monkeypatch.setattr(sparsity_core.gate_study, "look_at_gate", fails)
+    open_page(at, "gate")
+    finish(at)
+    assert not at.exception
+    assert any("the look failed on purpose" in e.value for e in at.error)
+    monkeypatch.undo()
+    at.button(key="look_at_gate").click().run()
+    finish(at)
+    assert not at.exception and len(figures(at)) == 5
 
 
 def test_without_a_gate_the_page_says_how_to_get_one(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -45,8 +47,14 @@ def look_of(item: Shown, layer: int, window: tuple[int, int]) -> GateLook | None
     return _known().get(_look_key(item, layer, window))
 
 
+def was_asked(item: Shown, layer: int, window: tuple[int, int]) -> bool:
+    """Whether this look was begun by itself before: one that failed or was cancelled waits for a button."""
+    return st.session_state.get("gate look") == _look_key(item, layer, window)
+
+
 def look_at(item: Shown, layer: int, window: tuple[int, int]) -> None:
     key = _look_key(item, layer, window)
+    st.session_state["gate look"] = key
     work.submit("gate_look", {key: partial(_look, item, layer, window, key, _known())})
 
 
@@ -129,25 +137,26 @@ def _point(key: str, _spec: RunSpec) -> dict[str, float]:
 
 def training_place(spec: RunSpec, training: Training, text: str | None) -> Path:
     """Where a gate that is trained here is kept: equal settings find the same file, and an unfinished training."""
-    name = key_of(replace(spec, prompt=text or "", pipeline=str(sorted(asdict(training).items())), generate=0))
-    return cache_dir() / "gates" / f"dcp-{training.gamma:g}-{name[:12]}.safetensors"
+    asked = [spec.model, spec.device, spec.dtype, asdict(training), text]
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+    return cache_dir() / "gates" / f"dcp-{training.gamma:g}-{name}.safetensors"
 
 
 def train(spec: RunSpec, training: Training, text: str | None) -> None:
     place = training_place(spec, training, text)
-    work.submit("train_gate", {str(place): partial(_train, spec, training, text, place, live_curve(place))})
+    work.submit("train_gate", {str(place): partial(_train, spec, training, text, place, _live_curve(place))})
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def live_curve(place: Path) -> dict[str, Any]:
+def _live_curve(place: Path) -> dict[str, Any]:
     """The curve of a training as far as it has come, shared between the job and the pages that watch it."""
     return {"loss": [], "kept": []}
 
 
-def recipe_used_by_file(place: Path) -> dict[str, Any] | None:
-    """The curve of a finished training."""
+def curve_of(place: Path) -> dict[str, Any]:
+    """Loss and kept of every step of a training, finished or as far as it has come."""
     recipe = recipe_of(place)
-    return None if recipe is None else dict(recipe["curve"])
+    return _live_curve(place) if recipe is None else dict(recipe["curve"])
 
 
 def _train(
