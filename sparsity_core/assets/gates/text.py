@@ -30,7 +30,7 @@ _LAST = "references|external links|see also|further reading|notes|bibliography|f
 def wikipedia(wheel: Path, spaced: bool) -> str:
     with zipfile.ZipFile(wheel) as archive:
         dump = bz2.decompress(archive.read(_DUMP)).decode("utf-8", "replace")
-    articles = []
+    articles: list[str] = []
     for title, marked in _ARTICLE.findall(dump):
         prose = _prose(html.unescape(html.unescape(marked)))
         if "#REDIRECT" not in marked.upper()[:30] and len(prose) > 1500:
