@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from sparsity_core.gate_records import Training
+from sparsity_core.gate_records import Training, command_of
 from sparsity_core.method import GateMethod
 from ui import gate as ui
 from ui import work
@@ -120,10 +120,7 @@ def _how_it_was_trained(item: Shown, method: GateMethod) -> None:
         return
     st.subheader("How this gate was trained")
     table = viz.training_table(recipe)
-    command = (
-        f"python -m sparsity_core train dcp --model {recipe['model']} --gamma {recipe['gamma']:g} --steps {recipe['steps']} "
-        f"--length {recipe['length']} --seed {recipe['seed']} --out gate"
-    )
+    command = command_of(recipe)
     said = {name: str(recipe[name]) for name in ("model", "fingerprint", "gamma", "steps", "length", "text_blake2b")}
     show_figure(
         viz.plot_training(table, bool(recipe["distil"])),
@@ -194,7 +191,7 @@ def _curve(item: Shown, training: Training, place: Path) -> None:
     curve = ui.curve_of(place)
     if curve["loss"]:
         table = viz.training_table({"curve": curve})
-        command = "python -m sparsity_core train dcp --help"
+        command = command_of({"model": item.spec.model, "start": None, **asdict(training)})
         show_figure(
             viz.plot_training(table, training.distil),
             table,

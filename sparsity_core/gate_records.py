@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +98,17 @@ def recipe_of(path: str | Path) -> dict[str, Any] | None:
         return dict(json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def command_of(recipe: dict[str, Any]) -> str:
+    """The command that trains a gate of this recipe again, given its text and the gate that it went on from."""
+    said = [f"python -m sparsity_core train dcp --model {recipe['model']}"]
+    for item in fields(Training):
+        value, flag = recipe[item.name], f"--{item.name.replace('_', '-')}"
+        if isinstance(item.default, bool):
+            said += [] if value == item.default else [flag if value else flag.replace("--", "--no-", 1)]
+        elif value != item.default or item.name == "gamma":
+            said.append(f"{flag} {value:g}")
+    said += ["--start GATE"] if recipe["start"] else []
+    said += ["--file TEXT"] if recipe.get("text") == "given" else []
+    return " ".join([*said, "--out gate"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sparsity_core.gate_study
-from sparsity_core.gate_records import ASSETS, GateLook, Training, family, recipe_of, sparse_sigmoid
+from sparsity_core.gate_records import ASSETS, GateLook, Training, command_of, family, recipe_of, sparse_sigmoid
 from sparsity_core.store import Store
 from sparsity_core.trace import RunSpec
 from tests.server import cache_with_models
@@ -132,6 +132,10 @@ def test_the_shipped_family_says_how_it_was_trained():
         recipe = recipe_of(path)
         assert recipe["gamma"] == gamma
         assert len(recipe["curve"]["loss"]) == recipe["steps"]
+        assert command_of(recipe) == (
+            f"python -m sparsity_core train dcp --model smollm2-135m --gamma {gamma:g} --steps {recipe['steps']} --a-first 2 "
+            f"--seed {recipe['seed']} --start GATE --file TEXT --out gate"
+        )
         assert path.stat().st_size < 5_000_000
     assert family("no such model") == {}
     assert recipe_of(ASSETS / "missing") is None
