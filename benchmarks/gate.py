@@ -16,7 +16,7 @@ from sparsity_core import Pipeline, generate, load, methods, run
 from sparsity_core.gate_records import family
 from sparsity_core.models import Model
 
-_BLOCK, _BLOCKS = 1024, 8
+_BLOCK, _BLOCKS = 1024, 4
 _CONVENTION = f"WikiText-2 test, first {_BLOCKS} blocks of {_BLOCK:,} tokens, no BOS"
 _EVICTING = ("local_window", "streaming_llm", "h2o", "a2sf")
 _CONTEXT, _STEPS = 2048, 24
