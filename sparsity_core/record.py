@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import NEVER, evict_scan, flash_column_score, gate_drops
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
@@ -382,6 +383,12 @@ class Recorder:
         n, end = q.shape[2], start + q.shape[2]
         new = torch.arange(start, end, device=k.device).expand(1, k.shape[1], n)
         positions = torch.cat([state.positions, new], dim=2)
+        plain = rule.budget is None and own["softcap"] is None and own["window"] is None
+        if n == 1 and plain and not state.steps and not state.evicts and self.cache is not None:
+            # Nothing is scored or cut, and what is hidden has left the cache: the model's own attention is all.
+            state.positions, state.score = positions, torch.zeros_like(positions, dtype=state.score.dtype)
+            self._compact(layer, state, k, v, end)
+            return scaled_dot_product_attention(q, k, v, scale=own["scale"], enable_gqa=True)
         slots = [i for i, step in enumerate(state.steps) if start <= step < end]
         until = self._until(state, positions)
         result = evict_scan(

@@ -222,9 +222,14 @@ def test_a_gate_before_another_stage_is_the_same_simulated_and_physical(tmp_path
 
 
 def check_simulation(model, pipeline, decodes=False):
+    asked = {"max_new_tokens": 14, "stop_at_eos": False, "against_dense": False}
+    with tiny.hidden_states(model.hf) as unscored:  # decode steps by the model's own attention
+        quick = generate(model, tiny.ids(30), pipeline, snapshots=0, **asked)
     with tiny.hidden_states(model.hf) as seen:
-        out = generate(model, tiny.ids(30), pipeline, max_new_tokens=14, stop_at_eos=False, against_dense=False)
+        out = generate(model, tiny.ids(30), pipeline, **asked)
         physical = torch.cat(seen)
+        torch.testing.assert_close(torch.cat(unscored), physical, rtol=0, atol=1e-9)
+        same(quick.trace.evicted_at, out.trace.evicted_at)
         real = out.trace
         if decodes:  # a run lets every query select, generation those after the prompt
             return
