@@ -183,7 +183,7 @@ def _training(item: Shown) -> None:
     curve = st.fragment(_curve, run_every=2.0) if work.pending("train_gate") else _curve
     curve(item, training, place)
     if place.exists():
-        st.success(f"Trained. Use it with `gate=dcp(adapter='{place}')`: paste the path under Gate in the sidebar.")
+        st.success(f"Trained. Paste `{place}` as the adapter under Gate in the sidebar, and press Run.")
 
 
 def _curve(item: Shown, training: Training, place: Path) -> None:
