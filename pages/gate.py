@@ -34,12 +34,16 @@ def page(shown: list[Shown], at: View) -> None:
         _training(item)
     elif section == "cost":
         _cost(item)
-    elif method is None:
-        st.info("No gate runs in this pipeline: choose dcp under Gate in the sidebar, and press Run.")
     else:
-        _pairs(item, at, method)
-        _what_is_kept(item)
-        _how_it_was_trained(item, method)
+        if method is None:
+            st.info("No gate runs in this pipeline: choose dcp under Gate in the sidebar, and press Run.")
+        else:
+            _pairs(item, at, method)
+        st.subheader("What is kept, and of what kind")
+        for each in shown:
+            _what_is_kept(each)
+        if method is not None:
+            _how_it_was_trained(item, method)
     explain_methods(shown)
 
 
@@ -88,16 +92,15 @@ def _pairs(item: Shown, at: View, method: GateMethod) -> None:
 
 def _what_is_kept(item: Shown) -> None:
     trace = item.trace
-    st.subheader("What is kept, and of what kind")
     kept, kinds = st.columns(2)
     with kept:
         table = viz.kept_table(trace)
         show_figure(
             viz.plot_kept(table),
             table,
-            name="kept_context",
+            name=f"kept_context_{item.letter}",
             caption=f"Share of the earlier tokens that each query still sees, by layer ({cost.label(trace)}).",
-            read=f"{trace.density():.0%} of all causal pairs stay, over all layers.",
+            read=f"{item.letter}: {trace.density():.0%} of all causal pairs stay, over all layers.",
             sources=[(item.spec, trace)],
             on_click=lambda point: request(layer=int(point["y"]), step=int(point["x"])),
         )
@@ -106,9 +109,9 @@ def _what_is_kept(item: Shown) -> None:
         show_figure(
             viz.plot_kinds(table),
             table,
-            name="kinds",
+            name=f"kinds_{item.letter}",
             caption=f"Share of each kind of token that is dropped by the end, by layer ({cost.label(trace)}).",
-            read="Beside each kind: how many of its tokens the text has.",
+            read=f"{item.letter}: beside each kind, how many of its tokens the text has.",
             sources=[(item.spec, trace)],
             on_click=lambda point: request(layer=int(point["x"])),
         )

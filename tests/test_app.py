@@ -48,7 +48,7 @@ def open_page(at: AppTest, name: str) -> None:
 def finish(at: AppTest, most: float = 240, purpose: str = "run") -> None:
     """Polls, as the page's fragment does, until nothing is waited for any more."""
     deadline = time.monotonic() + most
-    while purpose in at.session_state["pending"]:
+    while "pending" in at.session_state and purpose in at.session_state["pending"]:
         assert time.monotonic() < deadline, "the run did not finish"
         time.sleep(0.3)
         at.run()

@@ -159,7 +159,7 @@ def test_the_gate_page_from_a_link_to_every_section(tmp_path, monkeypatch):
     assert not at.exception
     assert any("which token dropped which" in h.value for h in at.subheader)
     open_page(at, "gate")
-    finish(at)
+    finish(at, purpose="gate_look")
     assert not at.exception
     assert {"What layer 3 thinks of each pair", "What is kept, and of what kind", "How this gate was trained"} <= {
         h.value for h in at.subheader
@@ -175,7 +175,7 @@ def test_the_gate_page_from_a_link_to_every_section(tmp_path, monkeypatch):
     at.number_input(key="gate_steps").set_value(2).run()
     at.number_input(key="gate_length").set_value(24).run()
     at.button(key="train_gate").click().run()
-    finish(at)
+    finish(at, purpose="train_gate")
     assert not at.exception
     spec = at.session_state["specs"][0]
     made = training_place(spec, Training(gamma=0.5, steps=2, length=24), None)
@@ -184,7 +184,7 @@ def test_the_gate_page_from_a_link_to_every_section(tmp_path, monkeypatch):
 
 def test_a_look_that_fails_says_so_and_waits_for_a_button(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
-    at = opened(tmp_path, pipeline="gate=dcp(gamma=0.3)", prompt="needle", layer="3")
+    at = opened(tmp_path, pipeline="gate=dcp(gamma=0.3)", prompt="needle", layer="7")  # no look of another test
     finish(at)
 
     def fails(*args):
@@ -192,12 +192,12 @@ def test_a_look_that_fails_says_so_and_waits_for_a_button(tmp_path, monkeypatch)
 
     monkeypatch.setattr(sparsity_core.gate_study, "look_at_gate", fails)
     open_page(at, "gate")
-    finish(at)
+    finish(at, purpose="gate_look")
     assert not at.exception
     assert any("the look failed on purpose" in e.value for e in at.error)
     monkeypatch.undo()
     at.button(key="look_at_gate").click().run()
-    finish(at)
+    finish(at, purpose="gate_look")
     assert not at.exception and len(figures(at)) == 5
 
 
