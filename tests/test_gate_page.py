@@ -194,7 +194,7 @@ def test_a_look_that_fails_says_so_and_waits_for_a_button(tmp_path, monkeypatch)
     open_page(at, "gate")
     finish(at, purpose="gate_look")
     assert not at.exception
-    assert any("the look failed on purpose" in e.value for e in at.error)
+    assert [e.value for e in at.error] == ["The look failed on purpose."]
     monkeypatch.undo()
     at.button(key="look_at_gate").click().run()
     finish(at, purpose="gate_look")
