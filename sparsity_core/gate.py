@@ -190,7 +190,7 @@ class Gate:
         try:
             tensors = load_tensors(data)
             query, key, bias = (tensors[name].float() for name in _NAMES)
-            gate = cls(query, key, bias, bool(note.pop("propagate_in_depth")), note)
+            gate = cls(query, key, bias, bool(note["propagate_in_depth"]), note)
             sound = query.ndim == 3 and query.shape == key.shape and bias.shape == query.shape[:1]
             if not sound or not all(bool(t.isfinite().all()) for t in gate.tensors()):
                 raise KeyError("weights")

@@ -51,9 +51,7 @@ class SoftGate:
         softcap: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        hidden = attention_input(layer)
-        assert hidden is not None
-        gate_q, gate_k = self.gate.project(layer, hidden)
+        gate_q, gate_k = self.gate.project(layer, attention_input(layer))
         log_i = log_keep((gate_q @ gate_k.mT).float() + self.gate.bias[layer], self.a)  # [B, T, T]
         if self.gate.propagate_in_depth:
             log_i = log_i if self._above is None else log_i + self._above
@@ -92,7 +90,7 @@ def train_gate(
     """A gate for this model, and the model it belongs to: the same one, or its trained copy where `base_rate` > 0.
 
     The gate's `recipe` has all settings, the text's hash, and the curve: loss and kept share of every step. `start` goes
-    on from another gate of the same model, for a family of γ of which each is a short training.
+    on from another gate of the same model, with its rank and kind, for a family of γ of which each is a short training.
 
     Args:
         text: the calibration text where None.
@@ -112,6 +110,7 @@ def train_gate(
         )
     if start is not None:
         start.check(model)
+        training = replace(training, rank=start.rank, propagate_in_depth=start.propagate_in_depth)
     given = calibration_text() if text is None else text
     drawn = windows(
         model, given, count=training.steps * training.batch, length=training.length, seed=training.seed

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -408,7 +409,7 @@ class _State:
     history: dict[str, Any]
 
 
-class _Training:
+class _Training(ABC):
     """What both variants share: the layers, what was asked for, and how far it is."""
 
     variant: str
@@ -416,15 +417,15 @@ class _Training:
     def __init__(self, spectra: _Spectra, recipe: dict[str, Any], progress: Progress) -> None:
         self.spectra, self.recipe, self._progress = spectra, recipe, progress
 
-    def start(self) -> _State:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self) -> _State: ...
 
-    def episode(self, state: _State) -> _State:
-        raise NotImplementedError
+    @abstractmethod
+    def episode(self, state: _State) -> _State: ...
 
+    @abstractmethod
     def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
         """(parameters of the policy, bool [layer, n] that it keeps)."""
-        raise NotImplementedError
 
     def telling(self, share: float, width: float, doing: str) -> Callable[[int], None]:
         """Reports each layer of a pass that takes the part [share, share + width] of the whole."""

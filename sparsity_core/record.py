@@ -199,16 +199,11 @@ class Recorder:
         self, layer: int, state: LayerState, k: torch.Tensor, v: torch.Tensor, n: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Lets the layer's new tokens drop earlier ones; returns k and v without what a decode step has just dropped."""
-        hidden = attention_input(layer)
-        if hidden is None:
-            raise ValueError(f"{self.model.name} does not show what its attention reads, which a gate needs")
         assert self._gate is not None
-        gate_q, gate_k = self._gate.project(layer, hidden)
+        gate_q, gate_k = self._gate.project(layer, attention_input(layer))
         new = torch.arange(self.start, self.start + n, device=k.device)
         at = torch.cat([state.gate_positions, new])
-        keys = torch.cat(
-            [state.gate_keys, gate_k.half()], dim=1
-        )  # half the bytes, and the same rounding for every query
+        keys = torch.cat([state.gate_keys, gate_k.half()], dim=1)  # rounded alike for every query
         bias = float(self._gate.bias[layer]) - self._threshold
         dropped_at = gate_drops(gate_q.float(), keys.float(), bias=bias, start=self.start)[0]
         if self._protected is not None:

@@ -97,13 +97,15 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def attention_input(layer: int) -> torch.Tensor | None:
-    """[B, Tq, hidden]: what a layer's attention block reads, after its norm; None where the family does not show it.
+def attention_input(layer: int) -> torch.Tensor:
+    """[B, Tq, hidden]: what a layer's attention block reads, after its norm. To be called by a recorder, while it attends.
 
-    To be called by a recorder, while it attends.
+    Raises ValueError for a family that does not show it.
     """
     seen = _input.get()
-    return seen.hidden if seen is not None and seen.layer == layer else None
+    if seen is None or seen.layer != layer:
+        raise ValueError("this model does not show what its attention reads, which a gate needs: choose another model")
+    return seen.hidden
 
 
 def predicted_query(model: Model, layer: int) -> torch.Tensor | None:

@@ -13,11 +13,12 @@ from entmax import entmax_bisect
 
 import sparsity_core.gate_training as gate_training
 from kernels import NEVER, evict_scan, flash_column_score, gate_drops, gated_attention
-from sparsity_core import Pipeline, Trace, generate, run
+from sparsity_core import Pipeline, Trace, generate, run, seam
 from sparsity_core.gate import Gate, log_keep, log_sparse_sigmoid
 from sparsity_core.gate_records import Training
 from sparsity_core.gate_study import look_at_gate
 from sparsity_core.gate_training import SoftGate, train_gate
+from sparsity_core.models import wrap
 from sparsity_core.rules import parse_rules, ruled
 from sparsity_core.seam import recording
 from tests import oracles, tiny
@@ -397,6 +398,25 @@ def test_a_gate_goes_on_from_another_one():
     second, _ = train_gate(tiny.model(), dataclasses.replace(SETTINGS, a_first=3.0, gamma=1.0), text=TEXT, start=first)
     assert second.recipe["start"] == first.digest()
     assert second.recipe["gamma"] == 1.0 and second.digest() != first.digest()
+
+
+def test_a_gate_that_goes_on_keeps_its_rank_and_kind_in_its_file(tmp_path):
+    start = Gate.load(gate_file(tmp_path, tiny.model(), propagate=True))
+    found, _ = train_gate(tiny.model(), SETTINGS, text=TEXT, start=start)
+    loaded = Gate.load(found.save(tmp_path / "onward"))
+    assert loaded.propagate_in_depth and loaded.rank == start.rank == 8
+    assert (loaded.recipe["propagate_in_depth"], loaded.recipe["rank"]) == (True, 8)
+
+
+def test_a_family_that_hides_what_its_attention_reads_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(seam, "_attends", lambda module: False)
+    model = wrap(tiny.transformer("llama"), tiny.tokenizer(), "tiny-llama")
+    for attempt in (
+        lambda: run(model, tiny.ids(20), gated(gate_file(tmp_path, model))),
+        lambda: train_gate(model, SETTINGS, text=TEXT),
+    ):
+        with pytest.raises(ValueError, match="does not show what its attention reads"):
+            attempt()
 
 
 @pytest.mark.parametrize(
