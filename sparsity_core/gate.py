@@ -10,7 +10,6 @@ et al., arXiv:2305.15805.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -19,11 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
-from sparsity_core.files import write_whole
+from sparsity_core.checkpoint import read_trained, write_trained
 from sparsity_core.gate_records import family
 
 if TYPE_CHECKING:
@@ -159,43 +155,23 @@ class Gate:
     def save(self, path: str | Path) -> Path:
         """Writes <path>.safetensors, in float16, and <path>.json. Raises OSError where the folder cannot be written."""
         path = Path(path).with_suffix(".safetensors")
-        halves = {name: t.detach().cpu().half().contiguous() for name, t in zip(_NAMES, self.tensors(), strict=True)}
-        data = save_tensors(halves)
-        note = {
-            "format": FORMAT,
-            "propagate_in_depth": self.propagate_in_depth,
-            **self.recipe,
-            "blake2b": hashlib.blake2b(data).hexdigest(),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
-        write_whole(path.with_suffix(".json"), (json.dumps(note) + "\n").encode())
+        halves = {name: tensor.half() for name, tensor in zip(_NAMES, self.tensors(), strict=True)}
+        write_trained(path, halves, {"format": FORMAT, "propagate_in_depth": self.propagate_in_depth, **self.recipe})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Gate:
         """Reads what `save` wrote. Raises ValueError, with the next step, where a file is missing, damaged or changed."""
-        path, again = Path(path).with_suffix(".safetensors"), "train it again, or give another file"
+        path = Path(path).with_suffix(".safetensors")
+        tensors, recipe = read_trained(path, "gate", FORMAT)
         try:
-            note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            data = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"there is no gate at {path} ({error.strerror or error}): {again}") from None
-        except ValueError:
-            raise ValueError(f"{path.with_suffix('.json')} is damaged: {again}") from None
-        if not isinstance(note, dict) or note.pop("format", None) != FORMAT:
-            raise ValueError(f"{path.with_suffix('.json')} is no gate of format {FORMAT}: {again}")
-        if hashlib.blake2b(data).hexdigest() != note.pop("blake2b", None):
-            raise ValueError(f"{path} is not the file that {path.stem}.json was written with: {again}")
-        try:
-            tensors = load_tensors(data)
             query, key, bias = (tensors[name].float() for name in _NAMES)
-            gate = cls(query, key, bias, bool(note["propagate_in_depth"]), note)
+            gate = cls(query, key, bias, bool(recipe["propagate_in_depth"]), recipe)
             sound = query.ndim == 3 and query.shape == key.shape and bias.shape == query.shape[:1]
             if not sound or not all(bool(t.isfinite().all()) for t in gate.tensors()):
                 raise KeyError("weights")
-        except (KeyError, ValueError, SafetensorError):
-            raise ValueError(f"{path} does not hold a gate: {again}") from None
+        except KeyError:
+            raise ValueError(f"{path} does not hold a gate: train it again, or give another file") from None
         return gate
 
 

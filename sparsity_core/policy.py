@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +19,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_of
-from safetensors.torch import save as safetensors_bytes
 
-from sparsity_core.checkpoint import read_checkpoint, write_checkpoint
+from sparsity_core.checkpoint import read_checkpoint, read_trained, write_checkpoint, write_trained
 from sparsity_core.compress import kept_count
 from sparsity_core.ffn import FeedForward, feed_forwards
-from sparsity_core.files import write_whole
 from sparsity_core.method import Progress, check_ratio, silent
 from sparsity_core.models import EMBEDDED, Model
 from sparsity_core.spectrum import Gram, ks_distance
@@ -84,46 +80,28 @@ class Policy:
         Raises ValueError for another suffix, and OSError where the folder cannot be written.
         """
         path = _policy_path(path)
-        data = safetensors_bytes({"parameters": self.parameters.contiguous(), "kept": self.kept.contiguous()})
-        card = {
-            "format": FORMAT,
-            "variant": self.variant,
-            "dims": list(self.dims),
-            **self.recipe,
-            "blake2b": hashlib.blake2b(data).hexdigest(),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
-        write_whole(path.with_suffix(".json"), (_card_text(card) + "\n").encode())
+        tensors = {"parameters": self.parameters, "kept": self.kept}
+        write_trained(
+            path, tensors, {"format": FORMAT, "variant": self.variant, "dims": list(self.dims), **self.recipe}
+        )
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
         """Reads what `save` wrote. Raises ValueError, with the next step, where a file is missing, damaged or changed."""
         path = _policy_path(path)
-        again = "train it again, or give another file"
+        tensors, card = read_trained(path, "policy", FORMAT)
         try:
-            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            data = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"there is no policy at {path} ({error.strerror or error}): {again}") from None
-        except ValueError:
-            raise ValueError(f"{path.with_suffix('.json')} is damaged: {again}") from None
-        if not isinstance(card, dict) or card.get("format") != FORMAT:
-            raise ValueError(f"{path.with_suffix('.json')} is no policy of format {FORMAT}: {again}")
-        if hashlib.blake2b(data).hexdigest() != card.pop("blake2b", None):
-            raise ValueError(f"{path} is not the file that {path.stem}.json was written with: {again}")
-        try:
-            tensors = tensors_of(data)
-            del card["format"]
             variant, (n, d) = card.pop("variant"), card.pop("dims")
             policy = cls(variant, tensors["parameters"], (int(n), int(d)), card, tensors["kept"])
             expected = {"corrected": _SUMMARIES + d, "official": d + 1}[variant]
             sound = policy.parameters.shape == (expected,) and bool(policy.parameters.isfinite().all())
             if not sound or {"ratio", "seed", "episodes", "fingerprint"} - set(card):
                 raise KeyError(variant)
-        except (KeyError, TypeError, ValueError, SafetensorError):
-            raise ValueError(f"{path} does not hold what its recipe says: {again}") from None
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{path} does not hold what its recipe says: train it again, or give another file"
+            ) from None
         return policy
 
 
@@ -634,9 +612,3 @@ def _policy_path(path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"a policy is two files, name.safetensors and name.json: give the first; got {path}")
     return path
-
-
-def _card_text(card: dict[str, Any]) -> str:
-    """JSON with a line for each entry."""
-    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in card.items()]
-    return "{\n" + ",\n".join(lines) + "\n}"
