@@ -22,7 +22,7 @@ from ui.session import Shown, trace_of
 from viz.gate import point_of
 
 _KEPT = 12  # looks at a layer, in this process
-_THRESHOLDS = (-0.3, 0.0, 0.3)
+_THRESHOLDS = (0.0, 0.4, 0.8)
 _SHARES = (0.75, 0.5, 0.35, 0.25)  # of the prompt, that the eviction methods of the curve keep
 _EVICTING = ("local_window", "streaming_llm", "h2o", "a2sf")
 

@@ -279,7 +279,7 @@ def plot_family(table: pd.DataFrame) -> go.Figure:
             hovertemplate="%{customdata[0]}<br>keeps %{x:.0%}, perplexity %{customdata[1]:.2f}, %{y:.3f} × dense<extra></extra>",
         )
     figure.add_hline(1.0, line={"width": 1, "dash": "dot"})
-    figure.update_xaxes(title="share of the causal context that is kept", tickformat=".0%", autorange="reversed")
+    figure.update_xaxes(title="share of the causal context that is kept", tickformat=".0%", range=[1.02, 0])
     figure.update_yaxes(title="perplexity ÷ dense", type="log")
     return figure.update_layout(height=380, showlegend=True)
 
