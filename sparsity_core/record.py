@@ -174,7 +174,8 @@ class Recorder:
             return None
         selector.append(k)
         n = self.start + 1
-        index, known = top_keys(q, q.new_empty(1, k.shape[1], n, 0), selector, share=self._share(layer), scale=scale)
+        host = q.new_empty(1, k.shape[1], n, 0)
+        index, _, known = top_keys(q, host, selector, share=self._share(layer), scale=scale)
         self.selected[layer].read(index)
         return self._offload.attend(layer, q, k, v, index, scale, known if self._mean_value else None)
 
@@ -249,17 +250,28 @@ class Recorder:
         if selector is None:
             return out
         dense, past = min(n, max(0, self._first_decode - self.start)), k.shape[2] - n
-        if n == 1 and not dense and self.cache is not None and own["softcap"] is None and own["window"] is None:
-            selector.append(k[:, :, past:])
+        until, window, positions = self._states[layer].evicted_at[0], own["window"], None
+        if n == 1 and self.cache is not None:
             new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
             positions = torch.cat([before, new], dim=2)
-            out, index = decode_selected(
-                q, k, v, selector, share=self._share(layer), scale=own["scale"], mean_value=self._mean_value
+            until, window = self._hidden_in_cache(layer, positions[0], window), None
+        if n == 1 and not dense and self.cache is not None and own["softcap"] is None:
+            selector.append(k[:, :, past:])
+            out, chosen = decode_selected(
+                q,
+                k,
+                v,
+                selector,
+                share=self._share(layer),
+                scale=own["scale"],
+                visible=None if until is None else until > 0,
+                mean_value=self._mean_value,
             )
-            record.read(positions.repeat_interleave(index.shape[1] // k.shape[1], 1).gather(2, index))
+            group = chosen.index.shape[1] // k.shape[1]
+            record.read(positions.repeat_interleave(group, 1).gather(2, chosen.index), chosen.count)
             self._follow_channels(selector, q, k, self.start + 1)
         else:
-            evicted_at = self._states[layer].evicted_at[0] if self.cache is None else None
+            own = {**own, "window": window}
             parts = []
             for begin, end in self._stretches(selector, dense, n):
                 own_q, seen_k, seen_v = q[:, :, begin:end], k[:, :, : past + end], v[:, :, : past + end]
@@ -269,7 +281,8 @@ class Recorder:
                 else:
                     chosen = attend_selected(
                         own_q, seen_k, seen_v, selector, share=self._tokens(layer), start=self.start + begin,
-                        record=record, evicted_at=None if evicted_at is None else evicted_at[:, : past + end],
+                        record=record, until=None if until is None else until[:, : past + end],
+                        positions=None if positions is None else positions[0],
                         dense_every=self._dense_every, mean_value=self._mean_value, **own,
                     )  # fmt: skip
                     parts.append(chosen)
@@ -279,6 +292,20 @@ class Recorder:
         if left is not None:
             selector.keep(left)
         return out
+
+    def _hidden_in_cache(self, layer: int, positions: torch.Tensor, window: int | None) -> torch.Tensor | None:
+        """int32 [Hkv, Tk]: 0 where the query at `start` may not look at a key of the cache, though it still has its slot.
+
+        `positions` [Hkv, Tk] are the keys'; None where it sees all.
+        """
+        state = self._states[layer]
+        gated = state.evicts and (self._gate is not None or self._dropped is not None)
+        if window is None and not gated:
+            return None
+        hidden = state.gone_at[positions] <= self.start
+        if window is not None:
+            hidden |= positions <= self.start - window
+        return torch.full_like(hidden, NEVER, dtype=torch.int32).masked_fill(hidden, 0)
 
     def _stretches(self, selector: Selector, dense: int, n: int) -> list[tuple[int, int]]:
         """The forward's queries cut where reading densely ends, and where a selector ranks its channels again."""

@@ -6,9 +6,8 @@ index of it (Double Sparsity's labels); its scores rank the keys for each query,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -250,11 +249,12 @@ class Selected:
         nan = float("nan")
         return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan))
 
-    def read(self, positions: torch.Tensor) -> None:
-        """Counts the keys of one decode step, by position [1, Hkv or H, S]."""
-        n_kv = self.count.shape[0]
-        own = positions.reshape(n_kv, -1).cpu()
-        self.count.scatter_add_(1, own, torch.full(own.shape, n_kv / positions.shape[1]))
+    def read(self, positions: torch.Tensor, count: torch.Tensor | None = None) -> None:
+        """Counts the keys of one decode step, by position [1, Hkv or H, S]; of each list the first `count` [1, Hkv or H]."""
+        n_kv, each = self.count.shape[0], torch.full(positions.shape, self.count.shape[0] / positions.shape[1])
+        if count is not None:
+            each = each * (torch.arange(positions.shape[2]) < count.cpu()[..., None])
+        self.count.scatter_add_(1, positions.reshape(n_kv, -1).cpu(), each.reshape(n_kv, -1))
 
 
 def attend_selected(
@@ -266,7 +266,8 @@ def attend_selected(
     share: float,
     start: int,
     record: Selected,
-    evicted_at: torch.Tensor | None,
+    until: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
     dense_every: int = 0,
     mean_value: bool = False,
     scale: float,
@@ -276,25 +277,25 @@ def attend_selected(
     """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, D].
 
     q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
-    `evicted_at` [Hkv, Tk] hides what an eviction method has dropped by then; queries at multiples of `dense_every` read all.
+    `until` int32 [Hkv, Tk] hides each key, of the Tk, from a query on; `positions` int64 [Hkv, Tk] are the keys' own in the
+    text, their place among the Tk where None. Queries at multiples of `dense_every` read all.
     With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     key = torch.arange(k.shape[2], device=q.device)
-    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+    hidden = None if until is None else until[None]
+    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window, until=hidden):
         heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
         query = torch.arange(past + begin, columns, device=q.device)[:, None]
         visible = (key[:columns] <= query)[None]
         if window is not None:
             visible = visible & (key[:columns] > query - window)
-        if evicted_at is not None:
-            visible = visible & (query < evicted_at[heads, None, :columns])
-            p = p * visible[:, None]
-            p = p / p.sum(-1, keepdim=True)
+        if until is not None:
+            visible = visible & (query < until[heads, None, :columns])
         visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
-        n_read = (share * visible.sum(-1)).ceil().clamp_min(1).long()
+        n_read = reads(share, visible.sum(-1))
         if dense_every:
             everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
             n_read = torch.where(everything, visible.sum(-1), n_read)
@@ -308,13 +309,13 @@ def attend_selected(
             read, ideal = visible[:, None], visible
         mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
         at = slice(start + begin, start + end)
-        record.count[heads, : read.shape[-1]] += read.float().mean(1).sum(1).cpu()
+        at_keys = (key.expand(k.shape[1], -1) if positions is None else positions)[heads, :columns].cpu()
+        record.count[heads] = record.count[heads].scatter_add(1, at_keys, read.float().mean(1).sum(1).cpu())
         record.mass[own, at] = mass.flatten(0, 1).float().cpu()
         record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
         if share < 1.0:
             p = p * read / mass[None, ..., None].clamp_min(1e-30)
-        whole = share == 1.0 and evicted_at is None
-        out[:, own, begin:end] = tile.attend(v) if whole else attend(p, v[:, heads, :columns])
+        out[:, own, begin:end] = tile.attend(v) if share == 1.0 else attend(p, v[:, heads, :columns])
         if mean_value and share < 1.0:
             seen = approximate.masked_fill(~visible[:, None], 0.0)
             known = (seen * read).sum(-1) / seen.sum(-1)
@@ -338,33 +339,63 @@ def decode_selected(
     *,
     share: float,
     scale: float,
+    visible: torch.Tensor | None = None,
     mean_value: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One decode step [1, H, 1, D] and the keys that it read, int64 [1, Hkv or H, S]: only the selection is touched."""
-    index, known = top_keys(q, k, selector, share=share, scale=scale)
-    read_k, read_v = k, v
-    if index.shape[1] > k.shape[1]:  # query heads that choose for themselves: an accuracy reference, no saving
-        read_k, read_v = (x.repeat_interleave(index.shape[1] // x.shape[1], 1) for x in (k, v))
-    out = sparse_decode(q[:, :, 0], read_k, read_v, index, scale=scale)[:, :, None]
-    if mean_value and known is not None:
-        out = corrected(out, known.view(k.shape[1], -1, 1), v[0].mean(1, keepdim=True))
-    return out, index
+) -> tuple[torch.Tensor, Chosen]:
+    """One decode step [1, H, 1, D] and the keys that it read: only the selection is touched.
+
+    `visible` bool [Hkv, Tk] says what of the cache may be read; all where None.
+    """
+    chosen = top_keys(q, k, selector, share=share, scale=scale, visible=visible)
+    read_k, read_v, n_kv = k, v, k.shape[1]
+    if chosen.index.shape[1] > n_kv:  # query heads that choose for themselves: an accuracy reference, no saving
+        read_k, read_v = (x.repeat_interleave(chosen.index.shape[1] // n_kv, 1) for x in (k, v))
+    out = sparse_decode(q[:, :, 0], read_k, read_v, chosen.index, n_selected=chosen.count, scale=scale)[:, :, None]
+    if mean_value and chosen.known is not None:
+        mean = v[0].mean(1) if visible is None else (v[0] * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
+        out = corrected(out, chosen.known.view(n_kv, -1, 1), mean[:, None])
+    return out, chosen
+
+
+class Chosen(NamedTuple):
+    """What one query reads of the cache."""
+
+    index: torch.Tensor  # int64 [1, Hkv or H, S], columns of the cache
+    count: torch.Tensor | None  # int64 [1, Hkv or H]: only the first so many of `index`; all where None
+    known: torch.Tensor | None  # [1, Hkv or H]: their share of the approximate scores; None where everything is read
 
 
 def top_keys(
-    q: torch.Tensor, k: torch.Tensor, selector: Selector, *, share: float, scale: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The share of the cached keys that one query q [1, H, 1, D] reads, int64 [1, Hkv or H, S], and their share of the scores.
-
-    The second is None where everything is read.
-    """
+    q: torch.Tensor,
+    k: torch.Tensor,
+    selector: Selector,
+    *,
+    share: float,
+    scale: float,
+    visible: torch.Tensor | None = None,
+) -> Chosen:
+    """The share of the cached keys that one query q [1, H, 1, D] reads; of the `visible` [Hkv, Tk] where that is given."""
     n = k.shape[2]
-    n_read = max(1, math.ceil(share * n))
-    if n_read >= n:
-        return torch.arange(n, device=q.device).expand(1, k.shape[1], -1), None
-    scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
-    top = scores.topk(n_read, dim=-1)
-    return top.indices, top.values.sum(-1) / scores.sum(-1)
+    if visible is None:
+        n_read = int(reads(share, torch.tensor(n)))
+        if n_read >= n:
+            return Chosen(torch.arange(n, device=q.device).expand(1, k.shape[1], -1), None, None)
+        scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
+        top = scores.topk(n_read, dim=-1, sorted=False)
+        return Chosen(top.indices, None, top.values.sum(-1) / scores.sum(-1))
+    scores = selector.scores(q, k, scale=scale, visible=visible[:, None])[0, :, :, 0]  # [Hkv, 1 or G, Tk]
+    lists = scores.shape[1]
+    count = reads(share, visible.sum(-1)).repeat_interleave(lists)[None]
+    seen = scores.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)[None]
+    top = seen.topk(int(count.max()), dim=-1)
+    within = torch.arange(top.values.shape[2], device=q.device) < count[..., None]
+    known = top.values.where(within, 0.0).sum(-1) / seen.where(seen.isfinite(), 0.0).sum(-1)
+    return Chosen(top.indices, count, known)
+
+
+def reads(share: float, n: torch.Tensor) -> torch.Tensor:
+    """int64: how many of n keys a share of them is, rounded up, at least one."""
+    return (share * n.double() - 1e-9).ceil().clamp_min(1).long()
 
 
 def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

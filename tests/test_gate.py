@@ -222,6 +222,28 @@ def test_a_gate_before_another_stage_is_the_same_simulated_and_physical(tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    "rest", [["eviction=a2sf(budget=12, drop='5-7')"], ["eviction=streaming_llm(budget=12, protect='6')"], []]
+)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_gate_eviction_and_selection_together_are_the_same_simulated_and_physical(tmp_path, family, rest):
+    """From one token on, so that every query but the first selects; window, soft cap and lost slots included."""
+    model = tiny.model(family)
+    gate = gate_file(tmp_path, model, bias=2.0)
+    pipeline = gated(gate, *rest, "decode=sparq(tokens=0.5, dense_layers=0, channels=8)")
+    asked = {"max_new_tokens": 40, "stop_at_eos": False, "against_dense": False, "temperature": 1.0}
+    tried = (generate(model, tiny.ids(1), pipeline, seed=seed, **asked) for seed in range(9))
+    out = next(
+        made for made in tried if tiny.PAD not in made.token_ids
+    )  # its embedding is nought: all keys tie with it
+    real = out.trace
+    again = run(model, real.token_ids.tolist(), pipeline, against_dense=False)
+    same(again.evicted_at, real.evicted_at)
+    np.testing.assert_allclose(again.nll[:-1], real.nll[:-1], rtol=0, atol=1e-5)
+    same(again.selected[..., 1:], real.selected[..., 1:])
+    assert (real.selected[..., 1:] > 0).any() and (real.evicted_at < 40).any()
+
+
 def check_simulation(model, pipeline, decodes=False):
     asked = {"max_new_tokens": 14, "stop_at_eos": False, "against_dense": False}
     with tiny.hidden_states(model.hf) as unscored:  # decode steps by the model's own attention
