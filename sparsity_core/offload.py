@@ -104,7 +104,7 @@ class Offloaded:
     def prefetch(self, layer: int, q: torch.Tensor, selector: Selector, share: float, scale: float) -> None:
         """Begins to fetch what the predicted query q [1, H, 1, D] of a layer would select."""
         host, slot = self.layers[layer], self._slots[layer % 2]
-        index = top_keys(q, host.shape(q), selector, share=share, scale=scale).index[0].sort(-1).values
+        index = top_keys(q, host.shape(q), selector, share=share, scale=scale).columns[0].sort(-1).values
         slot.layer, slot.index = layer, index
         ready = self._event()  # the selection, on the stream that computes
         slot.rows = self._worker.submit(self._fetch, host, index, slot, ready)

@@ -250,28 +250,25 @@ class Recorder:
         if selector is None:
             return out
         dense, past = min(n, max(0, self._first_decode - self.start)), k.shape[2] - n
-        until, window, positions = self._states[layer].evicted_at[0], own["window"], None
-        if n == 1 and self.cache is not None:
-            new = torch.full((1, k.shape[1], 1), self.start, device=k.device)
-            positions = torch.cat([before, new], dim=2)
-            until, window = self._hidden_in_cache(layer, positions[0], window), None
-        if n == 1 and not dense and self.cache is not None and own["softcap"] is None:
+        new = torch.arange(self.start, self.start + n, device=k.device).expand(1, k.shape[1], n)
+        positions = torch.cat([before, new], dim=2)
+        step = self.cache is not None and n == 1 and not dense
+        if step and own["softcap"] is None:
             selector.append(k[:, :, past:])
+            hidden = self._hidden_in_cache(layer, positions[0], own["window"])
             out, chosen = decode_selected(
-                q,
-                k,
-                v,
-                selector,
-                share=self._share(layer),
-                scale=own["scale"],
-                visible=None if until is None else until > 0,
-                mean_value=self._mean_value,
-            )
-            group = chosen.index.shape[1] // k.shape[1]
-            record.read(positions.repeat_interleave(group, 1).gather(2, chosen.index), chosen.count)
+                q, k, v, selector, share=self._share(layer), scale=own["scale"],
+                visible=None if hidden is None else ~hidden, mean_value=self._mean_value,
+            )  # fmt: skip
+            group = chosen.columns.shape[1] // k.shape[1]
+            record.read(positions.repeat_interleave(group, 1).gather(2, chosen.columns), chosen.n_selected)
             self._follow_channels(selector, q, k, self.start + 1)
         else:
-            own = {**own, "window": window}
+            until: torch.Tensor | None = self._states[layer].evicted_at[0]
+            if step:  # the cache's columns are not the text's
+                hidden = self._hidden_in_cache(layer, positions[0], own["window"])
+                until = None if hidden is None else torch.where(hidden, 0, NEVER)
+                own = {**own, "window": None}
             parts = []
             for begin, end in self._stretches(selector, dense, n):
                 own_q, seen_k, seen_v = q[:, :, begin:end], k[:, :, : past + end], v[:, :, : past + end]
@@ -279,13 +276,12 @@ class Recorder:
                 if begin < dense:
                     parts.append(out[:, :, begin:end])
                 else:
-                    chosen = attend_selected(
+                    selected = attend_selected(
                         own_q, seen_k, seen_v, selector, share=self._tokens(layer), start=self.start + begin,
-                        record=record, until=None if until is None else until[:, : past + end],
-                        positions=None if positions is None else positions[0],
+                        record=record, positions=positions[0], until=None if until is None else until[:, : past + end],
                         dense_every=self._dense_every, mean_value=self._mean_value, **own,
                     )  # fmt: skip
-                    parts.append(chosen)
+                    parts.append(selected)
                 self._follow_channels(selector, own_q, seen_k, self.start + end)
             out = torch.cat(parts, dim=2)
         left = self._left.pop(layer, None)
@@ -294,18 +290,16 @@ class Recorder:
         return out
 
     def _hidden_in_cache(self, layer: int, positions: torch.Tensor, window: int | None) -> torch.Tensor | None:
-        """int32 [Hkv, Tk]: 0 where the query at `start` may not look at a key of the cache, though it still has its slot.
+        """bool [Hkv, Tk]: what the query at `start` may not look at though it has a slot of the cache; None where it sees all.
 
-        `positions` [Hkv, Tk] are the keys'; None where it sees all.
+        `positions` [Hkv, Tk] are the keys' own in the text.
         """
         state = self._states[layer]
-        gated = state.evicts and (self._gate is not None or self._dropped is not None)
-        if window is None and not gated:
+        waits = state.evicts and (self._gate is not None or self._dropped is not None)
+        if window is None and not waits:
             return None
         hidden = state.gone_at[positions] <= self.start
-        if window is not None:
-            hidden |= positions <= self.start - window
-        return torch.full_like(hidden, NEVER, dtype=torch.int32).masked_fill(hidden, 0)
+        return hidden if window is None else hidden | (positions <= self.start - window)
 
     def _stretches(self, selector: Selector, dense: int, n: int) -> list[tuple[int, int]]:
         """The forward's queries cut where reading densely ends, and where a selector ranks its channels again."""

@@ -266,8 +266,8 @@ def attend_selected(
     share: float,
     start: int,
     record: Selected,
+    positions: torch.Tensor,
     until: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
     dense_every: int = 0,
     mean_value: bool = False,
     scale: float,
@@ -277,8 +277,8 @@ def attend_selected(
     """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, D].
 
     q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
-    `until` int32 [Hkv, Tk] hides each key, of the Tk, from a query on; `positions` int64 [Hkv, Tk] are the keys' own in the
-    text, their place among the Tk where None. Queries at multiples of `dense_every` read all.
+    `positions` int64 [Hkv, Tk] are the keys' own in the text; `until` int [Hkv, Tk], by place among the Tk as `window` is,
+    hides each from a query on. Queries at multiples of `dense_every` read all.
     With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
     out = q.new_empty(*q.shape[:3], v.shape[3])
@@ -309,8 +309,7 @@ def attend_selected(
             read, ideal = visible[:, None], visible
         mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
         at = slice(start + begin, start + end)
-        at_keys = (key.expand(k.shape[1], -1) if positions is None else positions)[heads, :columns].cpu()
-        record.count[heads] = record.count[heads].scatter_add(1, at_keys, read.float().mean(1).sum(1).cpu())
+        record.count[heads].scatter_add_(1, positions[heads, :columns].cpu(), read.float().mean(1).sum(1).cpu())
         record.mass[own, at] = mass.flatten(0, 1).float().cpu()
         record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
         if share < 1.0:
@@ -348,9 +347,11 @@ def decode_selected(
     """
     chosen = top_keys(q, k, selector, share=share, scale=scale, visible=visible)
     read_k, read_v, n_kv = k, v, k.shape[1]
-    if chosen.index.shape[1] > n_kv:  # query heads that choose for themselves: an accuracy reference, no saving
-        read_k, read_v = (x.repeat_interleave(chosen.index.shape[1] // n_kv, 1) for x in (k, v))
-    out = sparse_decode(q[:, :, 0], read_k, read_v, chosen.index, n_selected=chosen.count, scale=scale)[:, :, None]
+    if chosen.columns.shape[1] > n_kv:  # query heads that choose for themselves: an accuracy reference, no saving
+        read_k, read_v = (x.repeat_interleave(chosen.columns.shape[1] // n_kv, 1) for x in (k, v))
+    out = sparse_decode(q[:, :, 0], read_k, read_v, chosen.columns, n_selected=chosen.n_selected, scale=scale)[
+        :, :, None
+    ]
     if mean_value and chosen.known is not None:
         mean = v[0].mean(1) if visible is None else (v[0] * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
         out = corrected(out, chosen.known.view(n_kv, -1, 1), mean[:, None])
@@ -360,8 +361,8 @@ def decode_selected(
 class Chosen(NamedTuple):
     """What one query reads of the cache."""
 
-    index: torch.Tensor  # int64 [1, Hkv or H, S], columns of the cache
-    count: torch.Tensor | None  # int64 [1, Hkv or H]: only the first so many of `index`; all where None
+    columns: torch.Tensor  # int64 [1, Hkv or H, S], of the cache
+    n_selected: torch.Tensor | None  # int64 [1, Hkv or H]: only the first so many of `columns`; all where None
     known: torch.Tensor | None  # [1, Hkv or H]: their share of the approximate scores; None where everything is read
 
 

@@ -290,12 +290,12 @@ def test_the_mean_value_stands_in_for_what_is_not_read_by_hand():
     q = torch.zeros(1, 1, 1, 2)
     k, v = torch.zeros(1, 1, 3, 2), torch.tensor([4.0, 0.0, 2.0]).view(1, 1, 3, 1)
     out, chosen = decode_selected(q, k, v, Scores(1, "sum"), share=0.6, scale=1.0, mean_value=True)
-    first = float(v[0, 0, chosen.index[0, 0], 0].mean())
+    first = float(v[0, 0, chosen.columns[0, 0], 0].mean())
     assert float(out) == pytest.approx(0.75 * first + 0.25 * 2.0)
     record = Selected.empty(1, 1, 3)
     whole = attend_selected(
-        q, k, v, Scores(1, "sum"), share=0.6, start=2, record=record, until=None, mean_value=True, scale=1.0,
-        softcap=None, window=None,
+        q, k, v, Scores(1, "sum"), share=0.6, start=2, record=record, positions=torch.arange(3)[None], mean_value=True,
+        scale=1.0, softcap=None, window=None,
     )  # fmt: skip
     assert float(whole) == pytest.approx(float(out))
 
