@@ -6,15 +6,19 @@ index of it (Double Sparsity's labels); its scores rank the keys for each query,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from kernels import Labels, dequantise, label_scores, quantise, sparse_decode
 from kernels.rows import attend, causal_rows, reduce_group
 
 _ALL = slice(None)
+_ROOM = 256  # tokens by which a label cache grows
+_ROUNDING = 1e-9  # 0.07 of 100 keys is 7, whatever a product of floats says
 
 
 class Selector(Protocol):
@@ -56,7 +60,10 @@ class LabelSelector:
         self.rerank = rerank  # tokens from one ranking of the channels to the next; 0: the calibration's stays
         self._seen: torch.Tensor | None = None  # Σ |q ⊙ k| of tokens with themselves, [Hkv or H, D]
         self.drift: list[tuple[int, float]] = []  # (tokens read, share of the calibrated channels still chosen)
-        self._labels: Labels | None = None
+        # Channel by channel, so that a product reads along the tokens, with room for more: [B, lists, r, room], [B, lists, room].
+        self._values: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+        self._n = 0  # keys labelled
         self._lists = 1  # of channels, per KV head
 
     def follow(self, q: torch.Tensor, k: torch.Tensor) -> None:
@@ -73,7 +80,7 @@ class LabelSelector:
         chosen = self._seen.topk(r, dim=-1).indices
         stay = (chosen[:, :, None] == self._calibrated[:, None]).any(-1).float().mean()
         self.drift.append((read, float(stay)))
-        self._channels, self._labels = chosen, None
+        self._channels, self._n = chosen, 0
         self.append(k)
 
     def append(self, k: torch.Tensor) -> None:
@@ -82,17 +89,22 @@ class LabelSelector:
         new = quantise(
             own.gather(3, self._channels[None, :, None].expand(own.shape[0], -1, own.shape[2], -1)), self._dtype
         )
-        if self._labels is not None:
-            values = torch.cat([self._labels.values, new.values], 2)
-            scale = None if new.scale is None else torch.cat([self._labels.scale, new.scale], 2)  # type: ignore[list-item]
-            new = Labels(values, scale, self._dtype)
-        self._labels = new
+        self._put(new)
 
     def keep(self, columns: torch.Tensor) -> None:
         labels = self._held()
         index = columns.repeat_interleave(labels.values.shape[1] // columns.shape[1], 1)
         values = labels.values.gather(2, index[..., None].expand(*index.shape, labels.values.shape[3]))
-        self._labels = Labels(values, None if labels.scale is None else labels.scale.gather(2, index), self._dtype)
+        scale = None if labels.scale is None else labels.scale.gather(2, index)
+        self._n = 0
+        self._put(Labels(values, scale, self._dtype))
+
+    def _put(self, new: Labels) -> None:
+        end = self._n + new.values.shape[2]
+        self._values = _with_room(self._values, new.values.transpose(-1, -2), self._n, end)
+        if new.scale is not None:
+            self._scale = _with_room(self._scale, new.scale, self._n, end)
+        self._n = end
 
     def scores(
         self,
@@ -128,12 +140,13 @@ class LabelSelector:
 
     @property
     def nbytes(self) -> int:
-        return 0 if self._labels is None else self._labels.nbytes
+        return 0 if self._values is None else self._held().nbytes
 
     def _held(self) -> Labels:
-        if self._labels is None:
+        if self._values is None:
             raise RuntimeError("no key has entered the label cache")
-        return self._labels
+        scale = None if self._scale is None else self._scale[..., : self._n]
+        return Labels(self._values[..., : self._n].transpose(-1, -2), scale, self._dtype)
 
     def _of(self, heads: slice, n: int) -> tuple[Labels, torch.Tensor]:
         """The labels of some KV heads' first n keys, and the heads' channels."""
@@ -231,6 +244,17 @@ class PageSelector:
         return self._bytes
 
 
+def _with_room(buffer: torch.Tensor | None, new: torch.Tensor, n: int, end: int) -> torch.Tensor:
+    """The buffer [..., room] with `new` at n … end of its last axis; a larger one where it is full."""
+    if buffer is None or buffer.shape[-1] < end:
+        larger = new.new_empty(*new.shape[:-1], -(-end // _ROOM) * _ROOM)
+        if buffer is not None:
+            larger[..., :n] = buffer[..., :n]
+        buffer = larger
+    buffer[..., n:end] = new
+    return buffer
+
+
 def _spread(visible: torch.Tensor, n_lists: int) -> torch.Tensor:
     """[lists or 1, R, C] of visible [Hkv, R, C] or [R, C], for so many lists of channels."""
     return visible[None] if visible.ndim == 2 else visible.repeat_interleave(n_lists // visible.shape[0], 0)
@@ -295,7 +319,7 @@ def attend_selected(
         if until is not None:
             visible = visible & (query < until[heads, None, :columns])
         visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
-        n_read = reads(share, visible.sum(-1))
+        n_read = _reads(share, visible.sum(-1))
         if dense_every:
             everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
             n_read = torch.where(everything, visible.sum(-1), n_read)
@@ -345,14 +369,14 @@ def decode_selected(
 
     `visible` bool [Hkv, Tk] says what of the cache may be read; all where None.
     """
-    chosen = top_keys(q, k, selector, share=share, scale=scale, visible=visible)
+    chosen = top_keys(q, k, selector, share=share, scale=scale, visible=visible, known=mean_value)
     read_k, read_v, n_kv = k, v, k.shape[1]
     if chosen.columns.shape[1] > n_kv:  # query heads that choose for themselves: an accuracy reference, no saving
         read_k, read_v = (x.repeat_interleave(chosen.columns.shape[1] // n_kv, 1) for x in (k, v))
     out = sparse_decode(q[:, :, 0], read_k, read_v, chosen.columns, n_selected=chosen.n_selected, scale=scale)[
         :, :, None
     ]
-    if mean_value and chosen.known is not None:
+    if chosen.known is not None:
         mean = v[0].mean(1) if visible is None else (v[0] * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
         out = corrected(out, chosen.known.view(n_kv, -1, 1), mean[:, None])
     return out, chosen
@@ -363,7 +387,7 @@ class Chosen(NamedTuple):
 
     columns: torch.Tensor  # int64 [1, Hkv or H, S], of the cache
     n_selected: torch.Tensor | None  # int64 [1, Hkv or H]: only the first so many of `columns`; all where None
-    known: torch.Tensor | None  # [1, Hkv or H]: their share of the approximate scores; None where everything is read
+    known: torch.Tensor | None  # [1, Hkv or H]: their share of the approximate scores, where asked; None: all is read
 
 
 def top_keys(
@@ -374,29 +398,37 @@ def top_keys(
     share: float,
     scale: float,
     visible: torch.Tensor | None = None,
+    known: bool = False,
 ) -> Chosen:
     """The share of the cached keys that one query q [1, H, 1, D] reads; of the `visible` [Hkv, Tk] where that is given."""
     n = k.shape[2]
     if visible is None:
-        n_read = int(reads(share, torch.tensor(n)))
+        n_read = max(1, math.ceil(share * n - _ROUNDING))
         if n_read >= n:
             return Chosen(torch.arange(n, device=q.device).expand(1, k.shape[1], -1), None, None)
         scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
-        top = scores.topk(n_read, dim=-1, sorted=False)
-        return Chosen(top.indices, None, top.values.sum(-1) / scores.sum(-1))
+        columns = _largest(scores, n_read)
+        return Chosen(columns, None, scores.gather(2, columns).sum(-1) / scores.sum(-1) if known else None)
     scores = selector.scores(q, k, scale=scale, visible=visible[:, None])[0, :, :, 0]  # [Hkv, 1 or G, Tk]
     lists = scores.shape[1]
-    count = reads(share, visible.sum(-1)).repeat_interleave(lists)[None]
+    count = _reads(share, visible.sum(-1)).repeat_interleave(lists)[None]
     seen = scores.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)[None]
     top = seen.topk(int(count.max()), dim=-1)
     within = torch.arange(top.values.shape[2], device=q.device) < count[..., None]
-    known = top.values.where(within, 0.0).sum(-1) / seen.where(seen.isfinite(), 0.0).sum(-1)
-    return Chosen(top.indices, count, known)
+    mass = top.values.where(within, 0.0).sum(-1) / seen.where(seen.isfinite(), 0.0).sum(-1) if known else None
+    return Chosen(top.indices, count, mass)
 
 
-def reads(share: float, n: torch.Tensor) -> torch.Tensor:
+def _largest(scores: torch.Tensor, n: int) -> torch.Tensor:
+    """int64 [..., n]: where the n largest of the last axis are, in any order."""
+    if scores.device.type == "cpu":  # in half of topk's time
+        return torch.from_numpy(np.argpartition(scores.numpy(), -n)[..., -n:]).contiguous()
+    return scores.topk(n, dim=-1, sorted=False).indices
+
+
+def _reads(share: float, n: torch.Tensor) -> torch.Tensor:
     """int64: how many of n keys a share of them is, rounded up, at least one."""
-    return (share * n.double() - 1e-9).ceil().clamp_min(1).long()
+    return (share * n.double() - _ROUNDING).ceil().clamp_min(1).long()
 
 
 def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.rows import accumulator_dtype
 
@@ -25,12 +26,11 @@ def sparse_decode(
         """[B, Hkv, S, D]; whole rows are copied, which takes a fifth of the time of `gather`."""
         return x.reshape(-1, x.shape[3]).index_select(0, rows).view(batch, n_kv, -1, x.shape[3]).to(dtype)
 
-    keys, values = chosen(k), chosen(v)
-    logits = (q.to(dtype) * scale).view(batch, n_kv, -1, dim) @ keys.transpose(-1, -2)  # [B, Hkv, G, S]
+    grouped = q.to(dtype).view(batch, n_kv, -1, dim)  # the query heads of a KV head, as so many rows
+    used = None
     if n_selected is not None:
-        unused = torch.arange(index.shape[2], device=q.device) >= n_selected[..., None]
-        logits = logits.masked_fill(unused[:, :, None], float("-inf"))
-    p = torch.softmax(logits, dim=-1)
-    if n_selected is not None or not index.shape[2]:
-        p = p.nan_to_num(0.0)  # a head without keys
-    return (p @ values).view(batch, n_heads, -1).to(q.dtype)
+        used = (torch.arange(index.shape[2], device=q.device) < n_selected[..., None])[:, :, None]
+    out = scaled_dot_product_attention(grouped, chosen(k), chosen(v), attn_mask=used, scale=scale)
+    if used is not None:
+        out = out.masked_fill(~used.any(-1, keepdim=True), 0.0)  # a head without keys has no softmax
+    return out.view(batch, n_heads, -1).to(q.dtype)
