@@ -70,6 +70,9 @@ def test_label_scores_are_the_product_with_the_stored_labels(shape, dtype, reduc
     expected = {"sum": per_head.sum(2), "mean": per_head.mean(2), "max": per_head.amax(2)}.get(
         reduction, per_head.flatten(1, 2)
     )
+    across = labels._replace(values=labels.values.mT.contiguous().mT)  # channel by channel, as the label cache has them
+    again = label_scores(q[..., :16].contiguous(), across, reduction=reduction, scale=0.25, backend=backend)
+    torch.testing.assert_close(again, found)
     assert found.shape == (batch, n_kv * group if reduction == "none" else n_kv, n)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
