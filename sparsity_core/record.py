@@ -211,21 +211,27 @@ class Recorder:
             dropped_at = dropped_at.masked_fill(self._protected.to(at.device)[at], NEVER)
         if self._gate.propagate_in_depth and layer:
             dropped_at = dropped_at.minimum(self._states[layer - 1].gone_at[at])
-        state.gone_at[at] = dropped_at.minimum(state.gone_at[at])
-        state.evicted_at[..., at] = state.evicted_at[..., at].minimum(state.gone_at[at])
-        left = state.gone_at[at] == NEVER
-        state.gate_keys, state.gate_positions = keys[:, left], at[left]
-        if self.cache is not None and n == 1 and not state.evicts:
+        if self._dropped is not None:
+            dropped_at = dropped_at.minimum(state.gone_at[at])
+        going = dropped_at != NEVER
+        some_go = bool(going.any())
+        if some_go:
+            gone, left = at[going], ~going
+            state.gone_at[gone] = dropped_at[going]
+            state.evicted_at[..., gone] = state.evicted_at[..., gone].minimum(dropped_at[going])
+            keys, at = keys[:, left], at[left]
+        state.gate_keys, state.gate_positions = keys, at
+        if some_go and self.cache is not None and n == 1 and not state.evicts:
             columns = (state.gone_at[state.positions[0, 0]] == NEVER).nonzero()[:, 0]
             if len(columns) < state.positions.shape[2]:
-                held = torch.cat([columns, columns.new_full((1,), k.shape[2] - 1)]).expand(1, k.shape[1], -1)
-                self._shrink(layer, k, v, held)
+                held = torch.cat([columns, columns.new_full((1,), k.shape[2] - 1)])
+                self._shrink(layer, k, v, held.expand(1, k.shape[1], -1))
                 self._left.pop(layer)
                 selector = self._selectors.get(layer)
                 if selector is not None:
-                    selector.keep(held[..., :-1])
+                    selector.keep(columns.expand(1, k.shape[1], -1))
                 state.positions, state.score = state.positions[..., columns], state.score[..., columns]
-                k, v = _take(k, held), _take(v, held)
+                k, v = self.cache.layers[layer].keys, self.cache.layers[layer].values
         return k, v
 
     def _select(
@@ -403,7 +409,8 @@ class Recorder:
         if n == 1 and plain and not state.steps and not state.evicts and self.cache is not None:
             # Nothing is scored or cut, and what is hidden has left the cache: the model's own attention is all.
             state.positions, state.score = positions, torch.zeros_like(positions, dtype=state.score.dtype)
-            self._compact(layer, state, k, v, end)
+            if self._dropped is not None:  # what a gate drops has left before its query looked
+                self._compact(layer, state, k, v, end)
             rows = q.reshape(
                 1, k.shape[1], -1, q.shape[3]
             )  # of a KV head: two thirds of the time of enable_gqa on a CPU
@@ -574,8 +581,10 @@ class Recorder:
 
 
 def _take(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """x [1, Hkv, keys, D] at columns [1, Hkv, n]."""
-    return x.gather(2, columns.unsqueeze(-1).expand(*columns.shape, x.shape[-1]))
+    """x [1, Hkv, keys, D] at columns [1, Hkv, n]; whole rows are copied, which takes a fifth of the time of `gather`."""
+    n_kv, n_keys, dim = x.shape[1:]
+    rows = columns[0] + n_keys * torch.arange(n_kv, device=x.device)[:, None]
+    return x.reshape(n_kv * n_keys, dim).index_select(0, rows.flatten()).view(1, n_kv, -1, dim)
 
 
 def _range(k: torch.Tensor) -> torch.Tensor:

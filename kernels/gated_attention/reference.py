@@ -16,6 +16,10 @@ def gate_drops(gate_q: torch.Tensor, gate_k: torch.Tensor, bias: float, start: i
     past, device = n_keys - n_queries, gate_q.device
     dtype = accumulator_dtype(gate_q.dtype)
     keys = gate_k.to(dtype).mT
+    if n_queries == 1:
+        drops = (gate_q.to(dtype) @ keys)[:, 0] + bias <= 0
+        drops[:, -1] = False  # its own key
+        return torch.where(drops, start, NEVER).int()
     dropped_at = torch.full((batch, n_keys), NEVER, dtype=torch.int32, device=device)
     rows = max(1, _ELEMENTS // max(1, batch * n_keys))
     for begin in range(0, n_queries, rows):
