@@ -17,7 +17,7 @@ from sparsity_core.ffn import feed_forwards
 from sparsity_core.models import Model
 from sparsity_core.policy import train_policy
 from sparsity_core.spectra_study import kept_neurons, layer_grams
-from sparsity_core.spectrum import singular_values
+from sparsity_core.spectrum import each_spectrum, singular_values
 
 _RUNS = 5
 
@@ -37,11 +37,12 @@ def _said(row: Row) -> Row:
 def _check(model: Model) -> None:
     weight = feed_forwards(model)[0].first
     expected = torch.linalg.svdvals(weight.double())
-    torch.testing.assert_close(singular_values(weight), expected, rtol=1e-8, atol=1e-8)
+    for found in each_spectrum([weight, weight]):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
 def _all_spectra(model: Model) -> list[torch.Tensor]:
-    return [singular_values(w) for block in feed_forwards(model) for w in block.matrices.values()]
+    return list(each_spectrum([w for block in feed_forwards(model) for w in block.matrices.values()]))
 
 
 def _spectra(model: Model) -> list[Row]:

@@ -73,17 +73,19 @@ class CompressedModel:
     @cached_property
     def spectra(self) -> list[MatrixSpectrum]:
         """Of every FFN matrix, layer by layer. Computed when first asked for: seconds for a small model."""
-        from sparsity_core.spectrum import spectra_of
+        from sparsity_core.spectrum import each_spectrum, spectra_of
 
         before = spectra_of(self.base)
-        found = []
-        for block in feed_forwards(self.model):
-            rows = torch.from_numpy(self.kept[block.layer])
-            for name, weight in block.matrices.items():
-                own = weight[: len(rows)]  # below are zeros that only fill the layer up
-                after = Gram(own).singular_values().cpu().numpy()
-                found.append(MatrixSpectrum(block.layer, name, before[block.layer, name], after))
-        return found
+        # Below a layer's kept rows are zeros that only fill it up.
+        cut = {
+            (block.layer, name): weight[: len(self.kept[block.layer])]
+            for block in feed_forwards(self.model)
+            for name, weight in block.matrices.items()
+        }
+        return [
+            MatrixSpectrum(*named, before[named], after.cpu().numpy())
+            for named, after in zip(cut, each_spectrum(list(cut.values())), strict=True)
+        ]
 
     @property
     def true_cut(self) -> float:

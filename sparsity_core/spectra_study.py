@@ -394,7 +394,7 @@ def _studied(compressed: CompressedModel, method: WeightMethod, progress: Progre
     import torch
 
     from sparsity_core.ffn import feed_forwards
-    from sparsity_core.spectrum import Gram, spectra_of
+    from sparsity_core.spectrum import each_spectrum, spectra_of
 
     base = compressed.base
     before = spectra_of(base, lambda share, doing: progress(0.4 * share, doing))
@@ -402,17 +402,20 @@ def _studied(compressed: CompressedModel, method: WeightMethod, progress: Progre
     n_neurons = feed_forwards(base)[0].n_neurons
     afters, measures = [], []
     mask = np.zeros((len(blocks), n_neurons), bool)
-    for block, kept in zip(blocks, compressed.kept, strict=True):
-        progress(0.4 + 0.6 * block.layer / len(blocks), f"spectra of layer {block.layer + 1} of {len(blocks)}")
-        mask[block.layer, kept] = True
-        ratio = 1.0 - len(kept) / n_neurons
-        row = []
-        for name, weight in block.matrices.items():
-            after = Gram(weight[: len(kept)]).singular_values().cpu()  # below are zeros that only fill the layer up
-            found = measured(torch.from_numpy(before[block.layer, name]), after, ratio)
-            measures.append([found[measure] for measure in MEASURES])
-            row.append(after.numpy())
-        afters.append(row)
+    # Below a layer's kept rows are zeros that only fill it up.
+    cut = [w[: len(kept)] for block, kept in zip(blocks, compressed.kept, strict=True) for w in block.matrices.values()]
+    with contextlib.closing(each_spectrum(cut)) as spectra:
+        for block, kept in zip(blocks, compressed.kept, strict=True):
+            progress(0.4 + 0.6 * block.layer / len(blocks), f"spectra of layer {block.layer + 1} of {len(blocks)}")
+            mask[block.layer, kept] = True
+            ratio = 1.0 - len(kept) / n_neurons
+            row = []
+            for name in block.matrices:
+                after = next(spectra).cpu()
+                found = measured(torch.from_numpy(before[block.layer, name]), after, ratio)
+                measures.append([found[measure] for measure in MEASURES])
+                row.append(after.numpy())
+            afters.append(row)
     matrices = tuple(blocks[0].matrices)
     return WeightStudy(
         model=base.name,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sparsity_core.models import Model
 
 _SLICE = 2048  # rows in float64 at once
+_GRAMS = 1 << 28  # bytes of Gram matrices at once
 _RELIABLE = 1e-8  # of the largest singular value: squares of smaller ones are lost in float64
 
 
@@ -77,6 +79,25 @@ class Gram:
 def singular_values(weight: torch.Tensor) -> torch.Tensor:
     """All singular values of a matrix [rows, columns]: float64, descending, [min(rows, columns)]."""
     return Gram(weight).singular_values()
+
+
+def each_spectrum(weights: Sequence[torch.Tensor]) -> Generator[torch.Tensor]:
+    """`singular_values` of every matrix, in order; on a CPU several at once, each on one core, where they are small.
+
+    An eigenproblem of a few hundred columns is hardly faster on two cores than on one.
+    """
+    threads = torch.get_num_threads()
+    largest = max((min(w.shape) for w in weights), default=0)
+    at_once = min(threads, _GRAMS // (8 * largest**2 + 1))
+    if at_once < 2 or weights[0].device.type != "cpu":
+        yield from map(singular_values, weights)
+        return
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(singular_values, weights)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # its BLAS counts for the whole process
 
 
 def ks_distance(before: torch.Tensor, after: torch.Tensor) -> KSDistance:
@@ -146,11 +167,12 @@ def spectra_of(
         np.load(path, allow_pickle=False) as stored,
     ):
         return {(int(name.split("_")[0]), name.split("_")[1]): stored[name] for name in stored.files}
+    matrices = {(block.layer, name): w for block in feed_forwards(model) for name, w in block.matrices.items()}
     found = {}
-    for block in feed_forwards(model):
-        progress(block.layer / model.arch.n_layers, f"spectra of layer {block.layer + 1}")
-        for name, weight in block.matrices.items():
-            found[block.layer, name] = singular_values(weight).cpu().numpy()
+    with contextlib.closing(each_spectrum(list(matrices.values()))) as spectra:
+        for (layer, name), values in zip(matrices, spectra, strict=True):
+            progress(layer / model.arch.n_layers, f"spectra of layer {layer + 1}")
+            found[layer, name] = values.cpu().numpy()
     with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds the next time, no more
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, npz_bytes({f"{layer}_{name}": values for (layer, name), values in found.items()}))
@@ -158,12 +180,19 @@ def spectra_of(
 
 
 def _gram(weight: torch.Tensor) -> torch.Tensor:
-    """Wᵀ W or W Wᵀ, the smaller, in float64; a slice of the longer side at a time, so that no copy of W is held."""
+    """Wᵀ W or W Wᵀ, the smaller, in float64; of four bands of rows no more than the lower triangle, which eigh reads.
+
+    A slice of the longer side at a time, so that no copy of W is held.
+    """
     tall = weight if weight.shape[0] > weight.shape[1] else weight.T
-    out = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=weight.device)
+    n = tall.shape[1]
+    band = max(128, -(-n // 4))
+    out = torch.zeros(n, n, dtype=torch.float64, device=weight.device)
     for part in tall.split(_SLICE):
         rows = part.double()
-        out.addmm_(rows.T, rows)
+        for start in range(0, n, band):
+            end = min(n, start + band)
+            out[start:end, :end].addmm_(rows.T[start:end], rows[:, :end])
     return out
 
 

@@ -12,6 +12,7 @@ from scipy.stats import ks_2samp
 
 from sparsity_core.spectrum import (
     Gram,
+    each_spectrum,
     effective_rank,
     energy,
     ks_distance,
@@ -26,15 +27,31 @@ def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(96, 24), (24, 96), (31, 31), (1, 7), (7, 1)])
+@pytest.mark.parametrize(("rows", "columns"), [(96, 24), (24, 96), (31, 31), (1, 7), (7, 1), (400, 301)])
 def test_singular_values_are_those_of_the_decomposition(rows, columns):
     weight = matrix(rows, columns)
     expected = torch.linalg.svdvals(weight.double())
     torch.testing.assert_close(singular_values(weight), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_many_spectra_at_once_are_those_of_one_by_one_and_leave_the_threads_as_they_were():
+    weights = [matrix(96, 24, seed) for seed in range(7)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for found, weight in zip(each_spectrum(weights), weights, strict=True):
+            torch.testing.assert_close(found, singular_values(weight), rtol=1e-10, atol=1e-10)
+        assert torch.get_num_threads() == 2
+        given_up = each_spectrum(weights)
+        next(given_up)
+        given_up.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7, 0.95])
-@pytest.mark.parametrize(("rows", "columns"), [(96, 24), (24, 96), (40, 40)])
+@pytest.mark.parametrize(("rows", "columns"), [(96, 24), (24, 96), (40, 40), (400, 301)])
 def test_rows_taken_away_leave_the_spectrum_of_the_rest(rows, columns, share):
     weight = matrix(rows, columns)
     kept = torch.rand(rows, generator=torch.Generator().manual_seed(1)) >= share
