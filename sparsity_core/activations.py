@@ -93,6 +93,31 @@ def input_moments(
         yield from ((sums[2 * i] / windows.numel(), sums[2 * i + 1] / windows.numel()) for i in range(len(layers)))
 
 
+@torch.no_grad()
+def stream_moment(
+    model: Model, norms: Sequence[torch.nn.Module], windows: torch.Tensor, progress: Progress = silent
+) -> torch.Tensor:
+    """Σ x̂ x̂ᵀ [d, d] over what the model's RMS norms read, x̂ = x / rms(x), float64; each read counts alike."""
+    own = _own(model)
+    names = {module: name for name, module in model.hf.named_modules()}
+    width = model.arch.hidden_size
+    total = torch.zeros(width, width, dtype=torch.float64)
+    of_window = torch.zeros(width, width, dtype=torch.promote_types(model.dtype, torch.float32))
+
+    def add(at: int, x: torch.Tensor) -> None:
+        rows = x.flatten(0, -2).to(of_window)
+        rows = rows * rows.square().mean(-1, keepdim=True).clamp_min(1e-30).rsqrt()
+        of_window.addmm_(rows.T, rows)
+
+    with _before([own.hf.get_submodule(names[norm]) for norm in norms], add):
+        for i, window in enumerate(windows):
+            progress(i / len(windows), f"residual stream, stretch {i + 1} of {len(windows)}")
+            own.hidden(window[None], use_cache=False)
+            total += of_window
+            of_window.zero_()
+    return total
+
+
 def mask_gradients(
     model: Model, windows: torch.Tensor, unit: str, progress: Progress = silent
 ) -> Iterator[list[torch.Tensor]]:

@@ -326,7 +326,12 @@ def gate_arguments(model: Model, pipeline: Pipeline) -> dict[str, Any]:
     """The recorder's arguments for the gate stage."""
     if pipeline.gate is None:
         return {}
-    return {"gate": pipeline.gate.gate(model), "threshold": getattr(pipeline.gate, "threshold", 0.0)}
+    gate = pipeline.gate.gate(model)
+    if gate.query.shape[2] != pruned(model, pipeline).arch.hidden_size:
+        raise ValueError(
+            f"{pipeline.weights} changes the residual stream that the gate reads: leave one of the two out"
+        )
+    return {"gate": gate, "threshold": getattr(pipeline.gate, "threshold", 0.0)}
 
 
 def _ruling(pipeline: Pipeline, texts: Sequence[str], n: int) -> dict[str, Any]:

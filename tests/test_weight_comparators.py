@@ -1,21 +1,26 @@
-"""Wanda-sp, FLAP, LLM-Pruner, SVD and SVD-LLM against what they say, computed otherwise; and the model that they read."""
+"""Comparators of PruneNet against what they say, computed otherwise; and the model that they read."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparsity_core import activations, methods
+from sparsity_core import Pipeline, activations, methods, run
 from sparsity_core.activations import input_moments, mask_gradients, neuron_moments
 from sparsity_core.ffn import feed_forwards
+from sparsity_core.gate import Gate
 from sparsity_core.low_rank import nearest, nearest_for_inputs, rank_for
+from sparsity_core.models import wrap
+from sparsity_core.rotation import turned
 from tests import tiny
 
 SHORT = {"samples": 2, "length": 24}
+TURNING = ["llama", "mistral", "qwen2", "qwen3"]  # whose residual stream can be turned
 EVERY = [
     methods.WandaSP(**SHORT),
     methods.FLAP(**SHORT),
@@ -24,6 +29,7 @@ EVERY = [
     methods.SVDLLM(**SHORT),
     methods.HeadPruning(**SHORT, ratio=0.5),
     methods.HeadPruning(ratio=0.5, importance="norm"),
+    methods.SliceGPT(**SHORT),
 ]
 WINDOWS = torch.tensor([tiny.ids(24, seed) for seed in range(3)])
 _NAMES = {  # up, down and output projection within a layer
@@ -248,15 +254,19 @@ def test_a_low_rank_says_what_it_spares():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", EVERY, ids=str)
 def test_a_ratio_of_nought_is_the_same_model(family, method):
-    model = tiny.model(family)
+    model = tiny.model("mistral" if family == "gpt2" and method.name == "slicegpt" else family)
     compressed = model.compress(type(method)(ratio=0.0))
     assert torch.equal(logits(compressed.model.hf), logits(model.hf))
     assert compressed.true_cut == 0 and not compressed.notes
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("method", [methods.FLAP(**SHORT), methods.SVDTruncation()], ids=str)
+@pytest.mark.parametrize("method", [methods.FLAP(**SHORT), methods.SVDTruncation(), methods.SliceGPT(**SHORT)], ids=str)
 def test_others_load_what_is_saved_bit_for_bit(family, method, tmp_path):
+    if method.name == "slicegpt" and family not in TURNING:
+        with pytest.raises(ValueError, match=f"of the family {family}.*: choose another method"):
+            tiny.model(family).compress(method)
+        return
     compressed = tiny.model(family, torch.float32).compress(method)
     compressed.save_pretrained(tmp_path / "out", report=compressed.report(text=tiny.TEXT))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False, dtype=torch.float32)
@@ -265,6 +275,42 @@ def test_others_load_what_is_saved_bit_for_bit(family, method, tmp_path):
     assert all(torch.equal(saved[name], found[name]) for name in saved)
     loaded.eval().set_attn_implementation(compressed.model.hf.config._attn_implementation)
     assert torch.equal(logits(loaded), logits(compressed.model.hf))
+
+
+@pytest.mark.parametrize("family", TURNING)
+def test_a_stream_in_other_axes_says_the_same(family):
+    model = tiny.model(family)
+    q = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).Q
+    torch.testing.assert_close(logits(turned(model, q)), logits(model.hf), rtol=0, atol=1e-10)
+
+
+def test_the_stream_keeps_its_leading_axes():
+    """On a stream that spans 40 of 64 channels, cutting the other 24 changes nothing: the axes are those of the text."""
+    plain = tiny.transformer("llama")
+    span = torch.linalg.qr(torch.randn(64, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).Q
+    flat = span @ span.T
+    plain.model.embed_tokens.weight.data = plain.model.embed_tokens.weight @ flat
+    for layer in tiny.layers(plain):
+        for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            writer.weight.data = flat @ writer.weight
+    model = wrap(plain, tiny.tokenizer(), "flat")
+    compressed = model.compress(methods.SliceGPT(ratio=24 / 64, multiple=1, samples=8, length=64))
+    assert compressed.model.arch.hidden_size == 40
+    torch.testing.assert_close(logits(compressed.model.hf), logits(model.hf), rtol=0, atol=1e-6)
+    one_less = model.compress(methods.SliceGPT(ratio=25 / 64, multiple=1, samples=8, length=64))
+    assert (logits(one_less.model.hf) - logits(model.hf)).abs().max() > 1e-3
+
+
+def test_a_sliced_stream_has_no_gate(tmp_path):
+    model = tiny.model("llama")
+    weights = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(6))
+    recipe = {"model": model.name, "fingerprint": model.fingerprint}
+    Gate(weights, weights, torch.ones(3), recipe=recipe).save(tmp_path / "gate")
+    pipeline = Pipeline(weights=methods.SliceGPT(**SHORT), gate=methods.DCP(adapter=str(tmp_path / "gate")))
+    with pytest.raises(ValueError, match="residual stream that the gate reads: leave one of the two out"):
+        run(model, tiny.ids(24), pipeline)
+    plain = run(model, tiny.ids(24), Pipeline(weights=methods.SliceGPT(**SHORT), eviction=methods.TOVA(budget=8)))
+    assert np.isfinite(plain.nll[:-1]).all()
 
 
 @pytest.mark.parametrize("method", EVERY, ids=str)

@@ -38,6 +38,7 @@ _METHODS = {
     "svd_truncation": ("#E69F00", _DASHES[1]),
     "svd_llm": ("#0072B2", _DASHES[4]),
     "head_pruning": ("#CC79A7", _DASHES[5]),
+    "slicegpt": ("#56B4E9", _DASHES[3]),
     "random_neurons": ("#A0A0A0", _DASHES[2]),
 }
 _SYMBOLS = {
@@ -51,6 +52,7 @@ _SYMBOLS = {
     "svd_truncation": "hourglass",
     "svd_llm": "bowtie",
     "head_pruning": "cross",
+    "slicegpt": "hexagram",
     "random_neurons": "x",
 }
 
