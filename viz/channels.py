@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -428,7 +429,8 @@ def plot_drift(table: pd.DataFrame) -> go.Figure:
     """How many of the calibrated channels each layer still keeps as it ranks them again on what it reads."""
     z = table.pivot(index="layer", columns="read", values="stayed")
     hover = "layer %{y}, after %{x} tokens: %{z:.0%} of the calibrated channels"
-    figure = plot_shares(z, "channels that stayed", hover).update_xaxes(title="tokens read")
+    figure = plot_shares(z, "channels that stayed", hover, least=math.floor(10 * table["stayed"].min()) / 10)
+    figure.update_xaxes(title="tokens read")
     return figure.update_yaxes(title="layer").update_layout(height=150 + 10 * len(z))
 
 
@@ -446,7 +448,9 @@ def plot_prefetch(table: pd.DataFrame, chance: float) -> go.Figure:
             hovertemplate="layer %{x}: %{y:.0%} of the rows were ready<extra></extra>",
         )
     )  # fmt: skip
-    figure.add_hline(chance, line={"width": 1, "dash": "dot"})
+    figure.add_hline(
+        chance, line={"width": 2, "dash": "dot", "color": "#A0A0A0"}
+    )  # seen on the bars and on both grounds
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="rows ready when asked for", range=[0, 1], tickformat=".0%")
     return figure.update_layout(height=300)
