@@ -211,11 +211,11 @@ def _compensated(block: FeedForward, kept: torch.Tensor, mean: torch.Tensor | No
     return NeuronCut(kept, block.down @ lost)
 
 
-def kept_count(n: int, ratio: float, multiple: int = 1) -> int:
-    """How many of n neurons stay. Raises ValueError where none would."""
+def kept_count(n: int, ratio: float, multiple: int = 1, *, what: str = "neurons") -> int:
+    """How many of n stay. Raises ValueError where none would."""
     count = round(n * (1.0 - ratio) / multiple) * multiple
     if count < 1:
-        raise ValueError(f"a ratio of {ratio:g} leaves none of {n:,} neurons: choose a smaller one")
+        raise ValueError(f"a ratio of {ratio:g} leaves none of {n:,} {what}: choose a smaller one")
     return min(n, count)
 
 

@@ -74,7 +74,8 @@ def cut_heads(model: Model, method: HeadPruning, progress: Progress) -> Compress
     """The model without the heads that a method scores lowest, the same number in every layer."""
     began = time.perf_counter()
     n, ratio = n_units(model), method.ratio
-    keep = kept_count(n, ratio)
+    units = "KV groups" if shrinks(model) else "heads"
+    keep = kept_count(n, ratio, what=units)
     kept = [torch.arange(n)] * model.arch.n_layers
     if keep < n:
         kept = [top(score, keep) for score in method.scores(model, progress)]
@@ -82,7 +83,6 @@ def cut_heads(model: Model, method: HeadPruning, progress: Progress) -> Compress
     with torch.no_grad():
         hf, removed = (shared_copy(model.hf), 0) if keep == n else without_heads(model, kept)
     if abs((n - keep) / n - ratio) > 0.005:
-        units = "KV groups" if shrinks(model) else "heads"
         notes.append(f"Each layer has {n} {units}: a share of {ratio:g} was rounded to {n - keep} of them.")
     if keep < n and not shrinks(model):
         notes.append(
@@ -93,7 +93,7 @@ def cut_heads(model: Model, method: HeadPruning, progress: Progress) -> Compress
     extra = {
         "nominal_cut_of_ffn": 0.0,
         "nominal_cut_of_heads": ratio,
-        "kept_heads_by_layer": [_channels(units, wide).tolist() for units in kept],
+        "kept_heads_by_layer": [_channels(each, wide).tolist() for each in kept],
         "calibrated": keep < n and method.importance == "gradient",
     }
     compressed = wrap(hf, model.tokenizer, f"{model.name} {method}")

@@ -40,7 +40,7 @@ def slice_stream(model: Model, method: SliceGPT, progress: Progress) -> Compress
             f"{method.name} turns a residual stream that is read through RMS norms, as in {', '.join(_FAMILIES)}; "
             f"{model.name} is of the family {model.arch.family}: choose another method"
         )
-    keep = width if method.ratio == 0.0 else kept_count(width, method.ratio, method.multiple)
+    keep = width if method.ratio == 0.0 else kept_count(width, method.ratio, method.multiple, what="channels")
     notes: list[str] = []
     with torch.no_grad():
         if method.ratio == 0.0:
