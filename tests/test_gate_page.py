@@ -132,9 +132,10 @@ def test_the_shipped_family_says_how_it_was_trained():
         recipe = recipe_of(path)
         assert recipe["gamma"] == gamma
         assert len(recipe["curve"]["loss"]) == recipe["steps"]
+        length = "" if recipe["length"] == 512 else f"--length {recipe['length']} "
         assert command_of(recipe) == (
-            f"python -m sparsity_core train dcp --model smollm2-135m --gamma {gamma:g} --steps {recipe['steps']} --a-first 2 "
-            f"--seed {recipe['seed']} --start GATE --file TEXT --out gate"
+            f"python -m sparsity_core train dcp --model smollm2-135m --gamma {gamma:g} --steps {recipe['steps']} {length}"
+            f"--a-first 2 --seed {recipe['seed']} --start GATE --file TEXT --out gate"
         )
         assert path.stat().st_size < 5_000_000
     assert family("no such model") == {}

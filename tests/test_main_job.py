@@ -52,9 +52,13 @@ def set_number(page: Any, label: str, value: int) -> None:
 
 def ask(page: Any, text: str, budget: int, generate: int) -> None:
     """Fills in the run bar and presses Run."""
+    from playwright.sync_api import expect
+
     page.get_by_label("Text", exact=True).fill(text)
     page.get_by_label("Text", exact=True).press("Control+Enter")
     settle(page)
+    expect(page.get_by_role("combobox", name="Prompt")).to_have_value("Your own text", timeout=60_000)
+    expect(page.get_by_label("Text", exact=True)).to_have_value(text)
     set_number(page, "budget", budget)
     if not page.get_by_label("Generated tokens", exact=True).is_visible():
         page.get_by_text("Run settings", exact=True).click()
