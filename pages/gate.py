@@ -16,7 +16,7 @@ from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import Origin, show_figure
 from ui.knobs import choose_one
-from ui.literal import literal
+from ui.literal import code, literal
 from ui.session import Shown
 from ui.view import View, request
 from viz import cost
@@ -186,7 +186,7 @@ def _training(item: Shown) -> None:
     curve = st.fragment(_curve, run_every=2.0) if work.pending("train_gate") else _curve
     curve(item, training, place)
     if place.exists():
-        st.success(f"Trained. Paste `{place}` as the adapter under Gate in the sidebar, and press Run.")
+        st.success(f"Trained. Paste {code(str(place))} as the adapter under Gate in the sidebar, and press Run.")
 
 
 def _curve(item: Shown, training: Training, place: Path) -> None:

@@ -8,6 +8,7 @@ from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import show_figure
 from ui.knobs import choose_one
+from ui.literal import code
 from ui.scores import choose_tokens, refilled_scores
 from ui.session import Shown
 from ui.summary import summary
@@ -30,7 +31,9 @@ def page(shown: list[Shown], at: View) -> None:
         table = tables[item.letter]
         with column:
             if not scores.has_scores(item.trace, at.layer, head):
-                st.info(f"{item.letter}: {cost.label(item.trace)} keeps no scores here: it decides by position alone.")
+                st.info(
+                    f"{item.letter}: {code(cost.label(item.trace))} keeps no scores here: it decides by position alone."
+                )
                 continue
             figure = scores.plot_scores(table, step=at.step, log=log).update_yaxes(range=limits)
             show_figure(

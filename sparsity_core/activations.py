@@ -95,21 +95,23 @@ def input_moments(
 
 @torch.no_grad()
 def stream_moment(
-    model: Model, norms: Sequence[torch.nn.Module], windows: torch.Tensor, progress: Progress = silent
+    model: Model,
+    norms: Callable[[Model], Sequence[torch.nn.Module]],
+    windows: torch.Tensor,
+    progress: Progress = silent,
 ) -> torch.Tensor:
-    """Σ x̂ x̂ᵀ [d, d] over what the model's RMS norms read, x̂ = x / rms(x), float64; each read counts alike."""
+    """Σ x̂ x̂ᵀ [d, d] over what the `norms` of a model read, x̂ = x / rms(x), float64; each read counts alike."""
     own = _own(model)
-    names = {module: name for name, module in model.hf.named_modules()}
-    width = model.arch.hidden_size
-    total = torch.zeros(width, width, dtype=torch.float64)
-    of_window = torch.zeros(width, width, dtype=torch.promote_types(model.dtype, torch.float32))
+    square = (model.arch.hidden_size, model.arch.hidden_size)
+    total = torch.zeros(square, dtype=torch.float64, device=model.device)
+    of_window = torch.zeros(square, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
 
     def add(at: int, x: torch.Tensor) -> None:
         rows = x.flatten(0, -2).to(of_window)
         rows = rows * rows.square().mean(-1, keepdim=True).clamp_min(1e-30).rsqrt()
         of_window.addmm_(rows.T, rows)
 
-    with _before([own.hf.get_submodule(names[norm]) for norm in norms], add):
+    with _before(norms(own), add):
         for i, window in enumerate(windows):
             progress(i / len(windows), f"residual stream, stretch {i + 1} of {len(windows)}")
             own.hidden(window[None], use_cache=False)

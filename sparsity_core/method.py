@@ -99,6 +99,10 @@ class WeightMethod(Method):
 
     stage = "weights"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.name, getattr(self, "ratio", 0.0))
+
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         """The model with fewer weights; `model` itself is left as it is. Raises ValueError where it cannot be cut so."""
         raise TypeError(f"{type(self).__name__} must define compress")
@@ -119,10 +123,6 @@ class NeuronMethod(WeightMethod):
     )
 
     calibrated: ClassVar[bool] = False  # whether it reads text
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.name, self.ratio)
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.compress import cut_neurons

@@ -173,8 +173,7 @@ class Recorder:
         if selector is None or not self._offload.is_host(layer):
             return None
         selector.append(k)
-        n = self.start + 1
-        host = q.new_empty(1, k.shape[1], n, 0)
+        host = self._offload.layers[layer].shape(q)
         index, _, known = top_keys(q, host, selector, share=self._share(layer), scale=scale, known=self._mean_value)
         self.selected[layer].read(index)
         return self._offload.attend(layer, q, k, v, index, scale, known)

@@ -46,7 +46,7 @@ def slice_stream(model: Model, method: SliceGPT, progress: Progress) -> Compress
         if method.ratio == 0.0:
             hf = shared_copy(model.hf)
         else:
-            moment = stream_moment(model, norms(model), method.windows(model), lambda s, d: progress(0.9 * s, d))
+            moment = stream_moment(model, norms, method.windows(model), lambda s, d: progress(0.9 * s, d))
             hf = turned(model, torch.linalg.eigh(moment).eigenvectors[:, -keep:].flip(1))
             if bool(model.hf.config.get_text_config().tie_word_embeddings):
                 notes.append(

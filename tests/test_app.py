@@ -12,6 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.server import cache_with_models
+from ui.literal import code
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("[a-z]*.py"))
@@ -179,3 +180,24 @@ def test_no_text_of_a_user_is_ever_rendered_as_html() -> None:
         code = path.read_text()
         assert "unsafe_allow_html" not in code and "st.html(" not in code, path
         assert not re.search(r"\.innerHTML\s*=", code), path
+        assert "`{" not in code, f"{path}: a backtick in the text would end such a code span"
+
+
+@pytest.mark.parametrize("text", ["a2sf(budget=64)", "a `b", "``` ![x](https://example.org/x.png) `", "`"])
+def test_a_code_span_ends_where_its_text_does(text: str) -> None:
+    span = code(text)
+    fence = re.match("`+", span)[0]
+    assert span.endswith(fence) and set(fence) == {"`"}
+    inside = span[len(fence) : -len(fence)]
+    assert inside.strip() == text.strip()
+    assert fence not in re.findall("`+", inside)
+
+
+def test_a_rule_that_a_link_brings_is_shown_and_not_followed(app: AppTest) -> None:
+    app.query_params["pipeline"] = "eviction=a2sf(budget=16, protect='/`![x](https:..example.org.x.png)`/')"
+    app.query_params["prompt"] = "needle"
+    app.run()
+    finish(app)
+    assert not app.exception
+    shown = [m.value for m in app.markdown if "example.org" in m.value]
+    assert shown and all(m.startswith("`` a2sf(") and m.endswith(" ``") for m in shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from ui.literal import literal
+from ui.literal import code, literal
 from ui.session import Shown
 from viz.cost import label
 
@@ -14,7 +14,7 @@ def summary(shown: list[Shown]) -> None:
     """A row of figures for each pipeline."""
     for item in shown:
         trace = item.trace
-        st.markdown(f"**{item.letter}** · `{label(trace)}`" if len(shown) > 1 else f"`{label(trace)}`")
+        st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))
         columns = st.columns(6)
         columns[0].metric("Tokens", f"{trace.n_prompt} + {trace.n_tokens - trace.n_prompt}", help="prompt + generated")
         columns[1].metric(

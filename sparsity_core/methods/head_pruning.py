@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsity_core.calibrated import Calibrated
-from sparsity_core.method import Progress, WeightMethod, check_ratio, knob, register, silent
+from sparsity_core.method import Progress, WeightMethod, knob, register, silent
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,6 @@ class HeadPruning(Calibrated, _Heads):
         r"s_g = \mathbb{E}_x \Bigl\lvert \sum_{h \in g} \frac{\partial L(x)}{\partial \xi_h} \Bigr\rvert"
         r"\quad\text{or}\quad s_g = \Bigl( \sum_{h \in g} \lVert W_O^{(h)} W_V^{(g)} \rVert_F^2 \Bigr)^{1/2}"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.name, self.ratio)
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.heads import cut_heads

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsity_core.calibrated import Calibrated
-from sparsity_core.method import Progress, WeightMethod, check_ratio, knob, register, silent
+from sparsity_core.method import Progress, WeightMethod, knob, register, silent
 
 if TYPE_CHECKING:
     from sparsity_core.compress import CompressedModel
@@ -30,10 +30,6 @@ class SliceGPT(Calibrated, WeightMethod):
 
     ratio: float = knob(0.25, low=0.0, high=0.75, at_least=0.0, help="share of the residual stream's channels removed")
     multiple: int = knob(8, low=1, high=128, at_least=1, help="kept channels are rounded to a multiple of this")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.name, self.ratio)
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.rotation import slice_stream

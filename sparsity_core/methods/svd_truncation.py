@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.method import Progress, WeightMethod, check_ratio, knob, register, silent
+from sparsity_core.method import Progress, WeightMethod, knob, register, silent
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,6 @@ class SVDTruncation(WeightMethod):
     )
 
     ratio: float = knob(0.25, low=0.0, high=0.75, at_least=0.0, help="share of each FFN matrix's parameters removed")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.name, self.ratio)
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.low_rank import truncate
