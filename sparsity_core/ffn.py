@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sparsity_core.models import Model, ModelError
+from sparsity_core.spectrum import all_finite
 
 _LAYOUTS = (  # (gate, up, down) within a decoder layer
     ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -61,7 +62,7 @@ def feed_forwards(model: Model) -> list[FeedForward]:
         names = _layout(layer, model)
         gate, up, down = _modules(layer, names)
         block = FeedForward(index, None if gate is None else weight_of(gate), weight_of(up), weight_of(down))
-        if any(not bool(torch.isfinite(w).all()) for w in block.matrices.values()):
+        if not all(map(all_finite, block.matrices.values())):
             raise ModelError(
                 f"{model.name} has weights that are not finite in layer {index}: the checkpoint is damaged"
             )

@@ -8,6 +8,7 @@ matrix, so trying another ratio costs one small eigenproblem.
 from __future__ import annotations
 
 import contextlib
+import math
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,7 @@ class Gram:
     def __init__(self, weight: torch.Tensor) -> None:
         if weight.ndim != 2 or not weight.numel():
             raise ValueError(f"a spectrum is of a matrix [rows, columns]; got {tuple(weight.shape)}")
-        if not bool(torch.isfinite(weight).all()):
+        if not all_finite(weight):
             raise ValueError("the weight holds values that are not finite: the checkpoint is damaged")
         self._weight = weight.detach()
 
@@ -74,6 +75,11 @@ class Gram:
             return _values(_gram(self._weight[kept]), min(n_kept, columns))
         removed = self._weight[~kept].double()
         return _values(self._whole - removed.T @ removed, min(n_kept, columns))
+
+
+def all_finite(weight: torch.Tensor) -> bool:
+    """Whether every entry is: the extremes carry a nan or an infinity, and no mask of the weight is made."""
+    return all(math.isfinite(extreme) for extreme in torch.aminmax(weight))
 
 
 def singular_values(weight: torch.Tensor) -> torch.Tensor:
