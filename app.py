@@ -9,10 +9,12 @@ import streamlit as st
 from pages import channels, gate, scores, spectra, tokens
 from ui import session, work
 from ui.channels import channels_link
+from ui.first_look import end_first_look
 from ui.literal import literal
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
 from ui.spectra import hold_choices, spectra_link
+from ui.summary import summary
 from ui.view import view_bar
 
 PAGES: dict[str, tuple[Callable[..., None], str, str]] = {
@@ -40,12 +42,15 @@ def main() -> None:
     )
     if problem:
         st.warning(literal(problem))
-    run_bar()
+    with st.sidebar:
+        run_bar()
     of_weights = chosen.url_path in OF_WEIGHTS
     hold_choices(of_weights)
     if of_weights:
         chosen.run()
+        end_first_look()
     elif shown:
+        summary(shown)
         look(chosen.title, shown)  # not chosen.run(): a page's widgets forget what they held when another page opens
         return
     elif work.pending("run"):
@@ -57,10 +62,11 @@ def main() -> None:
 
 @st.fragment
 def look(title: str, shown: list[Shown]) -> None:
-    """A page of runs below its steppers; a choice made in it draws this much again and not the run bar."""
+    """A page of runs below its steppers; a choice made in it draws this much again, and not what no choice changes."""
     at = view_bar(shown)
     pages = {name: function for function, name, _ in PAGES.values()}
     pages[title](shown, at)
+    end_first_look()
     keep_link(channels_link() if pages[title] is channels.page else {})
 
 

@@ -11,14 +11,12 @@ from ui.knobs import choose_one
 from ui.literal import code
 from ui.scores import choose_tokens, refilled_scores
 from ui.session import Shown
-from ui.summary import summary
 from ui.sweeps import forgetting_sweep
 from ui.view import View
 from viz import cost, scores
 
 
 def page(shown: list[Shown], at: View) -> None:
-    summary(shown)
     st.subheader(f"Accumulated scores, layer {at.layer}")
     positions = choose_tokens(shown[0].trace, at)
     head = at.head if isinstance(at.head, int) else 0

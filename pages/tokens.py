@@ -12,16 +12,15 @@ from ui import view
 from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import offer_figure, show_figure, theme
+from ui.first_look import first_look
 from ui.session import Shown
 from ui.strip import token_strip
-from ui.summary import summary
 from ui.tokens import strip_cells, tell_token
 from ui.view import View
 from viz import atlas, channels, cost, gate, strip
 
 
 def page(shown: list[Shown], at: View) -> None:
-    summary(shown)
     st.subheader("Atlas: when each layer dropped each token")
     latest = max(s.trace.n_tokens for s in shown) - 1
     for column, item in zip(st.columns(len(shown)), shown, strict=True):
@@ -70,22 +69,24 @@ def _atlas(item: Shown, at: View, latest: int, named: bool) -> None:
             read="The whole text; the frame is the window below. Choose a token to move it.",
             sources=[(item.spec, trace)],
         )
-    show_figure(
-        atlas.plot_atlas(
+    name = f"atlas_{item.letter}"
+    with first_look(name, partial(atlas.cells_png, table, latest), atlas.height(trace.n_layers), atlas.MARGIN):
+        show_figure(
+            atlas.plot_atlas(
+                table,
+                n_prompt=trace.n_prompt,
+                step=at.step,
+                selected=(at.layer, at.token),
+                latest=latest,
+            ),
             table,
-            n_prompt=trace.n_prompt,
-            step=at.step,
-            selected=(at.layer, at.token),
-            latest=latest,
-        ),
-        table,
-        name=f"atlas_{item.letter}",
-        caption=f"Step at which each layer dropped each token ({cost.label(trace)}).",
-        read=("" if not named else f"**{item.letter}** ")
-        + "Filled: dropped, coloured by the step that did it. Pale: still in the cache. Click a cell to follow its token.",
-        sources=[(item.spec, trace)],
-        on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
-    )
+            name=name,
+            caption=f"Step at which each layer dropped each token ({cost.label(trace)}).",
+            read=("" if not named else f"**{item.letter}** ")
+            + "Filled: dropped, coloured by the step that did it. Pale: still in the cache. Click a cell to follow its token.",
+            sources=[(item.spec, trace)],
+            on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
+        )
 
 
 def _selected(item: Shown, at: View) -> None:

@@ -22,10 +22,23 @@ PAGES = sorted(path.stem for path in (ROOT / "pages").glob("[a-z]*.py"))
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
     monkeypatch.chdir(ROOT)
+    return visitor(tmp_path)
+
+
+def visitor(tmp_path: Path) -> AppTest:
+    """A new session whose browser has painted the page, as AppTest has no browser to say so: its charts are drawn."""
     # From a folder of its own: beside a folder named `pages`, AppTest takes the pages for scripts at every run.
     script = tmp_path / "main.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom app import main\nmain()\n")
-    return AppTest.from_file(str(script), default_timeout=120)
+    at = AppTest.from_file(str(script), default_timeout=120)
+    at.session_state["painted"] = True
+    return at
+
+
+def unfold(at: AppTest, key: str) -> None:
+    """Opens an expander, whose widgets are there only then."""
+    at.session_state[key] = True
+    at.run()
 
 
 def titles(at: AppTest) -> list[str]:
@@ -71,6 +84,32 @@ def test_every_page_draws_the_bundled_example_without_a_model(app: AppTest, page
     assert all(figure["layout"]["template"]["layout"]["font"]["family"] for figure in figures(app))
 
 
+def test_charts_wait_until_the_browser_has_painted_the_page(app: AppTest) -> None:
+    del app.session_state["painted"]
+    app.run()
+    assert not app.exception
+    assert not figures(app)
+    assert "Tokens at step" in " ".join(titles(app))
+    app.session_state["painted"] = True
+    app.run()
+    assert len(figures(app)) == 2
+
+
+def test_what_is_folded_away_keeps_its_value(app: AppTest) -> None:
+    app.run()
+    unfold(app, "A_a2sf_more")
+    app.number_input(key="A_a2sf_recent").set_value(9).run()
+    app.session_state["A_a2sf_more"] = False
+    app.run().run()
+    assert not [box for box in app.number_input if box.key == "A_a2sf_recent"]
+    unfold(app, "A_a2sf_more")
+    assert app.number_input(key="A_a2sf_recent").value == 9
+    app.session_state["A_a2sf_more"] = False
+    app.run()
+    app.button(key="run").click().run()
+    assert "recent=9" in app.session_state["wanted"][0].pipeline
+
+
 def test_choosing_a_layer_head_token_or_step_moves_every_figure(app: AppTest) -> None:
     app.run()
     before = json.dumps(figures(app)[0])
@@ -110,6 +149,7 @@ def test_choosing_a_layer_head_token_or_step_moves_every_figure(app: AppTest) ->
 )
 def test_bad_input_is_a_sentence_and_the_view_stays(app: AppTest, change: Any, sentence: str) -> None:
     app.run()
+    unfold(app, "A_a2sf_more")
     before = len(figures(app))
     change(app).run()
     assert not app.exception
@@ -144,6 +184,7 @@ def test_run_computes_what_the_bar_asks_for_and_keeps_it(app: AppTest) -> None:
     app.run()
     app.text_area(key="prompt_text").set_value("One fish, two fish, red fish, blue fish, and a very old boat.").run()
     app.number_input(key="A_a2sf_budget").set_value(6).run()
+    unfold(app, "run_settings")
     app.number_input(key="generate").set_value(0).run()
     app.button(key="run").click().run()
     finish(app)
@@ -167,6 +208,7 @@ def test_what_cannot_be_stored_is_shown_all_the_same(app: AppTest, tmp_path: Pat
     app.run()
     app.text_area(key="prompt_text").set_value("A short text about nothing in particular, twice over and over.").run()
     app.number_input(key="A_a2sf_budget").set_value(5).run()
+    unfold(app, "run_settings")
     app.number_input(key="generate").set_value(0).run()
     app.button(key="run").click().run()
     finish(app)

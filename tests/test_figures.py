@@ -6,6 +6,7 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
 import pytest
+from PIL import Image
+from plotly.colors import sample_colorscale
 
 from sparsity_core.trace import Trace
 from tests.traces import HOSTILE, NEVER, TOKENS, kept_all, named, trace
 from viz import atlas, cost, scores, strip, sweep
-from viz.theme import DARK, LIGHT, PAPER, STATE_STYLE, method_colour, method_dash, plain, style
+from viz.theme import DARK, LIGHT, PAPER, SEQUENTIAL, STATE_STYLE, method_colour, method_dash, plain, style
 
 NAN = np.nan
 HEADS: list[int | str] = [0, 1, "first", "last"]
@@ -127,11 +130,14 @@ def _shapes(figure: go.Figure) -> list[tuple[Any, ...]]:
 def test_every_cell_of_the_atlas_answers_the_pointer_with_its_own_fate() -> None:
     table = atlas.atlas_table(trace(tokens=HOSTILE), 0, step=5)
     said = {}
-    for cells in atlas.plot_atlas(table).data:
+    figure = atlas.plot_atlas(table)
+    names = dict(zip(figure.layout.xaxis2.tickvals, figure.layout.xaxis2.ticktext, strict=True))
+    assert names == {x: f"{x} “{plain(HOSTILE[x])}”" for x in range(8)}
+    for cells in figure.select_traces(selector={"type": "heatmap"}):
         assert cells.hoverongaps is False, "where it is empty, another one answers"
+        assert (cells.xaxis, "token %{x}<br>" in cells.hovertemplate) == ("x2", True), "the axis with the names"
         for y, x in np.argwhere(~np.isnan(cells.z)):
             assert (y, x) not in said
-            assert cells.text[y, x] == plain(HOSTILE[x])
             fate = cells.hovertemplate.split("<br>")[1].removesuffix("<extra></extra>")
             said[y, x] = fate.replace("%{z:d}", f"{cells.z[y, x]:g}")
     cached, unread = "in the cache", "not read yet"
@@ -139,6 +145,17 @@ def test_every_cell_of_the_atlas_answers_the_pointer_with_its_own_fate() -> None
         cached, "dropped at step 3", "dropped at step 4", cached, cached, cached, unread, unread
     ]  # fmt: skip
     assert len(said) == 16
+
+
+def test_the_cells_alone_are_the_atlas_a_pixel_each() -> None:
+    table = atlas.atlas_table(trace(), 0, step=5)
+    image = np.asarray(Image.open(BytesIO(atlas.cells_png(table, latest=20))))
+    assert image.shape == (2, 8, 4)
+    dropped = table["dropped_at"].to_numpy().reshape(2, 8)[::-1]  # layer 0 is below
+    seen = table["seen"].to_numpy().reshape(2, 8)[::-1]
+    same(image[..., 3], np.where(~np.isnan(dropped), 255, np.where(seen, 25, 0)))
+    expected = np.asarray(sample_colorscale(SEQUENTIAL, list(dropped[~np.isnan(dropped)] / 20), colortype="tuple"))
+    np.testing.assert_allclose(image[~np.isnan(dropped)][:, :3], 255 * expected, atol=2)
 
 
 def test_no_chart_needs_webgl_which_takes_a_second_a_chart_without_a_gpu() -> None:
@@ -218,7 +235,7 @@ def test_a_contested_cell_has_the_colour_of_the_one_that_dropped_it() -> None:
     table = atlas.difference_table(trace(), other(), head=0)
     colours = cost.pair_colours(trace(), other())
     figure = atlas.plot_difference(table, ("<A>", "<B>"), colours)
-    (cells,) = figure.data
+    (cells,) = figure.select_traces(selector={"type": "heatmap"})
     same(cells.z[0], [NAN, 0, 0, 1, 1, 2, NAN, NAN])
     both, a, b = (_colour_at(cells, value) for value in (0, 1, 2))
     assert (a, b) == (method_colour("a2sf"), method_colour("h2o")) == colours

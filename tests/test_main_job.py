@@ -130,6 +130,21 @@ def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
     page.context.close()
 
 
+def test_the_cells_are_seen_while_plotly_is_being_loaded(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 1500, "height": 1400})
+    page.route("**/PlotlyChart*", lambda route: None)  # never answered
+    page.goto(address)
+    box = page.locator("[class*=st-key-look_] img")
+    box.wait_for(timeout=60_000)
+    cells = box.bounding_box()
+    page.close()
+    page = opened(browser, address)
+    chart = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    assert page.locator("[class*=st-key-look_] img").count() == 0
+    assert all(abs(cells[side] - chart[side]) <= 2 for side in ("x", "y", "width", "height")), (cells, chart)
+    page.context.close()
+
+
 def test_hostile_text_is_shown_and_never_interpreted(browser: Any, address: str) -> None:
     page = opened(browser, address)
     ask(page, HOSTILE, budget=16, generate=0)

@@ -18,7 +18,7 @@ from sparsity_core.store import Store
 from sparsity_core.trace import Trace
 from tests import traces
 from tests.server import cache_with_models
-from tests.test_app import ROOT, figures, open_page, said
+from tests.test_app import ROOT, figures, open_page, said, unfold, visitor
 from ui.bundle import BESIDE
 from ui.literal import literal
 from ui.session import EXAMPLE
@@ -29,10 +29,7 @@ PAIR = {"prompt": "needle", "pipeline": EXAMPLE.pipeline, "beside": BESIDE.pipel
 
 def opened(tmp_path: Path, **link: str) -> AppTest:
     """A new browser on the address with these parameters."""
-    # From a folder of its own: beside a folder named `pages`, AppTest takes the pages for scripts at every run.
-    script = tmp_path / "main.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom app import main\nmain()\n")
-    at = AppTest.from_file(str(script), default_timeout=60)
+    at = visitor(tmp_path)
     for name, value in link.items():
         at.query_params[name] = value
     at.run()
@@ -251,6 +248,7 @@ def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
     at = opened(tmp_path)
     at.number_input(key="A_a2sf_budget").set_value(33)
     at.toggle(key="compare").set_value(True)
+    unfold(at, "run_settings")
     at.number_input(key="seed").set_value(5).run()
     at.number_input(key="B_streaming_llm_budget").set_value(44).run()
     at.text_area(key="prompt_text").set_value("").run()
@@ -277,6 +275,7 @@ def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
 )
 def test_a_forgetting_factor_that_is_none_loses_no_other_setting(tmp_path: Path, factor: str, sentence: str) -> None:
     at = opened(tmp_path)
+    unfold(at, "A_a2sf_more")
     at.number_input(key="A_a2sf_recent").set_value(9).run()
     at.text_input(key="A_a2sf_forgetting_factor").set_value(factor).run()
     assert not at.exception
@@ -291,6 +290,7 @@ def test_a_forgetting_factor_that_is_none_loses_no_other_setting(tmp_path: Path,
 
 def test_what_is_wrong_with_a_and_with_b_is_said_of_both(tmp_path: Path) -> None:
     at = opened(tmp_path, **PAIR)
+    unfold(at, "B_streaming_llm_more")
     at.number_input(key="A_a2sf_budget").set_value(0)
     at.number_input(key="B_streaming_llm_n_sink").set_value(1000).run()
     warnings = [w.value for w in at.warning]
@@ -315,6 +315,7 @@ def test_an_upload_that_is_no_text_is_refused_and_the_prompt_stays(
     tmp_path: Path, name: str, data: bytes, sentence: str
 ) -> None:
     at = opened(tmp_path)
+    unfold(at, "upload")
     at.get("file_uploader")[0].set_value([(name, data, "text/plain")]).run()
     assert not at.exception
     (warning,) = [w.value for w in at.warning]
@@ -326,6 +327,7 @@ def test_an_upload_that_is_no_text_is_refused_and_the_prompt_stays(
 def test_an_uploaded_text_becomes_the_prompt(tmp_path: Path) -> None:
     at = opened(tmp_path)
     text = "‏שלום‏ <b>bold</b> 🙂\n\ttab"
+    unfold(at, "upload")
     at.get("file_uploader")[0].set_value([("own.txt", b"\xef\xbb\xbf" + text.encode(), "text/plain")]).run()
     assert not at.warning
     assert at.text_area(key="prompt_text").value == text

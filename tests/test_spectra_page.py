@@ -18,7 +18,7 @@ from sparsity_core.method import Pipeline, WeightMethod
 from sparsity_core.models import Model, load
 from tests import tiny
 from tests.server import cache_with_models
-from tests.test_app import figures, open_page, said
+from tests.test_app import figures, open_page, said, unfold
 from tests.test_pages import decoded, opened
 from ui.session import EXAMPLE
 from ui.spectra import example_method
@@ -189,6 +189,7 @@ def wanted(at: AppTest) -> list[str]:
 
 def test_the_run_bar_puts_a_weights_method_before_the_others(tmp_path: Path) -> None:
     at = opened(tmp_path)
+    unfold(at, "A_weights_fold")
     at.selectbox(key="A_weights").set_value("row_norm").run()
     at.number_input(key="A_row_norm_ratio").set_value(0.1).run()
     assert not at.exception
@@ -208,6 +209,7 @@ def test_what_the_page_looks_at_can_become_the_model_of_every_page(tmp_path: Pat
 
 def test_a_ratio_beside_the_range_is_a_sentence_in_the_run_bar(tmp_path: Path) -> None:
     at = opened(tmp_path)
+    unfold(at, "A_weights_fold")
     at.selectbox(key="A_weights").set_value("row_norm").run()
     at.number_input(key="A_row_norm_ratio").set_value(1.5).run()
     assert not at.exception

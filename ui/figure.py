@@ -13,6 +13,7 @@ import streamlit as st
 
 from sparsity_core.trace import RunSpec, Trace
 from ui.clicks import hear_clicks
+from ui.first_look import painted
 from ui.literal import literal
 from viz import paper
 from viz.theme import style
@@ -26,6 +27,7 @@ _MIME = {
     "csv": "text/csv",
 }
 _TABLE_ROWS = 2000
+_HEIGHT = 450  # px of a figure that names none
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ def show_figure(
     """
     key = f"figure_{name}"
     config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
-    st.plotly_chart(style(figure, theme(), in_place=True), theme=None, key=key, config=config, alt=caption)
+    if painted():
+        st.plotly_chart(style(figure, theme(), in_place=True), theme=None, key=key, config=config, alt=caption)
+    else:
+        st.container(height=int(figure.layout.height or _HEIGHT), border=False)  # its place
     if on_click is not None:
         hear_clicks(key, on_click)
     offer_figure(lambda: figure, table, name=name, caption=caption, read=read, sources=sources)

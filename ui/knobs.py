@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field
 from typing import Any
 
@@ -36,8 +37,8 @@ def method_picker(letter: str, current: Method | None) -> str:
     values |= {k.name: _widget(letter, cls, k, same) for k in main}
     others = [k for k in rest if k not in main]
     if others:
-        with st.expander("More settings"):
-            values |= {k.name: _widget(letter, cls, k, same) for k in others}
+        with folded("More settings", f"{letter}_{name}_more") as opened:
+            values |= {k.name: _widget(letter, cls, k, same, opened) for k in others}
     if "forgetting_factor" in values:
         values["forgetting_factor"] = parse_value(values["forgetting_factor"])
     return f"eviction={cls(**values)}"
@@ -60,15 +61,19 @@ def aside_picker(stage: str, letter: str, current: Method | None) -> str:
     Raises ValueError, as a sentence, where the knobs do not fit together; all of them are drawn by then.
     """
     title, label, help_ = _ASIDE[stage]
-    with st.expander(f"{title} {letter}", expanded=current is not None):
-        key = f"{letter}_{stage}"
-        if key not in st.session_state:
-            st.session_state[key] = current.name if current else WHOLE
-        name = st.selectbox(label, [WHOLE, *methods.names(stage)], key=key, help=help_)
+    key = f"{letter}_{stage}"
+    with folded(f"{title} {letter}", f"{key}_fold", expanded=current is not None) as opened:
+        options = [WHOLE, *methods.names(stage)]
+        name = held(
+            key,
+            current.name if current else WHOLE,
+            lambda: st.selectbox(label, options, key=key, help=help_),
+            drawn=opened,
+        )
         if name == WHOLE:
             return ""
         cls = methods.get(name)
-        return f"{stage}={cls(**knob_widgets(letter, cls, cls.knobs(), current))}"
+        return f"{stage}={cls(**knob_widgets(letter, cls, cls.knobs(), current, drawn=opened))}"
 
 
 def joined(*stages: str) -> str:
@@ -76,18 +81,44 @@ def joined(*stages: str) -> str:
     return str(Pipeline.parse(" ".join(stage for stage in stages if stage and stage != DENSE) or DENSE))
 
 
-def knob_widgets(letter: str, cls: type[Method], knobs: Sequence[Field[Any]], current: Method | None) -> dict[str, Any]:
+def knob_widgets(
+    letter: str, cls: type[Method], knobs: Sequence[Field[Any]], current: Method | None, *, drawn: bool = True
+) -> dict[str, Any]:
     """A widget for each of a method's knobs, at first with the values of `current` where that is the same method."""
     same = current if current is not None and current.name == cls.name else None
-    return {knob.name: _widget(letter, cls, knob, same) for knob in knobs}
+    return {knob.name: _widget(letter, cls, knob, same, drawn) for knob in knobs}
 
 
-def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | None) -> Any:
+@contextmanager
+def folded(label: str, key: str, *, expanded: bool = False) -> Generator[bool]:
+    """An expander whose widgets are `held`, and drawn only while it is open, which this yields.
+
+    A browser draws every widget of the page again at each choice, those that are folded away too.
+    """
+    box = st.expander(label, expanded=expanded, key=key, on_change="rerun")
+    with box:
+        yield bool(box.open)
+
+
+def held(key: str, default: Any, draw: Callable[[], Any], *, drawn: bool) -> Any:
+    """The value of a widget of this key, `default` at first; while it is not drawn, what it held when it was."""
+    if not drawn or key not in st.session_state:  # what is drawn is not set: that would undo what is being typed
+        st.session_state[key] = st.session_state.get(key, default)  # Streamlit forgets keys that a run does not touch
+    return draw() if drawn else st.session_state[key]
+
+
+def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | None, drawn: bool = True) -> Any:
     key = f"{letter}_{cls.name}_{knob.name}"
-    default = knob.default if knob.default is not MISSING else None
-    if key not in st.session_state:
-        value = getattr(current, knob.name) if current is not None else default
-        st.session_state[key] = str_of(value) if knob.name == "forgetting_factor" else value
+    default = getattr(current, knob.name) if current is not None else knob.default
+    if default is MISSING:
+        default = None
+    if knob.name == "forgetting_factor":
+        default = str_of(default)
+    return held(key, default, lambda: _drawn(key, knob), drawn=drawn)
+
+
+def _drawn(key: str, knob: Field[Any]) -> Any:
+    default = knob.default
     label, text = knob.name.replace("_", " "), knob.metadata["help"]
     if knob.metadata["choices"]:
         return st.selectbox(label, knob.metadata["choices"], key=key, help=text)

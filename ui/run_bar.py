@@ -16,7 +16,7 @@ from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
 from sparsity_core.trace import RunSpec
 from ui import work
-from ui.knobs import DENSE, aside_picker, joined, method_picker
+from ui.knobs import DENSE, aside_picker, folded, held, joined, method_picker
 from ui.literal import literal
 from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
 
@@ -24,34 +24,38 @@ _OWN = "own"
 _MODELS = [EXAMPLE.model]
 
 
+@st.fragment
 def run_bar() -> None:
-    """Draws the bar; pressing Run queues what is not stored yet and shows it when it is done."""
+    """Draws the bar; pressing Run queues what is not stored yet and shows it when it is done.
+
+    A setting changes nothing on the page before that, so it draws the bar alone again.
+    """
     first = specs()[0]
-    with st.sidebar:
-        wanted, problems = _form(first)
-        for problem in problems:
-            st.warning(literal(problem), icon=":material/warning:")
-        pressed = st.button(
-            "Run",
-            key="run",
-            type="primary",
-            icon=":material/play_arrow:",
-            width="stretch",
-            disabled=bool(problems) or work.pending("run"),
-            help="compute what the settings above ask for; results are kept and found again",
-        )
-        if pressed:
-            st.session_state.setdefault("failures", {}).pop("run", None)
-            st.session_state.wanted = wanted
-            if not work.submit_specs("run", wanted):
-                _show(wanted)
-        work.watch("run", _finished)
-        if wanted != specs() and not work.pending("run") and not problems:
-            st.caption("The settings differ from what is shown: press Run.")
-        warning = st.session_state.get("warning")
-        if warning:
-            st.warning(literal(warning))
-        _status(first.model)
+    wanted, problems = _form(first)
+    for problem in problems:
+        st.warning(literal(problem), icon=":material/warning:")
+    pressed = st.button(
+        "Run",
+        key="run",
+        type="primary",
+        icon=":material/play_arrow:",
+        width="stretch",
+        disabled=bool(problems) or work.pending("run"),
+        help="compute what the settings above ask for; results are kept and found again",
+    )
+    if pressed:
+        st.session_state.setdefault("failures", {}).pop("run", None)
+        st.session_state.wanted = wanted
+        if not work.submit_specs("run", wanted):
+            _show(wanted)
+        st.rerun()
+    work.watch("run", _finished)
+    if wanted != specs() and not work.pending("run") and not problems:
+        st.caption("The settings differ from what is shown: press Run.")
+    warning = st.session_state.get("warning")
+    if warning:
+        st.warning(literal(warning))
+    _status(first.model)
 
 
 def follow_link() -> None:
@@ -111,30 +115,59 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
         beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)")
         pipelines.append(pipeline("B", beside))
-    with st.expander("Run settings"):
-        generate = st.number_input(
-            "Generated tokens",
-            0,
-            MOST_NEW,
+    generate, seed, device, dtype = _run_settings(first)
+    base = RunSpec(str(model).strip(), prompt, pipelines[0], generate, seed, device, dtype)
+    return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
+
+
+def _run_settings(first: RunSpec) -> tuple[int, int, str, str]:
+    """(tokens to generate, seed, device, number format)."""
+    devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
+    if first.device not in devices:
+        devices.append(first.device)
+    with folded("Run settings", "run_settings") as opened:
+        generate = held(
+            "generate",
             first.generate,
-            key="generate",
-            help="0: read the prompt alone. Above: the model goes on, and what is evicted physically leaves its cache",
+            lambda: st.number_input(
+                "Generated tokens",
+                0,
+                MOST_NEW,
+                key="generate",
+                help="0: read the prompt alone. Above: the model goes on, and what is evicted physically leaves its cache",
+            ),
+            drawn=opened,
         )
-        seed = st.number_input("Seed", 0, MOST_SEED, first.seed, key="seed", help="used by random eviction")
-        devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
-        if first.device not in devices:
-            devices.append(first.device)
-        device = st.selectbox(
-            "Device",
-            devices,
-            index=0 if first == EXAMPLE else devices.index(first.device),  # the example was computed on a CPU
-            key="device",
-            help="cuda appears where this machine has an NVIDIA GPU; a model too large for one is spread over several",
+        seed = held(
+            "seed",
+            first.seed,
+            lambda: st.number_input("Seed", 0, MOST_SEED, key="seed", help="used by random eviction"),
+            drawn=opened,
+        )
+        device = held(
+            "device",
+            devices[0] if first == EXAMPLE else first.device,  # the example was computed on a CPU
+            lambda: st.selectbox(
+                "Device",
+                devices,
+                key="device",
+                on_change=lambda: st.session_state.pop("dtype", None),  # each has its own best
+                help="cuda appears where this machine has an NVIDIA GPU; a model too large for one is spread over several",
+            ),
+            drawn=opened,
         )
         dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
-        dtype = st.selectbox("Number format", dtypes, help="bfloat16 is far slower than float32 on most CPUs")
-    base = RunSpec(str(model).strip(), prompt, pipelines[0], int(generate), int(seed), device, dtype)
-    return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
+        if st.session_state.get("dtype") not in dtypes:
+            st.session_state.pop("dtype", None)
+        dtype = held(
+            "dtype",
+            first.dtype if first != EXAMPLE and first.dtype in dtypes else dtypes[0],
+            lambda: st.selectbox(
+                "Number format", dtypes, key="dtype", help="bfloat16 is far slower than float32 on most CPUs"
+            ),
+            drawn=opened,
+        )
+    return int(generate), int(seed), device, dtype
 
 
 def _prompt(first: RunSpec) -> str:
@@ -172,8 +205,9 @@ def _prompt(first: RunSpec) -> str:
     if choice in PROMPTS:
         st.caption(PROMPTS[choice].why)
     text = st.text_area("Text", key="prompt_text", height=150, on_change=edit, label_visibility="collapsed")
-    with st.expander("Upload a text file"):
-        st.file_uploader("UTF-8 text, at most 5 MB", key="prompt_file", on_change=upload)
+    with folded("Upload a text file", "upload") as opened:
+        if opened:
+            st.file_uploader("UTF-8 text, at most 5 MB", key="prompt_file", on_change=upload)
     if "prompt_problem" in st.session_state:
         st.warning(literal(f"{st.session_state.prompt_problem}. The text above is unchanged."))
     return text

@@ -80,6 +80,7 @@ def _done(jobs: dict[str, Job]) -> None:
 
 def _use(method: WeightMethod) -> None:
     st.session_state["A_weights"] = method.name
+    st.session_state["A_weights_fold"] = True
     for knob in method.knobs():
         st.session_state[f"A_{method.name}_{knob.name}"] = getattr(method, knob.name)
 

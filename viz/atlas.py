@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from PIL import Image
+from plotly.colors import sample_colorscale
 
 from sparsity_core.trace import Trace
 from viz.theme import SEQUENTIAL, plain
 
+FIRST_AXIS = go.Scatter(x=[None], y=[None], hoverinfo="skip", showlegend=False)  # an axis without a trace is not drawn
+MARGIN = {"l": 56, "r": 96, "t": 40, "b": 52}  # px around the atlas's cells; measured by Plotly it would be drawn twice
+
 _MOST_CELLS = 1_000_000
+_ABOVE = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+_GREY, _PALE = (128, 136, 150), 0.10  # of a token in the cache
 _A_ONLY, _B_ONLY, _BOTH = 1, 2, 3
+
+
+def height(n_layers: int) -> int:
+    """Of a map of layers by tokens, in px."""
+    return 150 + 10 * n_layers
 
 
 def atlas_table(
@@ -68,12 +82,11 @@ def plot_atlas(
         raise ValueError(f"{shape[0]} × {shape[1]} cells are too many to draw: pool them, or choose a window")
     z = table["dropped_at"].to_numpy(np.float32).reshape(shape)
     seen = table["seen"].to_numpy().reshape(shape)
-    tokens = np.asarray([plain(token) for token in table["token"].to_numpy()[: shape[1]]])  # as str: Plotly copies fast
     kept, unread = (np.where(where, 0, np.nan).astype(np.float32) for where in (seen & np.isnan(z), ~seen))
     end = float(latest if latest is not None else max(1, positions[-1]))
     # One heatmap for each fate, which is empty elsewhere and leaves the pointer there to the others.
     fates: list[tuple[str, np.ndarray, str, dict[str, Any]]] = [
-        ("kept", kept, "in the cache", _one_colour("rgba(128,136,150,0.10)")),
+        ("kept", kept, "in the cache", _one_colour(f"rgba{(*_GREY, _PALE)}")),
         ("unread", unread, "not read yet", _one_colour("rgba(0,0,0,0)")),
         (
             "dropped",
@@ -82,45 +95,89 @@ def plot_atlas(
             {"zmin": 0, "zmax": end, "colorscale": SEQUENTIAL, "colorbar": {"title": {"text": "dropped at step"}}},
         ),
     ]
-    figure = go.Figure(
-        [
+    drawn = [
+        FIRST_AXIS,
+        *(
             go.Heatmap(
                 name=name,
                 z=cells,
                 x=positions,
                 y=layers,
-                text=np.where(np.isnan(cells), "", tokens),
+                xaxis="x2",
                 hoverongaps=False,
-                hovertemplate=f"layer %{{y}}, token %{{x}} “%{{text}}”<br>{fate}<extra></extra>",
+                hovertemplate=f"layer %{{y}}, token %{{x}}<br>{fate}<extra></extra>",
                 **looks,
             )
             for name, cells, fate, looks in fates
             if name != "unread" or not seen.all()
-        ]
-    )
-    shapes, notes = [], []  # set once, at the end: Plotly checks all of them again for each that is added
-    above = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+        ),
+    ]
+    shapes, notes = [], []
     if n_prompt is not None and positions[0] < n_prompt <= positions[-1]:
         shapes.append(_line(n_prompt - 0.5, width=1, dash="dot"))
-        notes.append({**above, "x": n_prompt - 0.5, "xanchor": "left", "text": "generated →"})
+        notes.append({**_ABOVE, "x": n_prompt - 0.5, "xanchor": "left", "text": "generated →"})
     if step is not None and step < positions[-1]:
         shapes.append(_line(step + 0.5, width=1.5))
-    if selected is not None:
-        layer, position = selected
-        across = {"x0": positions[0] - 0.5, "x1": positions[-1] + 0.5}
-        shapes.append({"type": "rect", **across, "y0": layer - 0.5, "y1": layer + 0.5, "line": {"width": 1.5}})
-        if positions[0] <= position <= positions[-1]:
-            notes.append({**above, "x": position, "xanchor": "center", "text": "▼", "borderpad": 0})
-    return figure.update_layout(
-        height=150 + 10 * shape[0],
-        dragmode="zoom",
-        hoverdistance=-1,
-        showlegend=False,
-        xaxis={"title": {"text": "token position"}, "range": [positions[0] - 0.5, positions[-1] + 0.5]},
-        yaxis={"title": {"text": "layer"}, "range": [layers[0] - 0.5, layers[-1] + 0.5], "showgrid": False},
-        shapes=shapes,
-        annotations=notes,
-    )
+    rows, tips = marks(selected, positions)
+    layout = {  # at once: Plotly checks all of it again for each part that is set
+        "height": height(shape[0]),
+        "margin": {**MARGIN, "autoexpand": False},
+        "dragmode": "zoom",
+        "hoverdistance": -1,
+        "showlegend": False,
+        "xaxis": {"title": {"text": "token position"}, "range": [positions[0] - 0.5, positions[-1] + 0.5]},
+        "xaxis2": named_columns(positions, table["token"].to_numpy()[: shape[1]]),
+        "yaxis": {"title": {"text": "layer"}, "range": [layers[0] - 0.5, layers[-1] + 0.5], "showgrid": False},
+        "shapes": [*shapes, *rows],
+        "annotations": [*notes, *tips],
+    }
+    return go.Figure(drawn, layout)
+
+
+def cells_png(table: pd.DataFrame, latest: int) -> bytes:
+    """The cells of `plot_atlas` alone, a pixel each, as a PNG: what a page can show while Plotly is being loaded."""
+    shape = table["layer"].nunique(), table["position"].nunique()
+    step = table["dropped_at"].to_numpy().reshape(shape)
+    kept = table["seen"].to_numpy().reshape(shape) & np.isnan(step)
+    colours = np.asarray(sample_colorscale(SEQUENTIAL, 256, colortype="tuple"))
+    pixels = np.zeros((*shape, 4))  # nothing where a token is not read yet
+    pixels[kept] = (*_GREY, 255 * _PALE)
+    gone = ~np.isnan(step)
+    pixels[gone, :3] = 255 * colours[np.round(255 * step[gone] / latest).astype(int)]
+    pixels[gone, 3] = 255
+    file = BytesIO()
+    Image.fromarray(pixels[::-1].astype(np.uint8), "RGBA").save(file, "PNG")  # layer 0 is below
+    return file.getvalue()
+
+
+def marks(selected: tuple[int, int] | None, positions: np.ndarray) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(shapes, annotations) of the chosen (layer, position) in a map of layers by tokens: the row's frame, a tip above."""
+    if selected is None:
+        return [], []
+    layer, position = selected
+    row = {"x0": positions[0] - 0.5, "x1": positions[-1] + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
+    tip = {**_ABOVE, "x": position, "xanchor": "center", "text": "▼", "borderpad": 0}
+    frame = {"type": "rect", **row, "line": {"width": 1.5}}
+    return [frame], [tip] if positions[0] <= position <= positions[-1] else []
+
+
+def named_columns(positions: np.ndarray, tokens: Sequence[str]) -> dict[str, Any]:
+    """A hidden axis on which `%{x}` in a hover text says position and token: 12 “the”. For maps of layers by tokens.
+
+    Its labels hold each token once; as the text of every cell they would be most of the figure. Use it as "x2", beside
+    `FIRST_AXIS`.
+    """
+    return {
+        "overlaying": "x",
+        "matches": "x",
+        "tickmode": "array",
+        "tickvals": positions,
+        "ticktext": [f"{position} “{plain(token)}”" for position, token in zip(positions, tokens, strict=True)],
+        "showticklabels": False,
+        "ticks": "",
+        "showline": False,
+        "showgrid": False,
+    }
 
 
 def _line(x: float, **look: Any) -> dict[str, Any]:
@@ -195,26 +252,27 @@ def plot_difference(table: pd.DataFrame, names: tuple[str, str], colours: tuple[
     layers, positions = np.unique(table["layer"]), np.unique(table["position"])
     code = table["dropped_by"].map({"neither": np.nan, "both": 0.0, "A only": 1.0, "B only": 2.0})
     z = code.to_numpy(np.float32).reshape(len(layers), len(positions))
-    both, (a, b) = "rgba(128,136,150,0.28)", colours
+    both, (a, b) = f"rgba{(*_GREY, 0.28)}", colours
     scale = [[0, both], [1 / 3, both], [1 / 3, a], [2 / 3, a], [2 / 3, b], [1, b]]
-    tokens = np.asarray([plain(t) for t in table["token"].to_numpy()[: len(positions)]], dtype=object)
-    figure = go.Figure(
-        go.Heatmap(
-            z=z,
-            x=positions,
-            y=layers,
-            zmin=-0.5,
-            zmax=2.5,
-            colorscale=scale,
-            colorbar={
-                "title": {"text": "dropped by", "side": "top"},
-                "tickvals": [0, 1, 2],
-                "ticktext": ["both", f"A only:<br>{plain(names[0])}", f"B only:<br>{plain(names[1])}"],
-            },
-            customdata=np.broadcast_to(tokens, z.shape),
-            hovertemplate="layer %{y}, token %{x} “%{customdata}”<extra></extra>",
-        )
+    contested = go.Heatmap(
+        z=z,
+        x=positions,
+        y=layers,
+        xaxis="x2",
+        zmin=-0.5,
+        zmax=2.5,
+        colorscale=scale,
+        colorbar={
+            "title": {"text": "dropped by", "side": "top"},
+            "tickvals": [0, 1, 2],
+            "ticktext": ["both", f"A only:<br>{plain(names[0])}", f"B only:<br>{plain(names[1])}"],
+        },
+        hovertemplate="layer %{y}, token %{x}<extra></extra>",
     )
-    figure.update_xaxes(title="token position")
-    figure.update_yaxes(title="layer", showgrid=False)
-    return figure.update_layout(height=150 + 10 * len(layers))
+    layout = {
+        "height": height(len(layers)),
+        "xaxis": {"title": {"text": "token position"}},
+        "xaxis2": named_columns(positions, table["token"].to_numpy()[: len(positions)]),
+        "yaxis": {"title": {"text": "layer"}, "showgrid": False},
+    }
+    return go.Figure([FIRST_AXIS, contested], layout)

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelStudy, Read
 from sparsity_core.method import Pipeline
 from sparsity_core.trace import Trace
+from viz.atlas import FIRST_AXIS, height, marks, named_columns
 from viz.shares import plot_shares
 from viz.theme import SEQUENTIAL, method_colour, method_dash, plain
 
@@ -383,30 +384,27 @@ def plot_selected(table: pd.DataFrame, *, selected: tuple[int, int] | None = Non
     """How often each layer's decode steps read each token; `selected` is (layer, position)."""
     layers, positions = table["layer"].unique(), table["position"].unique()
     shape = (len(layers), len(positions))
-    figure = go.Figure(
-        go.Heatmap(
-            z=table["share"].to_numpy(np.float32).reshape(shape),
-            x=positions,
-            y=layers,
-            text=np.asarray([plain(t) for t in table["token"]]).reshape(shape),
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            zmax=1,
-            colorbar={"title": {"text": "read by"}, "tickformat": ".0%"},
-            hovertemplate="layer %{y}, token %{x} “%{text}”<br>read by %{z:.0%} of the later queries<extra></extra>",
-        )
+    heatmap = go.Heatmap(
+        z=table["share"].to_numpy(np.float32).reshape(shape),
+        x=positions,
+        y=layers,
+        colorscale=SEQUENTIAL,
+        zmin=0,
+        zmax=1,
+        colorbar={"title": {"text": "read by"}, "tickformat": ".0%"},
+        hovertemplate="layer %{y}, token %{x}<br>read by %{z:.0%} of the later queries<extra></extra>",
+        xaxis="x2",
     )
-    if selected is not None:
-        layer, position = selected
-        across = {"x0": positions[0] - 0.5, "x1": positions[-1] + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-        figure.add_shape(type="rect", **across, line={"width": 1.5})
-        if positions[0] <= position <= positions[-1]:
-            figure.add_annotation(
-                x=position, y=1, yref="paper", yanchor="bottom", text="▼", showarrow=False, borderpad=0
-            )
-    figure.update_xaxes(title="token position")
-    figure.update_yaxes(title="layer", showgrid=False)
-    return figure.update_layout(height=150 + 10 * shape[0])
+    shapes, notes = marks(selected, positions)
+    layout = {
+        "height": height(shape[0]),
+        "xaxis": {"title": {"text": "token position"}},
+        "xaxis2": named_columns(positions, table["token"].to_numpy()[: shape[1]]),
+        "yaxis": {"title": {"text": "layer"}, "showgrid": False},
+        "shapes": shapes,
+        "annotations": notes,
+    }
+    return go.Figure([FIRST_AXIS, heatmap], layout)
 
 
 # --- while it runs ---
@@ -431,7 +429,7 @@ def plot_drift(table: pd.DataFrame) -> go.Figure:
     hover = "layer %{y}, after %{x} tokens: %{z:.0%} of the calibrated channels"
     figure = plot_shares(z, "channels that stayed", hover, least=math.floor(10 * table["stayed"].min()) / 10)
     figure.update_xaxes(title="tokens read")
-    return figure.update_yaxes(title="layer").update_layout(height=150 + 10 * len(z))
+    return figure.update_yaxes(title="layer").update_layout(height=height(len(z)))
 
 
 def prefetch_table(trace: Trace) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from sparsity_core.gate_records import GateLook, sparse_sigmoid
 from sparsity_core.trace import Trace
+from viz.atlas import height
 from viz.shares import plot_shares
 from viz.theme import method_colour, method_dash, plain
 
@@ -215,7 +216,7 @@ def plot_kept(table: pd.DataFrame) -> go.Figure:
     z = table.pivot(index="layer", columns="first", values="kept")
     hover = "layer %{y}, query %{x}: sees %{z:.0%} of what is before it"
     figure = plot_shares(z, "context kept", hover).update_xaxes(title="position of the query")
-    return figure.update_yaxes(title="layer").update_layout(height=150 + 10 * len(z))
+    return figure.update_yaxes(title="layer").update_layout(height=height(len(z)))
 
 
 def kinds_table(trace: Trace) -> pd.DataFrame:
