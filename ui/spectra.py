@@ -258,7 +258,8 @@ def wanted_and_known(choice: Choice) -> list[WeightMethod]:
 
 
 def tell_problems(jobs: dict[str, Job]) -> None:
-    """The sentence of a result that no disk would take."""
+    """The sentence of a result that no disk would take. What was read before may be known better by now."""
+    _stored.clear()
     for job in jobs.values():
         if isinstance(job.result, str):
             st.session_state["warning"] = job.result
