@@ -18,7 +18,8 @@ class SliceGPT(Calibrated, WeightMethod):
 
     One rotation serves the whole model, so that the result is an ordinary checkpoint. The authors turn every block by a
     rotation of its own, which costs a matrix on each residual connection and a model class of their own. Norm weights move
-    into the matrices that follow, so embeddings that were tied to the head no longer are: that adds parameters.
+    into the matrices that follow, which alone changes the spectra of gate and up, and the head's: embeddings that were tied
+    to it no longer are, which adds parameters.
     """
 
     name: ClassVar[str] = "slicegpt"
