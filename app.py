@@ -42,22 +42,24 @@ def main() -> None:
     )
     if problem:
         st.warning(literal(problem))
-    with st.sidebar:
-        run_bar()
     of_weights = chosen.url_path in OF_WEIGHTS
     hold_choices(of_weights)
     if of_weights:
         chosen.run()
         end_first_look()
+        keep_link(spectra_link())
     elif shown:
         summary(shown)
         look(chosen.title, shown)  # not chosen.run(): a page's widgets forget what they held when another page opens
-        return
-    elif work.pending("run"):
-        st.info("This view is being computed: the sidebar shows how far it is.")
     else:
-        st.info("This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it.")
-    keep_link(spectra_link() if of_weights else {})
+        st.info(
+            "This view is being computed: the sidebar shows how far it is."
+            if work.pending("run")
+            else "This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it."
+        )
+        keep_link({})
+    with st.sidebar:
+        run_bar()  # after the page: that is what a visitor came to see
 
 
 @st.fragment

@@ -75,6 +75,7 @@ def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
     no_exception(page)
     assert "The·" not in page.locator("h3").first.inner_text()
     assert page.get_by_text("a2sf(budget=64)").count() > 0
+    page.get_by_text("smollm2-135m: ready", exact=True).wait_for(timeout=1000 * MODEL_SECONDS)  # said without a touch
 
     ask(page, OWN, budget=16, generate=4)
     page.get_by_text("a2sf(budget=16)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)

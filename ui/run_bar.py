@@ -236,8 +236,16 @@ def _has_cuda() -> bool:
 
 def _status(model: str) -> None:
     job = work.warm_up(model) if model == EXAMPLE.model else None
-    if job is not None:
+    if job is None:
+        return
+
+    def told() -> None:
         states = {"done": "ready", "failed": "not loaded", "cancelled": "not loaded"}
         st.caption(f"{literal(model)}: {states.get(job.status, 'loading in the background')}")
         if job.status == "failed":
             st.caption(literal(job.error))
+        if job.finished and not finished:
+            st.rerun()  # drawn again, this asks no more
+
+    finished = job.finished
+    st.fragment(told, run_every=None if finished else 0.4)()

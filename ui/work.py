@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +20,7 @@ from ui.session import trace_of
 @st.cache_resource(show_spinner=False)
 def queue() -> JobQueue:
     """The one queue of this process; every session's work goes through it."""
+    sys.setswitchinterval(0.0005)  # s; a page takes its turn with a running job many times, and waits this long at each
     return JobQueue()
 
 
@@ -117,9 +120,13 @@ def warm_up(model: str) -> Job:
     """Begins to load a model in the background, once a process, so that the first run need not wait for it."""
 
     def work(progress: Callable[[float, str], None]) -> None:
-        from sparsity_core.models import load
+        gc.disable()  # imports make many objects, all to stay: to look through them takes a tenth of the time
+        try:
+            from sparsity_core.models import load
 
-        load(model)
+            load(model)
+        finally:
+            gc.enable()
 
     key = f"load {model}"
     return queue().find(key) or queue().submit(key, work, "process")
