@@ -1,11 +1,10 @@
-"""What follows a pipeline through a forward: the gate, the eviction rule and the selection of every layer, and their record."""
+"""What follows a pipeline through a forward: the gate and the eviction rule of every layer, and their record."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +13,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import NEVER, evict_scan, flash_column_score, gate_drops
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
-from sparsity_core.seam import Enough, attention_input, predicted_query
-from sparsity_core.selection import (
-    LabelSelector,
-    Selected,
-    Selector,
-    attend_selected,
-    decode_selected,
-    top_keys,
-)
+from sparsity_core.seam import Enough, attention_input
 
 if TYPE_CHECKING:
     from sparsity_core.gate import Gate
     from sparsity_core.models import Model
-    from sparsity_core.offload import Offloaded
+    from sparsity_core.reading import Reading
 
 UNLIMITED = NEVER  # a budget that no text reaches
 
@@ -58,7 +49,8 @@ class Recorder:
     """Runs one eviction rule per layer and keeps what it did, in O(L · Hkv · T) memory.
 
     The driver sets `start`, the position of the forward's first query. With `cache`, a transformers DynamicCache, what
-    a rule drops leaves the cache at once; without it the drop is simulated inside one forward over the whole text.
+    a rule drops leaves the cache at once; without it the drop is simulated inside one forward over the whole text. What of
+    the rest each query reads is `reading`'s.
     """
 
     def __init__(
@@ -72,16 +64,11 @@ class Recorder:
         snapshot_steps: Sequence[int] = (),
         seed: int = 0,
         cache: Any = None,
-        selectors: Callable[[int], Selector | None] | None = None,
-        tokens: Callable[[int], float] = lambda layer: 1.0,
-        dense_every: int = 0,
-        mean_value: bool = False,
-        first_decode: int = 0,
+        reading: Reading | None = None,
         gate: Gate | None = None,
         threshold: float = 0.0,
         protected: np.ndarray | None = None,
         dropped: np.ndarray | None = None,
-        offload: Offloaded | None = None,
         only_layer: int | None = None,
         on_layer: Callable[[int], None] = lambda layer: None,
     ) -> None:
@@ -91,6 +78,7 @@ class Recorder:
         self.snapshot_steps = list(snapshot_steps)
         self.only_layer, self.on_layer = only_layer, on_layer
         self.start = 0
+        self.reading = reading
         self.calls = [0] * arch.n_layers
         self.backends: set[str] = set()
         shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
@@ -99,13 +87,8 @@ class Recorder:
         self._protected = None if protected is None else torch.from_numpy(protected)  # bool [T]
         self._dropped = None if dropped is None else torch.from_numpy(dropped)  # bool [T]
         self._check_room()
-        self._offload = offload
         self._states: dict[int, LayerState] = {}
-        self._make_selector, self._tokens, self._first_decode = selectors, tokens, first_decode
-        self._dense_every, self._mean_value = dense_every, mean_value
-        self._selectors: dict[int, Selector | None] = {}
         self._left: dict[int, torch.Tensor] = {}  # what this forward's evictions left of a layer's cache
-        self.selected: dict[int, Selected] = {}
 
     def attend(
         self,
@@ -123,21 +106,24 @@ class Recorder:
         self.on_layer(layer)
         self.calls[layer] += 1
         state = self._state(layer, k)
-        if self._offload is not None and q.shape[2] == 1 and self.start >= self._first_decode:
-            if softcap is not None or window is not None:
-                raise ValueError(
-                    "a layer with soft-capped logits or a sliding window cannot be offloaded: leave offload off"
-                )
-            out = self._read_offloaded(layer, q, k, v, scale)
+        own = {"scale": scale, "softcap": softcap, "window": window}
+        if self.reading is not None:
+            out = self.reading.from_host(layer, self.start, q, k, v, own)
             if out is not None:
                 return out
         if self._gate is not None:
             k, v = self._pass_gate(layer, state, k, v, q.shape[2])
         before = state.positions
-        own = {"scale": scale, "softcap": softcap, "window": window}
         out = self._follow(layer, q, k, v, own)
-        if self._make_selector is not None:
-            out = self._select(layer, before, out, q, k, v, own)
+        if self.reading is not None:
+            step = self.cache is not None and q.shape[2] == 1
+            hidden = partial(self._hidden_in_cache, layer) if step else None
+            out = self.reading.attend(
+                layer, self.start, out, q, k, v, own, before=before, until=state.evicted_at[0], hidden=hidden
+            )
+            left = self._left.pop(layer, None)
+            if left is not None:
+                self.reading.keep(layer, left)
         if layer == self.only_layer:
             raise Enough
         return out
@@ -158,30 +144,6 @@ class Recorder:
         v_rest = torch.cat([_take(v, state.positions), v[:, :, n_first:]], dim=2)
         rest = self._scan(layer, state, state.rule.then, q[:, :, n_first:], k_rest, v_rest, self.start + n_first, own)
         return torch.cat([first, rest], dim=2)
-
-    def _read_offloaded(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor | None:
-        """A decode step of a layer whose cache is in host memory, None for another; the next layer's fetch begins first."""
-        assert self._offload is not None
-        following = self._selectors.get(layer + 1)
-        if following is not None and self._offload.is_host(layer + 1):
-            predicted = predicted_query(self.model, layer)
-            if predicted is not None:
-                self._offload.prefetch(layer + 1, predicted, following, self._share(layer + 1), scale)
-        selector = self._selectors.get(layer)
-        if selector is None or not self._offload.is_host(layer):
-            return None
-        selector.append(k)
-        host = self._offload.layers[layer].shape(q)
-        index, _, known = top_keys(q, host, selector, share=self._share(layer), scale=scale, known=self._mean_value)
-        self.selected[layer].read(index)
-        return self._offload.attend(layer, q, k, v, index, scale, known)
-
-    def _share(self, layer: int) -> float:
-        """Of the context, that the query at `start` reads."""
-        every = self._dense_every
-        return 1.0 if every and self.start % every == 0 else self._tokens(layer)
 
     def _check_room(self) -> None:
         """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
@@ -226,73 +188,11 @@ class Recorder:
                 held = torch.cat([columns, columns.new_full((1,), k.shape[2] - 1)])
                 self._shrink(layer, k, v, held.expand(1, k.shape[1], -1))
                 self._left.pop(layer)
-                selector = self._selectors.get(layer)
-                if selector is not None:
-                    selector.keep(columns.expand(1, k.shape[1], -1))
+                if self.reading is not None:
+                    self.reading.keep(layer, columns.expand(1, k.shape[1], -1))
                 state.positions, state.score = state.positions[..., columns], state.score[..., columns]
                 k, v = self.cache.layers[layer].keys, self.cache.layers[layer].values
         return k, v
-
-    def _select(
-        self,
-        layer: int,
-        before: torch.Tensor,
-        out: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        own: dict[str, Any],
-    ) -> torch.Tensor:
-        """The forward's output with its decode queries' part replaced by attention over what they select.
-
-        `before` [1, Hkv, past] are the positions that the cache held when this forward began.
-        """
-        if layer not in self._selectors:
-            assert self._make_selector is not None
-            self._selectors[layer] = self._make_selector(layer)
-            self.selected[layer] = Selected.empty(q.shape[1], k.shape[1], self.n_tokens)
-        selector, record, n = self._selectors[layer], self.selected[layer], q.shape[2]
-        if selector is None:
-            return out
-        dense, past = min(n, max(0, self._first_decode - self.start)), k.shape[2] - n
-        new = torch.arange(self.start, self.start + n, device=k.device).expand(1, k.shape[1], n)
-        positions = torch.cat([before, new], dim=2)
-        step = self.cache is not None and n == 1 and not dense
-        if step and own["softcap"] is None:
-            selector.append(k[:, :, past:])
-            hidden = self._hidden_in_cache(layer, positions[0], own["window"])
-            out, chosen = decode_selected(
-                q, k, v, selector, share=self._share(layer), scale=own["scale"],
-                visible=None if hidden is None else ~hidden, mean_value=self._mean_value,
-            )  # fmt: skip
-            group = chosen.columns.shape[1] // k.shape[1]
-            record.read(positions.repeat_interleave(group, 1).gather(2, chosen.columns), chosen.n_selected)
-            self._follow_channels(selector, q, k, self.start + 1)
-        else:
-            until: torch.Tensor | None = self._states[layer].evicted_at[0]
-            if step:  # the cache's columns are not the text's
-                hidden = self._hidden_in_cache(layer, positions[0], own["window"])
-                until = None if hidden is None else torch.where(hidden, 0, NEVER)
-                own = {**own, "window": None}
-            parts = []
-            for begin, end in self._stretches(selector, dense, n):
-                own_q, seen_k, seen_v = q[:, :, begin:end], k[:, :, : past + end], v[:, :, : past + end]
-                selector.append(k[:, :, past + begin : past + end])
-                if begin < dense:
-                    parts.append(out[:, :, begin:end])
-                else:
-                    selected = attend_selected(
-                        own_q, seen_k, seen_v, selector, share=self._tokens(layer), start=self.start + begin,
-                        record=record, positions=positions[0], until=None if until is None else until[:, : past + end],
-                        dense_every=self._dense_every, mean_value=self._mean_value, **own,
-                    )  # fmt: skip
-                    parts.append(selected)
-                self._follow_channels(selector, own_q, seen_k, self.start + end)
-            out = torch.cat(parts, dim=2)
-        left = self._left.pop(layer, None)
-        if left is not None:
-            selector.keep(left)
-        return out
 
     def _hidden_in_cache(self, layer: int, positions: torch.Tensor, window: int | None) -> torch.Tensor | None:
         """bool [Hkv, Tk]: what the query at `start` may not look at though it has a slot of the cache; None where it sees all.
@@ -306,32 +206,10 @@ class Recorder:
         hidden = state.gone_at[positions] <= self.start
         return hidden if window is None else hidden | (positions <= self.start - window)
 
-    def _stretches(self, selector: Selector, dense: int, n: int) -> list[tuple[int, int]]:
-        """The forward's queries cut where reading densely ends, and where a selector ranks its channels again."""
-        every = getattr(selector, "rerank", 0)
-        edges = {0, dense, n}
-        if every:
-            edges |= {p - self.start for p in range(self.start + 1, self.start + n) if p % every == 0}
-        return list(pairwise(sorted(edges)))
-
-    def _follow_channels(self, selector: Selector, q: torch.Tensor, k: torch.Tensor, read: int) -> None:
-        """Lets a selector that ranks its channels while running count the queries q, whose keys are the last of k."""
-        if isinstance(selector, LabelSelector) and selector.rerank:
-            selector.follow(q, k[:, :, k.shape[2] - q.shape[2] :])
-            if read % selector.rerank == 0:
-                selector.rank_again(k, read)
-
-    def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int32 [S] tokens read, float32 [L, S] share of the calibrated channels still chosen); empty without re-ranking."""
-        found = [s.drift if isinstance(s, LabelSelector) else [] for _, s in sorted(self._selectors.items())]
-        steps = next(([read for read, _ in each] for each in found if each), [])
-        rows = [[share for _, share in each] if each else [math.nan] * len(steps) for each in found]
-        return np.asarray(steps, np.int32), np.asarray(rows, np.float32).reshape(len(found), len(steps))
-
     @property
     def index_bytes(self) -> int:
         """What the gate and the decode stage hold beside the cache."""
-        indexes = sum(s.nbytes for s in self._selectors.values() if s is not None)
+        indexes = 0 if self.reading is None else self.reading.nbytes
         return indexes + sum(state.gate_keys.nbytes for state in self._states.values())
 
     def _prefill(

@@ -18,6 +18,7 @@ from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipel
 from sparsity_core.metrics import AgainstDense, probe_steps
 from sparsity_core.models import Model, load
 from sparsity_core.offload import HostLayer, Offloaded
+from sparsity_core.reading import Reading
 from sparsity_core.record import Recorder
 from sparsity_core.rules import ruled
 from sparsity_core.seam import Enough, recording
@@ -82,7 +83,7 @@ def run(
         token_classes=classes,
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
-        **_decoding(model, pipeline, 0, progress),
+        reading=_reading(model, pipeline, n, 0, progress),
         **gate_arguments(reference, pipeline),
         **_ruling(pipeline, texts, n),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
@@ -154,8 +155,7 @@ def generate(
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
-        offload=offload,
-        **_decoding(model, pipeline, n_prompt, progress),
+        reading=_reading(model, pipeline, total, n_prompt, progress, offload),
         **gate_arguments(reference, pipeline),
         **_ruling(pipeline, pieces(model.tokenizer, ids)[0], total),
         on_layer=lambda i: (
@@ -265,25 +265,30 @@ def replaying(
         on_layer=lambda i: progress(i / model.arch.n_layers, f"layer {i + 1}"),
         **gate_arguments(reference, pipeline),
         **_ruling(pipeline, trace.texts[: trace.n_prompt], trace.n_tokens),
-        **_decoding(model, pipeline, trace.n_prompt if trace.continuation else 0, silent),
+        reading=_reading(model, pipeline, trace.n_tokens, trace.n_prompt if trace.continuation else 0, silent),
     )
 
 
-def _decoding(model: Model, pipeline: Pipeline, first: int, progress: Progress) -> dict[str, Any]:
-    """The recorder's arguments for the decode stage; queries from `first` on select."""
+def _reading(
+    model: Model, pipeline: Pipeline, n_tokens: int, first: int, progress: Progress, offload: Offloaded | None = None
+) -> Reading | None:
+    """The pipeline's decode stage over a text; queries from `first` on select."""
     method = pipeline.decode
     if method is None:
-        return {}
+        return None
     if not isinstance(method, DecodeMethod):
         raise ValueError(f"{method.name} is no decode method")
     make = method.selectors(model, lambda share, doing: progress(0.0, doing))
-    return {
-        "selectors": lambda layer: None if layer < method.dense_layers else make(layer),
-        "tokens": method.tokens_of,
-        "dense_every": method.dense_every,
-        "mean_value": getattr(method, "mean_value", False),
-        "first_decode": first,
-    }
+    return Reading(
+        model,
+        n_tokens,
+        lambda layer: None if layer < method.dense_layers else make(layer),
+        method.tokens_of,
+        first=first,
+        dense_every=method.dense_every,
+        mean_value=getattr(method, "mean_value", False),
+        offload=offload,
+    )
 
 
 def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offloaded | None:
@@ -461,18 +466,18 @@ def _draft(
         notes=tuple(notes),
         gated_at=recorder.gated_at(n),
         protected=recorder.protected(n),
-        **_selections(recorder, n),
+        **_selections(recorder.reading, n),
     )
 
 
-def _selections(recorder: Recorder, n: int) -> dict[str, Any]:
+def _selections(reading: Reading | None, n: int) -> dict[str, Any]:
     """What the decode stage read, as the trace's fields; nothing where there is none."""
-    layers = [recorder.selected[i] for i in sorted(recorder.selected)]
-    if not layers:
+    if reading is None:
         return {}
+    layers = [reading.selected[i] for i in sorted(reading.selected)]
     read = {"selected": [s.count for s in layers], "selected_mass": [s.mass for s in layers]}
     read["selected_recall"] = [s.recall for s in layers]
-    steps, drift = recorder.drift()
+    steps, drift = reading.drift()
     channels = {"drift_steps": steps, "drift": drift} if len(steps) else {}
     return {name: torch.stack(values)[..., :n].numpy() for name, values in read.items()} | channels
 
