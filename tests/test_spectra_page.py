@@ -238,8 +238,11 @@ def test_the_names_of_distances_are_measures() -> None:
 
 @pytest.fixture(scope="module")
 def own_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("own") / "tiny <b>llama</b>"
-    tiny.transformer("llama", torch.float32).save_pretrained(folder)
+    return saved(tmp_path_factory.mktemp("own") / "tiny <b>llama</b>", "llama")
+
+
+def saved(folder: Path, family: str) -> str:
+    tiny.transformer(family, torch.float32).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -280,3 +283,22 @@ def test_a_model_of_ones_own_is_measured_cut_compared_and_written(tmp_path: Path
     with zipfile.ZipFile(packed) as archive:
         assert {"config.json", "model.safetensors", "report.json"} <= {Path(name).name for name in archive.namelist()}
     assert at.get("download_button")
+
+
+def test_a_study_that_is_kept_without_spectra_gives_way_to_the_computed_one(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "qwen", "qwen2")  # that no other test has measured in this process
+    model, method = load(folder, device="cpu", dtype="float32"), methods.get("svd_truncation")(ratio=0.25)
+    light = spectra_study.study(model, method)[0].light()
+    assert spectra_study.keep(light, model.fingerprint, model.dtype_name) is None
+    at = spectra_page(tmp_path, model=folder, prompt="needle", weights=str(method))
+    at.button(key="measure").click().run()
+    finish(at)
+    assert "D" not in [trace.get("name") for figure in figures(at) for trace in figure["data"]]
+    at.button(key="compute_study").click().run()
+    finish(at)
+    layer, matrix = at.session_state["S_layer"], at.session_state["S_matrix"]
+    computed = spectra_study.find_study(model.fingerprint, model.dtype_name, method)
+    assert computed is not None
+    np.testing.assert_allclose(
+        np.sort(decoded(data(at, "D")[1]["x"])), np.sort(computed.spectrum(layer, matrix)), rtol=1e-5
+    )
