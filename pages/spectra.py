@@ -68,7 +68,7 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
         work.watch("layer", ui.tell_problems)
         return study.kept[choice.layer] if study else None
     work.watch("layer", ui.tell_problems)
-    table = spectra.spectrum_table(before, after)
+    table, risen = spectra.spectrum_table(before, after), spectra.risen(before, after)
     drawn, numbers = st.columns([3, 1.6], gap="medium")
     with drawn:
         show_figure(
@@ -76,7 +76,9 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
             table,
             name="spectrum",
             caption=f"Singular values of {choice.matrix} in layer {choice.layer} before and after {choice.method}.",
-            read="Cutting rows never raises a singular value, so D measures shrinkage in one direction.",
+            read=f"{risen:.0%} of the singular values rose: this method changes what it keeps, and D counts both directions."
+            if risen
+            else "No singular value rose, as none does where rows are cut: D measures shrinkage in one direction.",
             sources=ui.origin(choice),
         )
     numbers.markdown(_numbers(measures))

@@ -311,3 +311,14 @@ def test_the_bundled_study_is_of_the_embedded_model_and_small():
     assert spectra_study.bundled("smollm2-136m", "float32") is None
     files = list(spectra_study.ASSETS.rglob("*.npz"))
     assert sum(path.stat().st_size for path in files) < 3 * 2**20
+
+
+def test_singular_values_that_rose_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(24, 16))
+    before = np.linalg.svd(weight, compute_uv=False)
+    assert spectra.risen(before, np.linalg.svd(weight[:18], compute_uv=False)) == 0
+    assert spectra.risen(before, before) == 0
+    changed = before[:12].copy()
+    changed[:3] *= 1.5
+    assert spectra.risen(before, rng.permutation(changed)) == 3 / 12

@@ -54,6 +54,12 @@ def spectrum_table(before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def risen(before: np.ndarray, after: np.ndarray) -> float:
+    """The share of the singular values after a cut that are larger than the one of their rank before, beyond rounding."""
+    whole, left = (np.sort(values)[::-1] for values in (before, after))
+    return float(np.mean(left > whole[: len(left)] + 1e-4 * whole[0]))
+
+
 def plot_spectrum(
     table: pd.DataFrame, measures: Mapping[str, float], *, method: str, view: str = "distribution"
 ) -> go.Figure:
