@@ -22,8 +22,9 @@ def page(shown: list[Shown], at: View) -> None:
     head = at.head if isinstance(at.head, int) else 0
     with st.container(horizontal=True, vertical_alignment="center"):
         log = st.toggle("Logarithmic", value=True, key="log_scores", width="content")
-        fine = {item.letter: refilled_scores(item, at.layer) for item in shown}
-    tables = {s.letter: scores.score_table(s.trace, at.layer, head, positions, fine[s.letter]) for s in shown}
+        scored = [item for item in shown if scores.has_scores(item.trace, at.layer, head)]
+        fine = {item.letter: refilled_scores(item, at.layer) for item in scored}
+    tables = {s.letter: scores.score_table(s.trace, at.layer, head, positions, fine.get(s.letter)) for s in shown}
     limits = scores.shared_range(list(tables.values()), log)
     for column, item in zip(st.columns(len(shown)), shown, strict=True):
         table = tables[item.letter]
@@ -59,7 +60,8 @@ def _against_dense(shown: list[Shown], compared: dict, at: View) -> None:
         cost.plot_similarity(table, measure, at.layer),
         table,
         name="similarity",
-        caption="Similarity of the kept keys to the dense model's own top keys of equal number, by layer.",
+        caption="Similarity of the kept keys to the dense model's own top keys of equal number, by layer, "
+        f"{at.mean_heads}.",
         read="The ideal mask keeps as many keys at each step, those that the dense model attends to most; "
         "the cosine weighs them by that.",
         sources=sources,

@@ -65,7 +65,7 @@ def _atlas(item: Shown, at: View, latest: int, named: bool) -> None:
             atlas.plot_overview(pooled, window),
             pooled,
             name=f"overview_{item.letter}",
-            caption="Share of tokens dropped, by layer.",
+            caption=f"Share of tokens dropped, by layer, up to step {at.step}, {at.heads}.",
             read="The whole text; the frame is the window below. Choose a token to move it.",
             sources=[(item.spec, trace)],
         )
@@ -81,7 +81,7 @@ def _atlas(item: Shown, at: View, latest: int, named: bool) -> None:
             ),
             table,
             name=name,
-            caption=f"Step at which each layer dropped each token ({cost.label(trace)}).",
+            caption=f"Step at which each layer dropped each token, up to step {at.step}, {at.heads} ({cost.label(trace)}).",
             read=("" if not named else f"**{item.letter}** ")
             + "Filled: dropped, coloured by the step that did it. Pale: still in the cache. Click a cell to follow its token.",
             sources=[(item.spec, trace)],
@@ -98,7 +98,7 @@ def _selected(item: Shown, at: View) -> None:
         channels.plot_selected(table, selected=(at.layer, at.token)),
         table,
         name=f"selected_{item.letter}",
-        caption=f"Share of the later queries that read each token ({cost.label(trace)}).",
+        caption=f"Share of the later queries that read each token, {at.mean_heads} ({cost.label(trace)}).",
         read=f"A token that is not read stays in the cache and may be read later. What was read held {mass:.0%} of the "
         "exact attention.",
         sources=[(item.spec, trace)],
@@ -131,7 +131,7 @@ def _difference(shown: list[Shown], at: View) -> None:
         atlas.plot_difference(inside, (cost.label(a.trace), cost.label(b.trace)), cost.pair_colours(a.trace, b.trace)),
         table,
         name="difference",
-        caption="Contested tokens: dropped by one pipeline and kept by the other.",
+        caption=f"Contested tokens at step {at.step}, {at.heads}: dropped by one pipeline and kept by the other.",
         read=f"Mean Jaccard index of the dropped sets over the layers: {atlas.agreement(table).mean():.2f}.",
         sources=[(s.spec, s.trace) for s in shown],
     )
@@ -149,7 +149,7 @@ def _strip(item: Shown, beside: Shown | None, at: View) -> None:
         partial(strip.plot_strip, table, theme()),
         table,
         name=f"strip_figure_{item.letter}",
-        caption=f"Tokens kept and dropped in layer {at.layer} at step {at.step} ({cost.label(trace)}).",
+        caption=f"Tokens kept and dropped in layer {at.layer}, {at.heads}, at step {at.step} ({cost.label(trace)}).",
         read="Struck through: dropped. Double border and underline: protected as a sink or as recent. Click to follow a token.",
         sources=[(item.spec, trace)],
     )

@@ -118,7 +118,9 @@ def _weights_commands(command: Callable[[str, Any, str], argparse.ArgumentParser
         each.add_argument("--model", default="smollm2-135m", help="the embedded model, a hub id, or a local folder")
         each.add_argument("--device", default="auto", help="auto, cpu, cuda")
         each.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-        each.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
+        each.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="a folder; nothing in it is overwritten"
+        )
 
 
 def _compress(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -129,7 +131,10 @@ def _compress(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from sparsity_core.compress import report_card
     from sparsity_core.models import load
 
-    assert pipeline.weights is not None
+    if pipeline.weights is None or list(pipeline.methods) != ["weights"]:
+        raise ValueError(
+            f"--weights takes one method that cuts weights, such as prunenet(ratio=0.25); got {options.weights}"
+        )
     with _progress() as progress, _writing(options.out):
         progress(0.0, f"loading {options.model}")
         model = load(options.model, device=options.device, dtype=options.dtype)
@@ -148,7 +153,7 @@ def _train_policy(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with _progress() as progress, _writing(options.out):
         progress(0.0, f"loading {options.model}")
         model = load(options.model, device=options.device, dtype=options.dtype)
-        options.out.mkdir(parents=True, exist_ok=True)
+        path = _new(options.out / f"prunenet-{options.variant}.safetensors")
         policy = train_policy(
             model,
             variant=options.variant,
@@ -158,7 +163,6 @@ def _train_policy(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             progress=progress,
             checkpoint=options.out / "training.part",
         )
-        path = options.out / f"prunenet-{options.variant}.safetensors"
         policy.save(path)
     return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
 
@@ -178,7 +182,7 @@ def _train_gate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with _progress() as progress, _writing(options.out):
         progress(0.0, f"loading {options.model}")
         model = load(options.model, device=options.device, dtype=options.dtype)
-        options.out.mkdir(parents=True, exist_ok=True)
+        path = _new(options.out / f"dcp-{training.gamma:g}.safetensors")
         found, trained = train_gate(
             model,
             training,
@@ -187,7 +191,7 @@ def _train_gate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             checkpoint=options.out / "training.part",
             progress=progress,
         )
-        path = found.save(options.out / f"dcp-{training.gamma:g}.safetensors")
+        path = found.save(path)
         if trained is not model:
             trained.hf.save_pretrained(options.out / "model")
             trained.tokenizer.save_pretrained(options.out / "model")
@@ -203,11 +207,10 @@ def _calibrate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with _progress() as progress, _writing(options.out):
         progress(0.0, f"loading {options.model}")
         model = load(options.model, device=options.device, dtype=options.dtype)
+        path = _new(options.out / f"channels-{model.fingerprint}.safetensors")
         found = calibrate(
             model, text, blocks=options.blocks, length=options.length, seed=options.seed, progress=progress
         )
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"channels-{model.fingerprint}.safetensors"
         found.save(path)
     r = max(1, model.arch.head_dim // 4)
     overlap = {
@@ -216,6 +219,14 @@ def _calibrate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     lines = [f"top {r} channels shared by {pair}: {value:.1%}" for pair, value in overlap.items()]
     lines.append(f"written to {path}; use it with double_sparsity(calibration='{path}')")
     return {"calibration": str(path), "recipe": found.recipe, "channels": r, "overlap": overlap}, "\n".join(lines)
+
+
+def _new(path: Path) -> Path:
+    """The path of a file to come, its folder made. Raises ValueError where it exists: hours may have gone into it."""
+    if path.exists():
+        raise ValueError(f"{path} exists already: choose another --out, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ def perplexity(
         raise ValueError(
             f"block is 2 to {model.arch.max_positions:,} tokens, the positions of {model.name}; got {block}"
         )
+    if most_blocks is not None and most_blocks < 1:
+        raise ValueError(f"most_blocks is at least 1; got {most_blocks}")
     ids = model.encode_all(text)
     blocks = len(ids) // block
     if not blocks:

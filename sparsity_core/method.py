@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from sparsity_core.rules import parse_rules
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class Method:
     def __post_init__(self) -> None:
         for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, knob_.name)
+            if isinstance(value, np.generic):
+                value = value.item()
+                object.__setattr__(self, knob_.name, value)
             _check_knob(self.name, knob_, value)
             if isinstance(knob_.default, float) and knob_.name != "forgetting_factor":
                 object.__setattr__(self, knob_.name, float(value) + 0.0)  # one spelling: 1 is 1.0, and −0 is 0
@@ -435,7 +440,11 @@ class Pipeline:
         for stage, kind in STAGES.items():
             method = getattr(self, stage)
             if method is not None and not isinstance(method, kind):
-                raise ValueError(f"the {stage} stage takes a {kind.__name__}; got {method!r}")
+                if not isinstance(method, Method):
+                    raise ValueError(f"the {stage} stage takes a method; got {method!r}")
+                raise ValueError(
+                    f"{method} is no method of the {stage} stage: write {method.stage}={method.name}, or choose another"
+                )
 
     @property
     def methods(self) -> dict[str, Method]:

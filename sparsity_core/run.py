@@ -379,8 +379,37 @@ def _rules(model: Model, method: EvictionMethod | None) -> list[Any]:
 
 def _default_prefill(model: Model, method: EvictionMethod | None, n: int) -> int:
     """Half the text for methods of one cut, so that the other half shows its cost; all of it for the dense model."""
-    one_cut = any(isinstance(r, PrefillRule) and r.budget is not None for r in _rules(model, method))
-    return n // 2 if one_cut else n
+    return n // 2 if _cuts_once(_rules(model, method)) else n
+
+
+def _cuts_once(rules: list[Any]) -> bool:
+    return any(isinstance(r, PrefillRule) and r.budget is not None for r in rules)
+
+
+def _why_nothing(method: EvictionMethod, rules: list[Any], recorder: Recorder, n: int, n_prefill: int) -> str:
+    """Why no query of a text of n tokens missed a key, and what to do about it."""
+    arch = recorder.model.arch
+    if all(rule.budget is None for rule in rules):
+        return "Nothing was dropped: every layer is left dense. Lower dense_layers."
+    if recorder.n_cached() < arch.n_layers * arch.n_kv_heads * n:
+        return "The text ends where the budget is first passed, so no query missed what was dropped. Choose a smaller budget."
+    if _cuts_once(rules) and n_prefill < n:
+        return (
+            f"Nothing was dropped: the cut comes after the first {n_prefill} tokens, and the budget is {method.budget}. "
+            "Choose a smaller budget."
+        )
+    return f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget."
+
+
+def _other_gate(pipeline: Pipeline, recorder: Recorder) -> list[str]:
+    """A note where the nearest gate that ships had another γ than the pipeline asks for."""
+    wanted = getattr(pipeline.gate, "gamma", None)
+    if recorder.gate is None or wanted is None or getattr(pipeline.gate, "adapter", "") != "auto":
+        return []
+    gamma = recorder.gate.recipe.get("gamma", wanted)
+    return (
+        [] if gamma == wanted else [f"No gate of γ = {wanted:g} ships for this model: the nearest ran, γ = {gamma:g}."]
+    )
 
 
 def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:
@@ -417,10 +446,9 @@ def _draft(
     if pipeline.gate is not None and method is None and not (evicted_at < n).any():
         notes.append("Nothing was dropped: the gate keeps all of this text. Raise its threshold, or use a larger γ.")
     elif method is not None and not (evicted_at < n).any():
-        notes.append(
-            f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget."
-        )
-    one_cut = any(isinstance(r, PrefillRule) and r.budget is not None for r in rules)
+        notes.append(_why_nothing(method, rules, recorder, n, n_prefill))
+    notes += _other_gate(pipeline, recorder)
+    one_cut = _cuts_once(rules)
     nothing = np.full(n, np.nan, np.float32)
     steps = [s for s in recorder.snapshot_steps if s < n]
     return Trace(

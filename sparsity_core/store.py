@@ -14,6 +14,8 @@ from platformdirs import user_cache_path
 
 from sparsity_core.trace import FORMAT, RunSpec, Trace
 
+EMBEDDED = "smollm2-135m"
+
 _ASSETS = Path(__file__).parent / "assets" / "traces"
 _MOST_BYTES = 2 * 1024**3
 
@@ -23,9 +25,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SPARSELENS_CACHE") or user_cache_path("sparselens"))
 
 
+def weights_on_disk(model: str) -> str:
+    """What tells one state of a local model's files from another: path, sizes, times. Empty for a model of another kind."""
+    path = Path(os.path.expanduser(model))
+    if model == EMBEDDED or not os.path.exists(path):  # pathlib's raises for a name that is too long
+        return ""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [(f.name, f.stat()) for f in files if f.suffix in (".safetensors", ".gguf", ".json")]
+    return f"{path.resolve()} " + " ".join(f"{name}:{s.st_size}:{s.st_mtime_ns}" for name, s in states)
+
+
 def key_of(spec: RunSpec) -> str:
-    """The name under which a spec's result is stored."""
-    return hashlib.sha256(f"{FORMAT}\n{spec.to_json()}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    """The name under which a spec's result is stored; another one once a local model's files have changed."""
+    asked = "\n".join(filter(None, (str(FORMAT), spec.to_json(), weights_on_disk(spec.model))))
+    return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class Store:

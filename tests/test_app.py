@@ -221,7 +221,9 @@ def test_no_text_of_a_user_is_ever_rendered_as_html() -> None:
     for path in [ROOT / "app.py", *(ROOT / "ui").glob("*.py"), *(ROOT / "pages").glob("*.py")]:
         code = path.read_text()
         assert "unsafe_allow_html" not in code and "st.html(" not in code, path
-        assert not re.search(r"(inner|outer)HTML\s*\+?=|insertAdjacentHTML|document\.write|DOMParser|srcdoc", code), path
+        assert not re.search(r"(inner|outer)HTML\s*\+?=|insertAdjacentHTML|document\.write|DOMParser|srcdoc", code), (
+            path
+        )
         assert "`{" not in code, f"{path}: a backtick in the text would end such a code span"
 
 

@@ -299,6 +299,23 @@ def test_a_gate_is_trained_from_a_file_and_runs(capsys, tmp_path, tiny_folder):
     assert as_json(capsys, "run", *both, "--pipeline", f"gate=dcp(adapter={tuned['gate']!r})")["tokens"] > 1
 
 
+def test_what_was_trained_is_never_overwritten(capsys, tmp_path, tiny_folder):
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(PROMPT * 20)
+    command = ["--steps", "1", "--length", "32", "--file", str(text), "--model", str(tiny_folder), "--device", "cpu"]
+    made = as_json(capsys, "train", "dcp", *command, "--out", str(out))
+    before = Path(made["gate"]).read_bytes()
+    status, _, err = call(capsys, "train", "dcp", *command, "--seed", "5", "--out", str(out))
+    assert status == 2 and "exists already: choose another --out" in err
+    assert Path(made["gate"]).read_bytes() == before
+
+
+def test_compress_takes_weights_alone(capsys, tmp_path, tiny_folder):
+    out = ["--model", str(tiny_folder), "--device", "cpu", "--out", str(tmp_path / "out")]
+    status, _, err = call(capsys, "compress", "--weights", "row_norm(ratio=0.25) eviction=h2o", *out)
+    assert status == 2 and "--weights takes one method that cuts weights" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

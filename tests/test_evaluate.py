@@ -51,6 +51,12 @@ def test_a_block_that_does_not_fit_is_refused(smollm, block, sentence):
         perplexity(smollm, TEXT, block=block)
 
 
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_number_of_blocks_that_is_none_is_refused(smollm, most):
+    with pytest.raises(ValueError, match=f"most_blocks is at least 1; got {most}"):
+        perplexity(smollm, TEXT, block=48, most_blocks=most)
+
+
 def test_the_command_prints_one_json_object(smollm, tmp_path, capsys):
     path = tmp_path / "text.txt"
     path.write_text(TEXT)

@@ -318,7 +318,7 @@ def test_the_strip_figure_writes_each_token_once_in_the_colour_of_its_state(them
         if state != "kept":
             assert data.textfont.color == getattr(STATE_STYLE[state], theme)
     assert written == {i: plain(token) for i, token in enumerate(HOSTILE)}
-    struck = layer_named(figure, f"{STATE_STYLE['dropped'].glyph} dropped")
+    struck = layer_named(figure, "dropped: struck through")
     assert sum(x is None for x in struck.x) == 2, "a stroke for each of the two dropped tokens"
 
 

@@ -13,7 +13,7 @@ from entmax import entmax_bisect
 
 import sparsity_core.gate_training as gate_training
 from kernels import NEVER, evict_scan, flash_column_score, gate_drops, gated_attention
-from sparsity_core import Pipeline, Trace, generate, run, seam
+from sparsity_core import Pipeline, Trace, generate, rules, run, seam
 from sparsity_core.gate import Gate, log_keep, log_sparse_sigmoid
 from sparsity_core.gate_records import Training
 from sparsity_core.gate_study import look_at_gate
@@ -495,6 +495,12 @@ def test_rules_name_positions_spans_and_what_expressions_touch():
     ]:
         with pytest.raises(ValueError, match=message):
             Pipeline.parse(f"eviction=a2sf(budget=12, protect={text!r})")
+
+
+def test_an_expression_that_never_ends_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(rules, "_SECONDS", 0.2)
+    with pytest.raises(ValueError, match=r"takes more than 0\.2 s on this text"):
+        ruled("/(a|aa)+$/", ["a" * 60, "!"], 2)
 
 
 EVICTIONS = ["a2sf", "h2o", "tova", "snapkv", "streaming_llm", "local_window", "random"]

@@ -125,6 +125,21 @@ def test_a_budget_of_the_whole_text_is_the_dense_model(method, more):
     assert "Nothing was dropped" in pruned.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("h2o(budget=8, dense_layers=3)", "every layer is left dense. Lower dense_layers"),
+        ("tova(budget=15)", "so no query missed what was dropped"),
+        ("a2sf(budget=12, variant=prefill)", "the cut comes after the first 8 tokens"),
+        ("tova(budget=16)", "the text has 16 tokens and the budget is 16"),
+    ],
+)
+def test_why_nothing_was_dropped(method, said):
+    trace = run(tiny.model(), tiny.ids(16), Pipeline.parse(f"eviction={method}"))
+    assert (trace.evicted_at == 16).all()
+    assert said in trace.notes[0]
+
+
 @pytest.mark.parametrize("method", [m for m in EVERY if "pyramid" not in m and "dense_layers" not in m])
 def test_one_key_too_many_and_one_goes(method):
     """At a budget of one below what is read before the cut, each KV head drops one key."""

@@ -255,7 +255,7 @@ REFUSED_SPELLINGS = {
     "eviction=h2o(forgetting_factor=1)": "h2o has no knob 'forgetting_factor'",
     "eviction=a2sf(budget=8) eviction=h2o(budget=8)": "the eviction stage is given twice",
     "eviction=a2sf(budget=8, budget=9)": "budget is given twice",
-    "gate=a2sf(budget=8)": "the gate stage takes a GateMethod",
+    "gate=a2sf(budget=8)": "is no method of the gate stage: write eviction=a2sf",
     "eviction=a2sf(budget=8": "a bracket is left open",
     "eviction=a2sf(budget=8))": "cannot read ')'",
     "eviction=a2sf(8)": "a method is written name(knob=value",

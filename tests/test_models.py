@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsity_core import models, run
 from sparsity_core.models import EMBEDDED, ModelError, load, wrap
+from sparsity_core.store import key_of
 from sparsity_core.text import pieces, shown, token_class, token_classes, visible
+from sparsity_core.trace import RunSpec
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +67,44 @@ def test_the_model_loaded_last_is_kept_and_one_alone(saved):
     other = load(str(saved), device="cpu", dtype="bfloat16")
     assert other is not first and other.dtype_name == "bfloat16"
     assert list(models._loaded.values()) == [other]
+
+
+def test_a_folder_that_was_written_again_is_read_again(tmp_path):
+    network = tiny.transformer("llama", torch.float32)
+    network.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    before, spec = load(str(tmp_path), device="cpu"), RunSpec(str(tmp_path), "some text")
+    key = key_of(spec)
+    assert key_of(spec) == key and load(str(tmp_path), device="cpu") is before
+    network.model.layers[1].mlp.up_proj.weight[0, 0] += 1
+    network.save_pretrained(tmp_path)
+    assert load(str(tmp_path), device="cpu").fingerprint != before.fingerprint
+    assert key_of(spec) != key
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "every name"])
+def test_a_checkpoint_that_is_not_whole_is_refused(saved, tmp_path, lost):
+    folder = tmp_path / "partial"
+    shutil.copytree(saved, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {f"_orig_mod.{k}": v for k, v in weights.items()} if lost == "every name" else weights
+    kept.pop(lost, None)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "the checkpoint is not whole, or its weights have other names" in refused(str(folder))
+
+
+def test_a_file_of_weights_is_no_model(saved):
+    assert "is a file: give the folder that holds it" in refused(str(saved / "model.safetensors"))
+    assert refused(" ").startswith("no model is named")
+
+
+def test_a_text_that_is_cut_into_blocks_has_no_special_tokens():
+    tokenizer = tiny.tokenizer()
+    model = tiny.model()
+    ids = model.encode_all(tiny.TEXT)
+    assert ids == tokenizer(tiny.TEXT, add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        model.encode_all("a \udc80 b")
 
 
 def test_a_fingerprint_tells_weights_apart(saved):
@@ -263,7 +305,8 @@ def test_a_damaged_conversion_is_made_again(embedded, damage):
 def test_a_cache_that_cannot_be_written_reads_the_gguf_file_itself(embedded, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path / "file" / "below"))
-    assert models._embedded() == (str(tmp_path / "package"), "m.gguf")
+    with pytest.warns(UserWarning, match="set SPARSELENS_CACHE to a folder you can write"):
+        assert models._embedded() == (str(tmp_path / "package"), "m.gguf")
     assert embedded[1] == []
 
 
@@ -273,7 +316,8 @@ def test_a_disk_that_fills_up_reads_the_gguf_file_itself(embedded, monkeypatch, 
         raise error
 
     monkeypatch.setattr(models, "_convert", convert)
-    assert models._embedded() == (str(tmp_path / "package"), "m.gguf")
+    with pytest.warns(UserWarning, match="set SPARSELENS_CACHE to a folder you can write"):
+        assert models._embedded() == (str(tmp_path / "package"), "m.gguf")
 
 
 def test_without_the_package_the_sentence_says_how_to_get_it(monkeypatch):

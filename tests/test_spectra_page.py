@@ -118,7 +118,7 @@ def test_a_link_opens_its_view_inside_the_model(
     [
         ("row_nrom(ratio=0.25)", "did you mean 'row\\_norm'"),
         ("row_norm(ratio=2)", "ratio is the share removed, 0 to below 1; got 2"),
-        ("a2sf(budget=64)", "the weights stage takes a WeightMethod"),
+        ("a2sf(budget=64)", "is no method of the weights stage: write eviction=a2sf"),
         ("[press](http://elsewhere.example)", "\\[press\\]"),
         ("(" * 400, "annot read"),
     ],

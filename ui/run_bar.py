@@ -49,6 +49,7 @@ def run_bar() -> None:
         if not work.submit_specs("run", wanted):
             _show(wanted)
         st.rerun()
+    _forget_failure(wanted)
     work.watch("run", _finished)
     if wanted != specs() and not work.pending("run") and not problems:
         st.caption("The settings differ from what is shown: press Run.")
@@ -66,6 +67,15 @@ def follow_link() -> None:
     if all(spec.model == EXAMPLE.model for spec in specs()) and not work.pending("run"):
         st.session_state.wanted = specs()
         work.submit_specs("run", specs())
+
+
+def _forget_failure(wanted: list[RunSpec]) -> None:
+    """A failed run's sentence goes as soon as a setting is changed."""
+    failures = st.session_state.get("failures", {})
+    if not failures.get("run"):
+        st.session_state.pop("failed_with", None)
+    elif st.session_state.setdefault("failed_with", wanted) != wanted:
+        del failures["run"]
 
 
 def _finished(jobs: dict[str, Job]) -> None:

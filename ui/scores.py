@@ -58,8 +58,9 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
         return refill(model, item.trace, Pipeline.parse(item.spec.pipeline), layer)
 
     def keep(jobs: dict[str, Job]) -> None:
-        filled.clear()  # one layer at a time: a long text's scores are large
         filled.update({k: job.result for k, job in jobs.items()})
+        while len(filled) > 2:  # a layer of A and one of B: a long text's scores are large
+            del filled[next(iter(filled))]
 
     n = len(item.trace.snapshot_steps)
     offered = n < item.trace.n_tokens and not work.pending(key)

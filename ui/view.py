@@ -23,6 +23,16 @@ class View:
     token: int
     step: int
 
+    @property
+    def heads(self) -> str:
+        """Which heads a figure shows, in words."""
+        return _HEADS[self.head] if isinstance(self.head, str) else f"KV head {self.head}"
+
+    @property
+    def mean_heads(self) -> str:
+        """The same of a figure that has means where the first or last head to drop is chosen."""
+        return "mean of the KV heads" if isinstance(self.head, str) else self.heads
+
     def window(self, n_tokens: int) -> tuple[int, int]:
         """The tokens [a, b) around the chosen one that detailed figures draw."""
         if n_tokens <= _WINDOW:
@@ -103,6 +113,8 @@ def _apply_requests(trace: Trace) -> None:
     middle = trace.n_layers // 2
     defaults = {"layer": middle, "head": 0, "token": _telling_token(trace, middle), "step": trace.n_tokens - 1}
     limits = {"layer": trace.n_layers - 1, "token": trace.n_tokens - 1, "step": trace.n_tokens - 1}
+    before = st.session_state.get("last_step", limits["step"])
+    st.session_state.last_step = limits["step"]
     for name, default in defaults.items():
         value = requests.get(name, st.session_state.get(name, linked.get(name, default)))
         if name == "head":
@@ -110,7 +122,10 @@ def _apply_requests(trace: Trace) -> None:
             value = value if value in _HEADS or 0 <= value < trace.n_kv_heads else 0
         else:
             value = min(max(0, _whole(value, default)), limits[name])
-        if st.session_state.get(name) != value:
+        if name == "step" and before != limits["step"]:
+            # A slider of another length is another widget to Streamlit, and starts at its least unless it is told.
+            st.session_state[name] = limits["step"] if value >= before else value
+        elif st.session_state.get(name) != value:
             st.session_state[name] = value
     st.session_state.view = {}
 

@@ -12,6 +12,13 @@ from sparsity_core.trace import Trace
 from viz.theme import STATE_STYLE, plain
 
 _COLUMNS = 84  # characters to a line
+_LEGEND = {
+    "kept": "kept",
+    "dropped": "dropped: struck through",
+    "sink": "sink: dotted underline",
+    "recent": "recent: underlined",
+    "future": "future: grey",
+}
 
 
 def strip_table(
@@ -110,8 +117,12 @@ def plot_strip(table: pd.DataFrame, theme: str = "light") -> go.Figure:
             x=bars or [None],
             y=heights or [None],
             mode="lines",
-            line={"color": colour, "width": 1, "dash": "solid" if state != "sink" else "dot"},
-            name=f"{look.glyph} {state}",
+            line={
+                "color": colour if bars else "rgba(0, 0, 0, 0)",
+                "width": 1,
+                "dash": "solid" if state != "sink" else "dot",
+            },
+            name=_LEGEND[state],
             hoverinfo="skip",
         )
     figure.update_xaxes(visible=False, range=[-1, _COLUMNS + 1])
