@@ -34,6 +34,7 @@ class Job:
     error: str = ""
     watchers: set[str] = field(default_factory=set)
     started: float | None = None
+    reported: float = 0.0  # when `share` was last told
 
     @property
     def finished(self) -> bool:
@@ -43,7 +44,8 @@ class Job:
         """An estimate from the share that is done; None until there is enough to go by."""
         if self.started is None or self.share < 0.05:
             return None
-        return (time.monotonic() - self.started) * (1 - self.share) / self.share
+        told = self.reported - self.started  # between two reports the time left shrinks by what has passed
+        return max(0.0, told * (1 - self.share) / self.share - (time.monotonic() - self.reported))
 
 
 class JobQueue:
@@ -104,7 +106,9 @@ class JobQueue:
             def report(share: float, doing: str, job: Job = job) -> None:
                 if not job.watchers:
                     raise Cancelled
-                job.share, job.doing = min(1.0, max(job.share, share)), doing
+                if share > job.share:
+                    job.share, job.reported = min(1.0, share), time.monotonic()
+                job.doing = doing
 
             status: Status = "done"
             try:

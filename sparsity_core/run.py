@@ -144,8 +144,9 @@ def generate(
     classes = token_classes(model.tokenizer, ids)
     cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
     offload = _offloaded(model, pipeline, cache, total)
-    share = 0.5 if against_dense else 1.0
-    step_share = share / (1 + max_new_tokens)
+    read, compared = _steps_of(n_prompt), _steps_of(total) if against_dense else 0
+    step_share = 1 / (read + max_new_tokens + compared)
+    share = (read + max_new_tokens) * step_share
     recorder = Recorder(
         model,
         method,
@@ -159,7 +160,7 @@ def generate(
         **gate_arguments(reference, pipeline),
         **_ruling(pipeline, pieces(model.tokenizer, ids)[0], total),
         on_layer=lambda i: (
-            progress(step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
+            progress(read * step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
         ),
     )
     states: list[torch.Tensor] = []
@@ -172,7 +173,7 @@ def generate(
             recorder.start += feed.shape[1]
             token = _next_token(model.logits(states[-1][-1]), temperature, sampler)
             ids.append(token)
-            progress(step_share * (step + 2), f"token {step + 1} of {max_new_tokens}")
+            progress(step_share * (read + step), f"token {step + 1} of {max_new_tokens}")
             if stop_at_eos and token in _eos_ids(model):
                 break
             classes += token_classes(model.tokenizer, [token])
@@ -202,6 +203,11 @@ def generate(
     text = model.tokenizer.decode(new, skip_special_tokens=True)
     trace = replace(trace, continuation=text)
     return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=draft.kv_bytes_dense)
+
+
+def _steps_of(n: int) -> float:
+    """A pass over n tokens, in decode steps, by its time on a laptop's CPU; for a progress bar."""
+    return 1 + n / 64
 
 
 def execute(spec: RunSpec, progress: Progress = silent) -> Trace:

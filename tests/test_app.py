@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from sparsity_core import run
+from sparsity_core.store import Store
+from tests import tiny
 from tests.server import cache_with_models
 from ui.literal import code
+from ui.session import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("[a-z]*.py"))
@@ -195,12 +200,68 @@ def test_run_computes_what_the_bar_asks_for_and_keeps_it(app: AppTest) -> None:
 
 def test_a_failed_run_is_a_sentence_and_the_view_stays(app: AppTest) -> None:
     app.run()
-    app.text_area(key="prompt_text").set_value("word " * 9000).run()
+    app.text_input(key="A_a2sf_forgetting_factor").set_value("[0.1, 0.5]").run()
     app.button(key="run").click().run()
     finish(app)
     assert not app.exception
-    assert "reads at most 8,192" in said(app)
+    assert "lists 2 layers and the model has 30" in said(app)
     assert any("a2sf(budget=64)" in m.value for m in app.markdown)
+    app.text_input(key="A_a2sf_forgetting_factor").set_value("0.5").run()
+    assert "lists 2 layers" not in said(app)
+
+
+def test_a_prompt_too_long_for_the_model_is_said_before_a_run(app: AppTest, smollm: object) -> None:
+    app.run()
+    app.text_area(key="prompt_text").set_value("word " * 9000).run()
+    assert "smollm2-135m reads at most 8,192: shorten it by" in said(app)
+    assert app.button(key="run").disabled
+
+
+def test_a_prompt_too_long_for_a_link_is_found_again_where_it_was_run(app: AppTest, tmp_path: Path) -> None:
+    spec = replace(EXAMPLE, prompt="A long story. " * 200, generate=0)
+    app.session_state["specs"], app.session_state["view"] = [spec], {}
+    app.session_state["followed"] = True
+    app.run()
+    assert app.query_params["prompt"].startswith("long-")
+    other = visitor(tmp_path)
+    for name, value in app.query_params.items():
+        other.query_params[name] = value
+    other.session_state["followed"] = True
+    other.run()
+    assert other.session_state["specs"] == [spec]
+    assert not other.warning
+    other = visitor(tmp_path)
+    other.query_params["prompt"], other.query_params["pipeline"] = "long-0123456789abcdef", "dense"
+    other.run()
+    assert "found again only where it was run" in said(other)
+
+
+def test_the_step_stays_when_a_longer_text_is_shown(app: AppTest) -> None:
+    app.run()
+    longest = app.slider(key="step").max
+    shorter = replace(EXAMPLE, generate=0, seed=40)  # a spec of no other test
+    assert Store().put(shorter, run(tiny.model(), tiny.ids(40))) is None  # any run of fewer tokens
+    for at_step, then in ((39, longest), (17, 17)):
+        app.session_state["specs"] = [shorter]
+        app.run()
+        app.slider(key="step").set_value(at_step).run()
+        app.session_state["specs"] = [EXAMPLE]
+        app.run()
+        assert app.slider(key="step").value == app.session_state["step"] == then
+
+
+def test_a_second_method_keeps_its_settings_while_it_is_put_away(app: AppTest) -> None:
+    app.run()
+    app.toggle(key="compare").set_value(True).run()
+    app.selectbox(key="B_method").set_value("h2o").run()
+    app.number_input(key="B_h2o_budget").set_value(21).run()
+    app.toggle(key="compare").set_value(False).run().run()
+    app.toggle(key="compare").set_value(True).run()
+    assert app.selectbox(key="B_method").value == "h2o"
+    assert app.number_input(key="B_h2o_budget").value == 21
+    app.selectbox(key="B_method").set_value("tova").run()
+    assert app.number_input(key="B_tova_budget").value == 21
+    assert app.number_input(key="A_a2sf_budget").value == 64
 
 
 def test_what_cannot_be_stored_is_shown_all_the_same(app: AppTest, tmp_path: Path) -> None:

@@ -109,8 +109,10 @@ def test_time_left_is_told_once_there_is_something_to_go_by(queue):
     assert job.seconds_left() is None
     job.started, job.share = time.monotonic() - 3, 0.04
     assert job.seconds_left() is None
-    job.share = 0.75
+    job.share, job.reported = 0.75, time.monotonic()
     assert job.seconds_left() == pytest.approx(1.0, abs=0.3)  # 3 s were three quarters
+    job.started, job.reported = job.started - 0.6, job.reported - 0.6
+    assert job.seconds_left() == pytest.approx(0.4, abs=0.3)  # nothing new was told since, but time passed
 
 
 def test_a_queued_job_is_cancelled_before_it_begins(queue):

@@ -130,7 +130,7 @@ def test_a_budget_of_the_whole_text_is_the_dense_model(method, more):
     [
         ("h2o(budget=8, dense_layers=3)", "every layer is left dense. Lower dense_layers"),
         ("tova(budget=15)", "so no query missed what was dropped"),
-        ("a2sf(budget=12, variant=prefill)", "the cut comes after the first 8 tokens"),
+        ("snapkv(budget=12, observation_window=4)", "the cut comes after the first 8 tokens"),
         ("tova(budget=16)", "the text has 16 tokens and the budget is 16"),
     ],
 )

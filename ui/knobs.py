@@ -107,6 +107,13 @@ def held(key: str, default: Any, draw: Callable[[], Any], *, drawn: bool) -> Any
     return draw() if drawn else st.session_state[key]
 
 
+def keep_settings(letter: str) -> None:
+    """Holds what was set for a pipeline that is not drawn now."""
+    for key in list(st.session_state):
+        if str(key).startswith(f"{letter}_") and not str(key).endswith(("_more", "_fold")):  # those are expanders
+            st.session_state[key] = st.session_state[key]
+
+
 def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | None, drawn: bool = True) -> Any:
     key = f"{letter}_{cls.name}_{knob.name}"
     default = getattr(current, knob.name) if current is not None else knob.default
@@ -114,7 +121,12 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
         default = None
     if knob.name == "forgetting_factor":
         default = str_of(default)
-    return held(key, default, lambda: _drawn(key, knob), drawn=drawn)
+    if knob.name != "budget":
+        return held(key, default, lambda: _drawn(key, knob), drawn=drawn)
+    kept = f"{letter}_any_budget"  # of any method: two are compared at the same one
+    value = held(key, st.session_state.get(kept, default), lambda: _drawn(key, knob), drawn=drawn)
+    st.session_state[kept] = value
+    return value
 
 
 def _drawn(key: str, knob: Field[Any]) -> Any:

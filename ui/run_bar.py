@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -16,7 +17,7 @@ from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
 from sparsity_core.trace import RunSpec
 from ui import work
-from ui.knobs import DENSE, aside_picker, folded, held, joined, method_picker
+from ui.knobs import DENSE, aside_picker, folded, held, joined, keep_settings, method_picker
 from ui.literal import literal
 from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
 
@@ -119,13 +120,23 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     prompt = _prompt(first)
     if not prompt.strip():
         problems.append("The prompt is empty: type some text, or choose one from the library.")
-    st.caption(_count(model, prompt))
+    tokens = _count(model, prompt)
+    st.caption(f"{tokens:,} tokens" if tokens else f"about {max(1, len(prompt) // 4):,} tokens (exact once it is run)")
     pipelines = [pipeline("A", Pipeline.parse(first.pipeline))]
     second = specs()[1] if len(specs()) > 1 else None
     if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
         beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)")
         pipelines.append(pipeline("B", beside))
+    else:
+        keep_settings("B")
     generate, seed, device, dtype = _run_settings(first)
+    positions = _positions(model)
+    if tokens and positions and tokens + generate > positions:
+        new = f" and {generate:,} new ones" if generate else ""
+        problems.append(
+            f"The prompt has {tokens:,} tokens{new}, and {model} reads at most {positions:,}: shorten it by "
+            f"{tokens + generate - positions:,}."
+        )
     base = RunSpec(str(model).strip(), prompt, pipelines[0], generate, seed, device, dtype)
     return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
 
@@ -223,13 +234,27 @@ def _prompt(first: RunSpec) -> str:
     return text
 
 
-def _count(model: str, text: str) -> str:
-    """The prompt's length in tokens, exact where the model's tokenizer is on this machine."""
-    folder = cache_dir() / "models" / model if model == EXAMPLE.model else Path(model).expanduser()
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        return f"{len(_tokenizer(str(path)).encode(text).ids):,} tokens"
-    return f"about {max(1, len(text) // 4):,} tokens (exact once the model is loaded)"
+def _count(model: str, text: str) -> int | None:
+    """The prompt's length in tokens, where the model's tokenizer is on this machine."""
+    path = _folder(model) / "tokenizer.json"
+    return _counted(str(path), text) if path.is_file() else None
+
+
+def _positions(model: str) -> int | None:
+    """How many tokens the model reads, where it is on this machine."""
+    try:
+        return json.loads((_folder(model) / "config.json").read_text()).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _folder(model: str) -> Path:
+    return cache_dir() / "models" / model if model == EXAMPLE.model else Path(model).expanduser()
+
+
+@lru_cache(maxsize=16)
+def _counted(path: str, text: str) -> int:
+    return len(_tokenizer(path).encode(text).ids)
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ import streamlit as st
 from sparsity_core.jobs import explain
 from sparsity_core.method import Pipeline
 from sparsity_core.prompts import PROMPTS
-from sparsity_core.store import Store, key_of
+from sparsity_core.store import Store, keep_prompt, kept_prompt, key_of
 from sparsity_core.trace import RunSpec, Trace
 
 EXAMPLE = RunSpec(
@@ -84,11 +84,11 @@ def _specs_from(parameters: Mapping[str, str]) -> list[RunSpec]:
     prompt = parameters.get("text")
     if prompt is None:
         name = parameters.get("prompt", "needle")
-        if name not in PROMPTS:
+        prompt = PROMPTS[name].text if name in PROMPTS else kept_prompt(name)
+        if prompt is None:
             raise ValueError(
-                f"there is no prompt {name!r} in the library, and a prompt this long does not fit into a link"
+                f"there is no prompt {name!r} in the library, and one too long for a link is found again only where it was run"
             )
-        prompt = PROMPTS[name].text
     spec = RunSpec(
         model=parameters.get("model", EXAMPLE.model),
         prompt=prompt,
@@ -126,5 +126,5 @@ def link_parameters(view: Mapping[str, Any]) -> dict[str, str]:
     elif len(spec.prompt) <= _LONGEST_LINK:
         parameters["text"] = spec.prompt
     else:
-        parameters["prompt"] = f"long-{key_of(spec)[:8]}"
+        parameters["prompt"] = keep_prompt(spec.prompt)
     return parameters | {k: str(v) for k, v in view.items()}

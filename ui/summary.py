@@ -7,7 +7,9 @@ import streamlit as st
 
 from ui.literal import code, literal
 from ui.session import Shown
-from viz.cost import label
+from viz.cost import label, prompt_perplexity
+
+_WIDTH = 150  # px of a metric; a row wraps where it is too narrow for all
 
 
 def summary(shown: list[Shown]) -> None:
@@ -15,32 +17,49 @@ def summary(shown: list[Shown]) -> None:
     for item in shown:
         trace = item.trace
         st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))
-        columns = st.columns(6)
-        columns[0].metric("Tokens", f"{trace.n_prompt} + {trace.n_tokens - trace.n_prompt}", help="prompt + generated")
-        columns[1].metric(
-            "Perplexity",
-            f"{trace.perplexity:.2f}",
-            f"{trace.perplexity - trace.dense_perplexity:+.2f} to dense" if trace.compared else None,
-            delta_color="inverse",
-            help="of this text under the pipeline: exp of the mean −log p, no token counted before the second",
+        row = st.container(horizontal=True, gap="medium")
+        row.metric(
+            "Tokens", f"{trace.n_prompt} + {trace.n_tokens - trace.n_prompt}", help="prompt + generated", width=_WIDTH
         )
-        columns[2].metric(
+        pruned, dense = prompt_perplexity(trace)
+        same = f"{pruned:.2f}" == f"{dense:.2f}"
+        row.metric(
+            "Perplexity",
+            f"{pruned:.2f}" if np.isfinite(pruned) else "–",
+            ("as dense" if same else f"{pruned - dense:+.2f} to dense") if np.isfinite(dense) else None,
+            delta_color="off" if same else "inverse",
+            delta_arrow="off" if same else "auto",
+            help="of the prompt under the pipeline: exp of the mean −log p, from its second token on. A method that cuts "
+            "once, after the prompt, reads it as the dense model does",
+            width=_WIDTH,
+        )
+        row.metric(
             "KV cache",
             _bytes(trace.kv_bytes),
             f"{trace.kv_bytes / max(1, trace.kv_bytes_dense):.0%} of dense",
             delta_color="off",
             delta_arrow="off",
             help="bytes that the keys and values of every layer hold at the end",
+            width=_WIDTH,
         )
-        columns[3].metric(
-            "Keys visible", f"{trace.density():.0%}", help="share of the causal (query, key) pairs that stay"
+        row.metric(
+            "Keys visible",
+            f"{trace.density():.0%}",
+            help="share of the causal (query, key) pairs that stay",
+            width=_WIDTH,
         )
         if trace.compared:
-            columns[4].metric("Regret", f"{trace.regret.mean():.1%}", help="dense attention that went to evicted keys")
-            columns[5].metric(
+            row.metric(
+                "Regret",
+                f"{trace.regret.mean():.1%}",
+                help="dense attention that went to evicted keys",
+                width=_WIDTH,
+            )
+            row.metric(
                 "Same top token",
                 f"{np.nanmean(trace.top1_agrees):.0%}",
                 help="positions where dense and pruned agree on the next token",
+                width=_WIDTH,
             )
         if trace.continuation:
             st.caption("The model went on:")

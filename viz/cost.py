@@ -37,6 +37,17 @@ def method_of(trace: Trace) -> str:
     return method.name if method else "dense"
 
 
+def prompt_perplexity(trace: Trace) -> tuple[float, float]:
+    """(under the pipeline, dense) of the prompt alone: what a pipeline writes itself is likely to it, and another text to each.
+
+    nan where the prompt has one token, and for dense where it was not compared.
+    """
+    of_prompt = slice(0, trace.n_prompt - 1)
+    if trace.n_prompt < 2:
+        return float("nan"), float("nan")
+    return tuple(float(np.exp(np.mean(nll[of_prompt]))) for nll in (trace.nll, trace.dense_nll))  # type: ignore[return-value]
+
+
 def similarity_table(traces: Mapping[str, Trace], head: int | str = "mean") -> pd.DataFrame:
     """One row per pipeline and layer: cosine and recall against the ideal mask, mass retained, and the ideal's own mass.
 
