@@ -9,7 +9,7 @@ from ui.literal import code, literal
 from ui.session import Shown
 from viz.cost import label, prompt_perplexity
 
-_WIDTH = 150  # px of a metric; a row wraps where it is too narrow for all
+_WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
 
 
 def summary(shown: list[Shown]) -> None:
@@ -17,7 +17,7 @@ def summary(shown: list[Shown]) -> None:
     for item in shown:
         trace = item.trace
         st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))
-        row = st.container(horizontal=True, gap="medium")
+        row = st.container(horizontal=True, gap="small")
         row.metric(
             "Tokens", f"{trace.n_prompt} + {trace.n_tokens - trace.n_prompt}", help="prompt + generated", width=_WIDTH
         )
