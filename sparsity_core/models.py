@@ -285,7 +285,7 @@ def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype:
 
 def _check_complete(source: str, found: dict[str, Any]) -> None:
     """Raises ModelError where weights were not in the checkpoint, which transformers fills with random numbers."""
-    missing = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found.get(name) or ()})
+    missing = sorted(found["missing_keys"])
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(

@@ -32,7 +32,7 @@ def weights_on_disk(model: str) -> str:
     if model == EMBEDDED or not os.path.exists(path):  # pathlib's raises for a name that is too long
         return ""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    states = [(f.name, f.stat()) for f in files if f.suffix in (".safetensors", ".gguf", ".json")]
+    states = [(f.name, f.stat()) for f in files if f.suffix in (".safetensors", ".gguf", ".json") and f.is_file()]
     return f"{path.resolve()} " + " ".join(f"{name}:{s.st_size}:{s.st_mtime_ns}" for name, s in states)
 
 
