@@ -100,6 +100,10 @@ _CSS = """
 }
 .head { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 16px; }
 .label { margin-bottom: 4px; }
+.strip { container-type: inline-size; }
+@container (max-width: 700px) {  /* two strips side by side begin at the same height, whatever their labels */
+  .label { flex-basis: 100%; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+}
 .legend { --row: 16px; font-size: 12px; }
 .strip:not(.disputed) .legend .contested, .strip:not(.pairs) .legend .paired { display: none; }
 .paired { box-shadow: inset 0 -4px 0 var(--st-primary-color), inset 0 4px 0 var(--st-primary-color); }
