@@ -355,6 +355,7 @@ def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
 
 
 def _factor_number(name: str, value: Any) -> float:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {value!r}")
     return float(value) + 0.0  # −0 is spelled 0

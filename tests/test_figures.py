@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -17,7 +18,9 @@ import pytest
 from PIL import Image
 from plotly.colors import sample_colorscale
 
+from sparsity_core import Pipeline, generate, run
 from sparsity_core.trace import Trace
+from tests import tiny
 from tests.traces import HOSTILE, NEVER, TOKENS, kept_all, named, trace
 from viz import atlas, cost, scores, strip, sweep
 from viz.theme import DARK, LIGHT, PAPER, SEQUENTIAL, STATE_STYLE, method_colour, method_dash, plain, style
@@ -648,3 +651,13 @@ def _first_token_only() -> dict[str, Any]:
         "snapshot_steps": np.zeros(1, np.int32),
         "snapshots": np.ones((2, 2, 1, 1), np.float32),
     }
+
+
+def test_the_perplexity_shown_is_that_of_the_prompt_alone():
+    out = generate(tiny.model(), tiny.ids(20), Pipeline.parse("eviction=a2sf(budget=6)"), max_new_tokens=6)
+    of_prompt = out.trace.nll[:19]
+    pruned, dense = cost.prompt_perplexity(out.trace)
+    assert pruned == pytest.approx(math.exp(of_prompt.mean()), rel=1e-5) != pytest.approx(out.trace.perplexity)
+    again = run(tiny.model(), tiny.ids(20))
+    assert dense == pytest.approx(again.perplexity, rel=1e-5)
+    assert math.isnan(cost.prompt_perplexity(run(tiny.model(), tiny.ids(1)))[0])

@@ -391,3 +391,9 @@ def test_a_taken_name_is_refused():
         @register
         class A2SF(EvictionMethod):
             name = "a2sf"
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = methods.A2SF(budget=np.int64(64), forgetting_factor=np.float32(0.5), value_norm=np.bool_(True))
+    assert given == methods.A2SF(budget=64, forgetting_factor=0.5, value_norm=True)
+    assert Pipeline.parse(f"eviction={given}").eviction == given

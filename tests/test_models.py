@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsity_core import models, run
@@ -99,10 +101,13 @@ def test_a_file_of_weights_is_no_model(saved):
 
 
 def test_a_text_that_is_cut_into_blocks_has_no_special_tokens():
-    tokenizer = tiny.tokenizer()
-    model = tiny.model()
-    ids = model.encode_all(tiny.TEXT)
-    assert ids == tokenizer(tiny.TEXT, add_special_tokens=False)["input_ids"]
+    tokenizer = deepcopy(tiny.tokenizer())
+    plain = tokenizer(tiny.TEXT)["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert tokenizer(tiny.TEXT)["input_ids"] == [1, *plain]  # as Llama's and Gemma's do
+    model = wrap(tiny.transformer("llama", torch.float32), tokenizer, "x")
+    assert model.encode(tiny.TEXT) == [1, *plain]
+    assert model.encode_all(tiny.TEXT) == plain
     with pytest.raises(ValueError, match="half a surrogate pair"):
         model.encode_all("a \udc80 b")
 
