@@ -1,6 +1,6 @@
 """Causal attention a block of query rows at a time: what every reference is written in.
 
-Shapes: B batch, Hkv KV heads, G query heads per KV head, R rows (queries) of a block, C columns (keys).
+Shapes: B batch, Hkv KV heads, G query heads per KV head, R rows (queries) of a block, C columns (keys), S strips of r rows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def logits(
-    q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """q [B, H, R, D], k [B, Hkv, C, D] → scaled logits [B, Hkv, G, R, C] in the accumulator's dtype, in `out` if given."""
+def logits(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+    """q [B, H, R, D], k [B, Hkv, C, D] → scaled logits [B, Hkv, G, R, C] in the accumulator's dtype."""
     batch, n_heads, rows, dim = q.shape
     n_kv, columns = k.shape[1], k.shape[2]
     group = n_heads // n_kv
@@ -32,11 +30,11 @@ def logits(
     q = q.to(dtype) if scale == 1.0 else q.to(dtype) * scale
     q_flat = q.reshape(batch * n_kv, group * rows, dim)
     k_flat = k.to(dtype).reshape(batch * n_kv, columns, dim)
-    flat = None if out is None else out.view(batch * n_kv, group * rows, columns)
-    found = torch.bmm(q_flat, k_flat.transpose(-1, -2), out=flat)
-    if softcap is not None:
-        found.div_(softcap).tanh_().mul_(softcap)
-    return found.view(batch, n_kv, group, rows, columns)
+    return _capped(torch.bmm(q_flat, k_flat.mT), softcap).view(batch, n_kv, group, rows, columns)
+
+
+def _capped(found: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return found if softcap is None else found.div_(softcap).tanh_().mul_(softcap)
 
 
 def attend(probabilities: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -48,25 +46,48 @@ def attend(probabilities: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Softmax rows of some KV heads before their division: the attention probabilities P are `weights · norm`."""
+    """Softmax rows of some KV heads before their division: the attention probabilities P are `weights · norm`.
+
+    The R rows come in S strips of r, one a core, laid out [B, KV heads, S, C, G, r]: through every product each core works
+    on what it has in its own cache. Where two cores share no cache, fetching from the other takes twice as long as all else.
+    """
 
     heads: slice  # KV heads
     start: int  # queries start … end − 1
     end: int
-    weights: torch.Tensor  # [B, KV heads, G, R, C], C the keys that the last query sees
-    norm: torch.Tensor  # [B, KV heads, G, R, 1]
+    weights: torch.Tensor  # [B, KV heads, S, G, r, C], C the keys that the last query sees
+    norm: torch.Tensor  # [B, KV heads, S, G, r, 1]
 
     def probabilities(self) -> torch.Tensor:
         """P [B, KV heads, G, R, C], in memory of its own."""
-        return self.weights * self.norm
+        batch, n_kv, strips, group, rows, columns = self.weights.shape
+        out = self.weights.new_empty(batch, n_kv, group, strips * rows, columns)
+        torch.mul(self.weights, self.norm, out=in_strips(out, strips))
+        return out
 
     def attend(self, v: torch.Tensor) -> torch.Tensor:
         """v [B, Hkv, Tk, Dv] of all heads → the output's rows [B, KV heads · G, R, Dv] in v's dtype."""
-        batch, n_kv, group, rows, columns = self.weights.shape
-        flat = self.weights.view(batch * n_kv, group * rows, columns)
-        own = v[:, self.heads, :columns].to(flat.dtype).reshape(batch * n_kv, columns, -1)
-        product = torch.bmm(flat, own).view(batch, n_kv, group, rows, -1)
-        return product.mul_(self.norm).view(batch, n_kv * group, rows, -1).to(v.dtype)
+        batch, n_kv, strips, group, rows, columns = self.weights.shape
+        flat = self.weights.view(-1, group * rows, columns)
+        own = _for_strips(v[:, self.heads, :columns].to(flat.dtype), strips)
+        product = torch.bmm(flat, own).view(batch, n_kv, strips, group, rows, -1).mul_(self.norm)
+        return joined(product).flatten(1, 2).to(v.dtype)
+
+
+def in_strips(rows: torch.Tensor, strips: int) -> torch.Tensor:
+    """[B, Hkv, G, R, C] → the view [B, Hkv, S, G, r, C]."""
+    batch, n_kv, group, n, columns = rows.shape
+    return rows.view(batch, n_kv, group, strips, n // strips, columns).transpose(2, 3)
+
+
+def joined(strips: torch.Tensor) -> torch.Tensor:
+    """[B, Hkv, S, G, r, C] → [B, Hkv, G, R, C]."""
+    return strips.transpose(2, 3).flatten(3, 4)
+
+
+def _for_strips(x: torch.Tensor, strips: int) -> torch.Tensor:
+    """x [B, Hkv, C, D] for each strip [B · Hkv · S, C, D]; nothing is copied where there is one text and one head."""
+    return x[:, :, None].expand(-1, -1, strips, -1, -1).flatten(0, 2)
 
 
 def causal_rows(
@@ -86,27 +107,33 @@ def causal_rows(
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
     group, past = n_heads // n_kv, n_keys - n_queries
-    together = 1 if q.device.type == "cpu" else n_kv  # a core's cache holds the tile of one head, a GPU wants them all
+    on_cpu = q.device.type == "cpu"
+    together = 1 if on_cpu else n_kv  # a core's cache holds the tile of one head, a GPU wants them all
+    cores = torch.get_num_threads() if on_cpu else 1
+    least = cores * math.ceil(16 / cores)  # rows
     per_row = batch * together * group
-    size = max(_TILE_ELEMENTS, 16 * per_row * n_keys)
+    size = max(_TILE_ELEMENTS, least * per_row * n_keys)
     dtype = accumulator_dtype(q.dtype)
     # Fresh memory for each tile costs as much as its softmax, so all tiles share this.
     scratch = torch.empty(size, dtype=dtype, device=q.device)
     for first in range(0, n_kv, together):
         heads = slice(first, first + together)
         own_q = q[:, first * group : (first + together) * group].to(dtype) * scale
-        own_k = k[:, heads].to(dtype)
+        own_k = k[:, heads].to(dtype).contiguous()
         start = 0
         while start < n_queries:
             seen = past + start
             room = size // per_row  # rows · (seen + rows) is at most this
             rows = (math.isqrt(seen * seen + 4 * room) - seen) // 2
-            end = min(n_queries, start + min(_TILE_ROWS, max(16, rows // 16 * 16)))
-            columns = past + end
-            shape = (batch, together, group, end - start, columns)
-            tile = scratch[: math.prod(shape)].view(shape)
+            end = min(n_queries, start + max(least, min(_TILE_ROWS, rows) // least * least))
+            rows, columns = end - start, past + end
+            strips = math.gcd(rows, cores)
             block = own_q[:, :, start:end], own_k[:, :, :columns]
-            logits(*block, 1.0, softcap, out=tile)
+            shape = (batch, together, strips, columns, group, rows // strips)
+            keys_first = scratch[: math.prod(shape)].view(shape)
+            q_strips = in_strips(block[0].unflatten(1, (together, group)), strips).flatten(3, 4).flatten(0, 2)
+            torch.bmm(_for_strips(block[1], strips), q_strips.mT, out=keys_first.view(-1, columns, q_strips.shape[1]))
+            tile = _capped(keys_first, softcap).permute(0, 1, 2, 4, 5, 3)
             # Subtracting each row's maximum would cost as much again as its exponentials, and few rows ever need it.
             own_until = None if until is None else until[:, heads if until.shape[1] > 1 else slice(None), :columns]
             _hide(tile.exp_(), 0.0, window, own_until)
@@ -114,26 +141,24 @@ def causal_rows(
             norm = total.reciprocal()
             lost = (total < 1e-30) | ~(total < 1e30)  # out of the exponential's range
             if lost.any():
-                softmax = torch.softmax(_hide(logits(*block, 1.0, softcap), float("-inf"), window, own_until), dim=-1)
-                torch.where(lost, softmax, tile, out=tile)
+                exact = _hide(logits(*block, 1.0, softcap)[:, :, None], float("-inf"), window, own_until)
+                torch.where(lost, in_strips(torch.softmax(exact[:, :, 0], dim=-1), strips), tile, out=tile)
                 norm.masked_fill_(lost, 1.0)
             yield Tile(heads, start, end, tile, norm)
             start = end
 
 
 def _hide(tile: torch.Tensor, value: float, window: int | None, until: torch.Tensor | None) -> torch.Tensor:
-    """`tile` [B, Hkv, G, R, C] with `value` where a query, one of the last R keys, may not look; in place."""
-    rows, columns = tile.shape[3:]
-    seen = columns - rows
-    own = tile.view(-1, rows, columns)[..., seen:]
-    own.tril_()  # a fourth of the time of a masked fill
-    if value:
-        own += torch.full((rows, rows), value, dtype=tile.dtype, device=tile.device).triu_(1)
-    query = torch.arange(seen, columns, device=tile.device)[:, None]
+    """`tile` [B, Hkv, S, G, r, C] with `value` where a query, one of the last S · r keys, may not look; in place."""
+    strips, rows, columns = tile.shape[2], tile.shape[4], tile.shape[5]
+    seen = columns - strips * rows
+    key = torch.arange(columns, device=tile.device)
+    query = key[seen:].view(strips, 1, rows, 1)
+    tile[..., seen:].masked_fill_(key[seen:] > query, value)
     if window is not None:
-        tile.masked_fill_(torch.arange(columns, device=tile.device) <= query - window, value)
+        tile.masked_fill_(key <= query - window, value)
     if until is not None:
-        tile.masked_fill_((query >= until[:, :, None])[:, :, None], value)
+        tile.masked_fill_(query >= until[:, :, None, None, None], value)
     return tile
 
 
@@ -157,25 +182,26 @@ def decayed_sums(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """`score = decay · score + weight · row` over the rows `first` … of P; yields (stop, score before row `stop`).
 
-    score [B, Hkv, C], P [B, Hkv, G, R, C], still to be multiplied by `norm` [B, Hkv, G, R, 1] where that is given;
-    `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
+    score [B, Hkv, C], P [B, Hkv, S, G, r, C] in strips of rows, still to be multiplied by `norm` [B, Hkv, S, G, r, 1] where
+    that is given; `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
     `stops` ascend. The rows between two stops are summed at once, by one product for all stops where `decay` is a number.
     """
     dtype, device = probabilities.dtype, probabilities.device
     if not isinstance(decay, torch.Tensor) and reduction != "max":
-        batch, n_kv, group, rows, columns = probabilities.shape
+        batch, n_kv, strips, group, rows, columns = probabilities.shape
         share = 1.0 / group if reduction == "mean" else 1.0
-        ages, fade = _ages(decay, tuple(stops), first, rows, group, share, dtype, device)
-        flat = probabilities.reshape(batch * n_kv, group * rows, columns)
-        ages = ages.expand(batch * n_kv, -1, -1)
-        ages = ages if norm is None else ages * norm.reshape(batch * n_kv, 1, group * rows)
+        ages, fade = _ages(decay, tuple(stops), first, strips, rows, group, share, dtype, device)
+        if norm is not None:
+            ages = ages * norm.reshape(batch, n_kv, strips, 1, group * rows)
+        ages = ages.expand(batch, n_kv, -1, -1, -1).flatten(0, 2)
         # Not matmul: it would fold the batch and multiply the transposes, five times slower for so few stops.
-        added = torch.bmm(ages, flat).view(batch, n_kv, -1, columns)
+        added = torch.bmm(ages, probabilities.reshape(-1, group * rows, columns))
+        added = added.view(batch, n_kv, strips, -1, columns).sum(2)
         added = added if weight is None else added * weight[:, :, None]
         past = fade * score[:, :, None]
         yield from zip(stops, (past + added).unbind(2), strict=True)
         return
-    probabilities = probabilities if norm is None else probabilities * norm
+    probabilities = joined(probabilities if norm is None else probabilities * norm)
     for start, stop in zip([first, *stops[:-1]], stops, strict=True):
         part = reduce_group(probabilities[..., start:stop, :], reduction)
         age = torch.arange(stop - start - 1, -1, -1, device=device, dtype=dtype)
@@ -190,18 +216,20 @@ def _ages(
     decay: float,
     stops: tuple[int, ...],
     first: int,
+    strips: int,
     rows: int,
     group: int,
     share: float,
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each row counts at each stop [stops, G · R], and each stop's decay of the score before the rows [stops, 1].
+    """What each row counts at each stop [S, stops, G · r], and each stop's decay of the score before the rows [stops, 1].
 
     Kept, because all layers ask for the same and making it takes as long as the product with it.
     """
     with torch.inference_mode(False):
         until = torch.tensor(stops, dtype=dtype, device=device)[:, None]
-        row = torch.arange(rows, dtype=dtype, device=device)
+        row = torch.arange(strips * rows, dtype=dtype, device=device)
         ages = (decay ** (until - 1 - row).clamp(min=0)) * ((first <= row) & (row < until))
-        return (share * ages).repeat(1, group), decay ** (until - first)
+        by_strip = ages.view(-1, strips, rows).transpose(0, 1)
+        return (share * by_strip).repeat(1, 1, group), decay ** (until - first)

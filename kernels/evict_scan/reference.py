@@ -260,7 +260,9 @@ class _Block:
         stops = sorted({row + 1 for row in steps} | {self.rows})
         sums: Iterable[tuple[int, torch.Tensor]] = ((stop, self.score) for stop in stops)
         if p is not None:
-            sums = decayed_sums(self.score, p, stops, decay=self.decay, reduction=self.reduction, weight=self.weight)
+            sums = decayed_sums(
+                self.score, p[:, :, None], stops, decay=self.decay, reduction=self.reduction, weight=self.weight
+            )
         for stop, score in sums:
             self.score = score
             if stop - 1 in steps:
