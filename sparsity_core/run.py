@@ -566,7 +566,10 @@ def _complete(
     else:
         nll = np.full(len(ids), np.nan, np.float32)
         for start, end, logits in model.logit_rows(hidden):
-            nll[start:end] = _nll(logits, ids[start + 1 : end + 1])
+            picked = _following(logits, ids[start + 1 : end + 1])
+            top = logits.amax(-1, keepdim=True)
+            log_total = logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]  # in place: a fifth of logsumexp's time
+            nll[start:end] = log_total.cpu().numpy() - picked
         found["nll"] = nll
         if draft.provenance.pipeline == "dense":
             zero = np.zeros(len(ids), np.float32)
@@ -584,19 +587,18 @@ def _compared_losses(
     rows = zip(model.logit_rows(hidden), reference.logit_rows(dense_hidden), strict=True)
     for (start, end, logits), (_, _, dense_logits) in rows:
         following = ids[start + 1 : end + 1]
-        nll[start:end], dense_nll[start:end] = _nll(logits, following), _nll(dense_logits, following)
         log_p, log_dense = logits.log_softmax(-1), dense_logits.log_softmax(-1)
-        kl[start:end] = (log_dense.exp() * (log_dense - log_p)).sum(-1).clamp_min(0).cpu().numpy()
+        nll[start:end], dense_nll[start:end] = -_following(log_p, following), -_following(log_dense, following)
         agrees[start:end] = (log_dense.argmax(-1) == log_p.argmax(-1)).cpu().numpy()
+        more = log_p.neg_().add_(log_dense)  # in place, as the vocabulary may be large
+        kl[start:end] = log_dense.exp_().mul_(more).sum(-1).clamp_min(0).cpu().numpy()
     return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
 
 
-def _nll(logits: torch.Tensor, following: torch.Tensor) -> np.ndarray:
-    """−log p of the tokens that follow; nan for a last row that nothing follows."""
-    out = np.full(logits.shape[0], np.nan, np.float32)
-    known = logits[: len(following)]
-    picked = known.gather(1, following.to(logits.device)[:, None])[:, 0]
-    out[: len(following)] = (known.logsumexp(-1) - picked).float().cpu().numpy()
+def _following(rows: torch.Tensor, following: torch.Tensor) -> np.ndarray:
+    """What each row [vocabulary] holds for the token that follows; nan for a last row that nothing follows."""
+    out = np.full(rows.shape[0], np.nan, np.float32)
+    out[: len(following)] = rows[: len(following)].gather(1, following.to(rows.device)[:, None])[:, 0].cpu().numpy()
     return out
 
 
