@@ -17,6 +17,7 @@ from sparsity_core.prompts import PROMPTS
 from sparsity_core.store import cache_dir
 from sparsity_core.trace import RunSpec
 from ui import work
+from ui.first_look import painted
 from ui.knobs import DENSE, aside_picker, folded, held, joined, keep_settings, method_picker
 from ui.literal import literal
 from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
@@ -270,17 +271,22 @@ def _has_cuda() -> bool:
 
 
 def _status(model: str) -> None:
-    job = work.warm_up(model) if model == EXAMPLE.model else None
-    if job is None:
+    """Says whether the embedded model is ready, once it is, without a touch."""
+    if model != EXAMPLE.model:
         return
 
+    def loading() -> Job | None:
+        return work.warm_up(model) if painted() else None  # until then the first picture needs the cores
+
     def told() -> None:
+        job = loading()
         states = {"done": "ready", "failed": "not loaded", "cancelled": "not loaded"}
-        st.caption(f"{literal(model)}: {states.get(job.status, 'loading in the background')}")
-        if job.status == "failed":
+        st.caption(f"{literal(model)}: {states.get(job.status if job else '', 'loading in the background')}")
+        if job and job.status == "failed":
             st.caption(literal(job.error))
-        if job.finished and not finished:
+        if job and job.finished and not finished:
             st.rerun()  # drawn again, this asks no more
 
-    finished = job.finished
+    job = loading()
+    finished = job is not None and job.finished
     st.fragment(told, run_every=None if finished else 0.4)()
