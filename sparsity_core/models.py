@@ -261,7 +261,9 @@ def _locate(name: str) -> tuple[str, str | None]:
 def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    extra = {"gguf_file": gguf} if gguf else {}
+    extra: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    if not os.path.isdir(source) and not _hub_answers(source):
+        extra["local_files_only"] = True  # else each file would be asked for again and again, for 20 s
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
     if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(
@@ -282,6 +284,20 @@ def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype:
         _check_complete(source, found)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
     return hf, tokenizer
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub can be asked for this model. Raises what it raises for one that it does not have."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise
+    except Exception:  # whatever keeps it away: what is in the cache can still be read
+        return False
+    return True
 
 
 def _check_complete(source: str, found: dict[str, Any]) -> None:

@@ -567,9 +567,7 @@ def _complete(
         nll = np.full(len(ids), np.nan, np.float32)
         for start, end, logits in model.logit_rows(hidden):
             picked = _following(logits, ids[start + 1 : end + 1])
-            top = logits.amax(-1, keepdim=True)
-            log_total = logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]  # in place: a fifth of logsumexp's time
-            nll[start:end] = log_total.cpu().numpy() - picked
+            nll[start:end] = _log_total(logits).cpu().numpy() - picked
         found["nll"] = nll
         if draft.provenance.pipeline == "dense":
             zero = np.zeros(len(ids), np.float32)
@@ -587,12 +585,20 @@ def _compared_losses(
     rows = zip(model.logit_rows(hidden), reference.logit_rows(dense_hidden), strict=True)
     for (start, end, logits), (_, _, dense_logits) in rows:
         following = ids[start + 1 : end + 1]
-        log_p, log_dense = logits.log_softmax(-1), dense_logits.log_softmax(-1)
-        nll[start:end], dense_nll[start:end] = -_following(log_p, following), -_following(log_dense, following)
+        total, dense_total = _log_total(logits.clone()), _log_total(dense_logits.clone())
+        nll[start:end] = total.cpu().numpy() - _following(logits, following)
+        dense_nll[start:end] = dense_total.cpu().numpy() - _following(dense_logits, following)
+        log_p, log_dense = logits.sub_(total[:, None]), dense_logits.sub_(dense_total[:, None])
         agrees[start:end] = (log_dense.argmax(-1) == log_p.argmax(-1)).cpu().numpy()
         more = log_p.neg_().add_(log_dense)  # in place, as the vocabulary may be large
         kl[start:end] = log_dense.exp_().mul_(more).sum(-1).clamp_min(0).cpu().numpy()
     return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
+
+
+def _log_total(logits: torch.Tensor) -> torch.Tensor:
+    """log Σ exp of each row [vocabulary], in the rows' own memory: a fifth of logsumexp's time."""
+    top = logits.amax(-1, keepdim=True)
+    return logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]
 
 
 def _following(rows: torch.Tensor, following: torch.Tensor) -> np.ndarray:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -200,6 +203,19 @@ def test_a_hub_id_offline():
     assert refused("somebody/no-such-model-here") == (
         "somebody/no-such-model-here is not on this machine and the hub cannot be reached: go online, or give a local folder"
     )
+
+
+def test_a_model_of_the_hub_kept_on_this_machine_loads_offline(saved, tmp_path):
+    """In a process of its own, as the hub's client reads where its cache is when it is imported."""
+    kept = tmp_path / "models--somebody--tiny"
+    shutil.copytree(saved, kept / "snapshots" / "1234")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("1234")
+    code = "from sparsity_core import load; print(load('somebody/tiny', device='cpu').arch.family)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://localhost:1"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.stdout == "llama\n", found.stderr
+    assert "Retrying" not in found.stderr
 
 
 @pytest.mark.parametrize("name", ["", "a b c", "smollm2-135", "one/two/three", "\0", "é" * 300])

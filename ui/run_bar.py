@@ -276,7 +276,7 @@ def _status(model: str) -> None:
         return
 
     def loading() -> Job | None:
-        return work.warm_up(model) if painted() else None  # until then the first picture needs the cores
+        return work.warm_up(model, start=painted())  # until then the first picture needs the cores
 
     def told() -> None:
         job = loading()

@@ -116,8 +116,11 @@ def keep_results(jobs: dict[str, Job]) -> None:
             st.session_state["warning"] = warning
 
 
-def warm_up(model: str) -> Job:
-    """Begins to load a model in the background, once a process, so that the first run need not wait for it."""
+def warm_up(model: str, start: bool) -> Job | None:
+    """The loading of a model in the background, once a process, so that the first run need not wait for it.
+
+    It begins with the first call whose `start` is true; None before.
+    """
 
     def work(progress: Callable[[float, str], None]) -> None:
         gc.disable()  # imports make many objects, all to stay: to look through them takes a tenth of the time
@@ -129,4 +132,4 @@ def warm_up(model: str) -> Job:
             gc.enable()
 
     key = f"load {model}"
-    return queue().find(key) or queue().submit(key, work, "process")
+    return queue().find(key) or (queue().submit(key, work, "process") if start else None)
