@@ -36,7 +36,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _ROTATED_BY_HALVES = frozenset(
     "llama mistral mixtral qwen2 qwen3 gemma gemma2 phi phi3 gpt_neox olmo olmo2 stablelm starcoder2".split()
 )
-_LOGIT_ELEMENTS = 2**25 * 3 // 4  # 100 MB of float32: smaller blocks read the head's weights more often, up to a third slower
+_LOGIT_ELEMENTS = (
+    2**25 * 3 // 4
+)  # 100 MB of float32: smaller blocks read the head's weights more often, up to a third slower
 
 
 class ModelError(ValueError):
