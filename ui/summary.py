@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from ui.literal import code, literal
-from ui.session import Shown
+from ui.session import EXAMPLE, Shown
 from viz.cost import label, prompt_perplexity
 
 _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
@@ -14,6 +14,11 @@ _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
 
 def summary(shown: list[Shown]) -> None:
     """A row of figures for each pipeline."""
+    if [item.spec for item in shown] == [EXAMPLE]:
+        st.caption(
+            "A run that came with SparseLens: what each layer forgot of the prompt at the left while it read and went on. "
+            "Change anything there and press Run."
+        )
     for item in shown:
         trace = item.trace
         st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))

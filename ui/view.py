@@ -48,28 +48,32 @@ def view_bar(shown: list[Shown]) -> View:
     """The steppers for layer, head, token and step; choices made in figures arrive here too."""
     trace = max((s.trace for s in shown), key=lambda t: t.n_tokens)
     _apply_requests(trace)
-    layer, head, token, step, play = st.columns([2, 2.6, 2, 5, 2], vertical_alignment="bottom")
-    layer.number_input("Layer", 0, trace.n_layers - 1, key="layer", help="or click a row of the atlas")
-    head.selectbox(
+    row = st.container(horizontal=True, vertical_alignment="bottom")  # it wraps where it is too narrow for all
+    row.number_input("Layer", 0, trace.n_layers - 1, key="layer", help="or click a row of the atlas", width=130)
+    row.selectbox(
         "KV head",
         [*range(trace.n_kv_heads), *_HEADS],
         format_func=lambda h: _HEADS.get(h, f"head {h}"),
         key="head",
         help="one KV head, or when the first or the last of the layer's heads drops a token",
+        width=170,
     )
-    token.number_input("Token", 0, trace.n_tokens - 1, key="token", help="or click a token in the strip or the atlas")
-    step.slider(
+    row.number_input(
+        "Token", 0, trace.n_tokens - 1, key="token", help="or click a token in the strip or the atlas", width=130
+    )
+    row.slider(
         "Step",
         0,
         trace.n_tokens - 1,
         key="step",
         help="the query that is being read: prompt first, then what the model generates",
+        width="stretch",
     )
     playing = st.session_state.get("playing", False)
-    if play.button(
+    if row.button(
         "Pause" if playing else "Replay",
         icon=":material/pause:" if playing else ":material/play_arrow:",
-        width="stretch",
+        width=130,
         help="replay the run step by step",
     ):
         st.session_state.playing = not playing
