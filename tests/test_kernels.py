@@ -420,6 +420,19 @@ def test_reference_column_score_does_not_depend_on_its_blocks_of_rows():
     assert_close(result.score, column_score(q, k, decay=decay, first_query=30), 1e-12)
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3, 7, 64])
+def test_reference_column_score_does_not_depend_on_the_cores_that_share_its_rows(cores, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    q, k, v = tokens(25, n_batch=2, n_kv=2, group=3, n=300, dim=8)
+    q[:, :3, 200] *= 1e4  # a row beyond the exponential's range
+    q = q[:, :, 7:]
+    result = flash_column_score(q, k, v, decay=0.9, first_query=30, snapshot_steps=(150,))
+    assert_close(result.out, attention_probabilities(q, k) @ v.repeat_interleave(3, dim=1), 1e-12)
+    assert_close(result.score, column_score(q, k, decay=0.9, first_query=30), 1e-12)
+    until = column_score(q[:, :, :151], k[:, :, :158], decay=0.9, first_query=30)
+    assert_close(result.snapshots[:, :, 0, :158], until, 1e-12)
+
+
 def test_a_column_score_snapshot_is_the_score_of_the_shorter_prompt():
     q, k, v = tokens(27, group=3, n=63, dim=16)
     result = flash_column_score(q, k, v, decay=0.7, snapshot_steps=(40, 62, 3))
