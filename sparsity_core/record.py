@@ -45,6 +45,18 @@ class LayerState:
         return self.rule.budget is not None or later is not None
 
 
+def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> list[ScanRule | PrefillRule]:
+    """The rule of each layer. Raises ValueError where a layer's budget cannot hold what the method protects."""
+    arch = model.arch
+    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
+    return [DENSE if method is None else method.rule(shape) for shape in shapes]
+
+
+def cuts_once(rules: Sequence[ScanRule | PrefillRule]) -> bool:
+    """Whether any layer drops at one cut, when the prefill ends."""
+    return any(isinstance(rule, PrefillRule) and rule.budget is not None for rule in rules)
+
+
 class Recorder:
     """Runs one eviction rule per layer and keeps what it did, in O(L · Hkv · T) memory.
 
@@ -81,8 +93,7 @@ class Recorder:
         self.reading = reading
         self.calls = [0] * arch.n_layers
         self.backends: set[str] = set()
-        shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
-        self._rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
+        self.rules = layer_rules(model, method, seed)
         self.gate, self._threshold = gate, threshold
         self._protected = None if protected is None else torch.from_numpy(protected)  # bool [T]
         self._dropped = None if dropped is None else torch.from_numpy(dropped)  # bool [T]
@@ -150,7 +161,7 @@ class Recorder:
         if self._protected is None:
             return
         mine = int(self._protected.sum())
-        for layer, rule in enumerate(self._rules):
+        for layer, rule in enumerate(self.rules):
             if rule.budget is not None and mine + rule.n_sink + 1 > rule.budget:
                 raise ValueError(
                     f"protect names {mine} tokens, which with {rule.n_sink} sinks and the newest token do not fit the budget "
@@ -362,7 +373,7 @@ class Recorder:
             heads, device = k.shape[1], k.device
             steps = self.snapshot_steps if self.only_layer in (None, layer) else []
             self._states[layer] = LayerState(
-                rule=self._rules[layer],
+                rule=self.rules[layer],
                 positions=torch.empty(1, heads, 0, dtype=torch.int64, device=device),
                 score=torch.empty(1, heads, 0, device=device),
                 evicted_at=torch.full((1, heads, self.n_tokens), NEVER, dtype=torch.int32, device=device),
@@ -426,7 +437,7 @@ class Recorder:
         """int32 [L, n]: the query whose gate dropped each key; n where none did. Empty without a gate."""
         if self.gate is None:
             return np.zeros((0, 0), np.int32)
-        found = np.stack([self._states[i].gone_at.cpu().numpy()[:n] for i in range(len(self._rules))])
+        found = np.stack([self._states[i].gone_at.cpu().numpy()[:n] for i in range(len(self.rules))])
         return (found if self._dropped is None else np.where(self._dropped.numpy()[:n], n, found)).clip(max=n)
 
     def protected(self, n: int) -> np.ndarray:
@@ -443,7 +454,7 @@ class Recorder:
 
     def snapshots(self, n: int) -> np.ndarray:
         """float32 [L, Hkv, S, n]."""
-        return np.stack([self.layer_snapshots(i) for i in range(len(self._rules))])[..., :n]
+        return np.stack([self.layer_snapshots(i) for i in range(len(self.rules))])[..., :n]
 
     def layer_snapshots(self, layer: int) -> np.ndarray:
         """float32 [Hkv, S, T] of one layer; nan where a key is not seen, by its own state or since a gate or rule hides it."""
@@ -453,7 +464,7 @@ class Recorder:
         return state.snapshots[0].masked_fill(hidden, float("nan")).cpu().numpy()
 
     def _stacked(self, name: str) -> np.ndarray:
-        return np.stack([getattr(self._states[i], name)[0].cpu().numpy() for i in range(len(self._rules))])
+        return np.stack([getattr(self._states[i], name)[0].cpu().numpy() for i in range(len(self.rules))])
 
 
 def _take(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +12,16 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from sparsity_core.method import DecodeMethod, EvictionMethod, LayerShape, Pipeline, PrefillRule, Progress, silent
-from sparsity_core.metrics import AgainstDense, probe_steps
+from sparsity_core.method import DecodeMethod, EvictionMethod, Pipeline, Progress, silent
 from sparsity_core.models import Model, load
 from sparsity_core.offload import HostLayer, Offloaded
+from sparsity_core.outcome import complete, dense_bytes, draft
 from sparsity_core.reading import Reading
-from sparsity_core.record import Recorder
+from sparsity_core.record import Recorder, cuts_once, layer_rules
 from sparsity_core.rules import ruled
 from sparsity_core.seam import Enough, recording
-from sparsity_core.text import pieces, shown, token_classes
-from sparsity_core.trace import Provenance, RunSpec, Trace
+from sparsity_core.text import pieces, token_classes
+from sparsity_core.trace import RunSpec, Trace
 
 _SNAPSHOT_ELEMENTS = 6_000_000  # of a trace's scores: 24 MB of float32
 
@@ -94,14 +92,12 @@ def run(
         hidden = model.hidden(tensor, use_cache=False)[0]
     recorder.check_fired(1)
     forward_seconds = time.perf_counter() - began
-    draft = _draft(model, pipeline, method, recorder, ids, texts, groups, classes, n, n_prefill, seed)
-    draft = _made_from(draft, reference)
+    trace = draft(recorder, pipeline, reference, ids, texts, groups, classes, n_prompt=n, seed=seed)
     per_key = 2 * model.arch.head_dim * model.dtype.itemsize
-    draft = replace(
-        draft, kv_bytes=recorder.n_cached() * per_key + recorder.index_bytes, kv_bytes_dense=_dense_bytes(reference, n)
-    )
-    return _complete(
-        model, draft, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
+    kv_bytes = recorder.n_cached() * per_key + recorder.index_bytes
+    trace = replace(trace, kv_bytes=kv_bytes, kv_bytes_dense=dense_bytes(reference, n))
+    return complete(
+        model, trace, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
     )
 
 
@@ -183,26 +179,26 @@ def generate(
     seen = ids[:-1]
     kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) + recorder.index_bytes
     texts, groups = pieces(model.tokenizer, seen)
-    draft = _draft(
-        model, pipeline, method, recorder, seen, texts, groups, classes[: len(seen)], n_prompt, n_prompt, seed
+    trace = draft(
+        recorder, pipeline, reference, seen, texts, groups, classes[: len(seen)], n_prompt=n_prompt, seed=seed
     )
-    draft = replace(_made_from(draft, reference), kv_bytes=kv_bytes, kv_bytes_dense=_dense_bytes(reference, len(seen)))
+    trace = replace(trace, kv_bytes=kv_bytes, kv_bytes_dense=dense_bytes(reference, len(seen)))
     if offload is not None:
         moved = offload.moved
-        draft = replace(
-            draft,
+        trace = replace(
+            trace,
             prefetch_hits=np.asarray(moved.hit_rate, np.float32),
             bytes_ahead=moved.bytes_ahead,
             bytes_late=moved.bytes_late,
         )
     hidden = torch.cat(states)
-    trace = _complete(
-        model, draft, hidden, reference if against_dense else None, began, forward_seconds, share, progress
+    trace = complete(
+        model, trace, hidden, reference if against_dense else None, began, forward_seconds, share, progress
     )
     new = ids[n_prompt:]
     text = model.tokenizer.decode(new, skip_special_tokens=True)
     trace = replace(trace, continuation=text)
-    return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=draft.kv_bytes_dense)
+    return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
 
 
 def _steps_of(n: int) -> float:
@@ -374,48 +370,9 @@ def _check(model: Model, ids: Sequence[int], seed: int, extra: int = 0) -> None:
         )
 
 
-def _rules(model: Model, method: EvictionMethod | None) -> list[Any]:
-    arch = model.arch
-    return (
-        []
-        if method is None
-        else [method.rule(LayerShape(i, arch.n_layers, arch.n_kv_heads)) for i in range(arch.n_layers)]
-    )
-
-
 def _default_prefill(model: Model, method: EvictionMethod | None, n: int) -> int:
     """Half the text for methods of one cut, so that the other half shows its cost; all of it for the dense model."""
-    return n // 2 if _cuts_once(_rules(model, method)) else n
-
-
-def _cuts_once(rules: list[Any]) -> bool:
-    return any(isinstance(r, PrefillRule) and r.budget is not None for r in rules)
-
-
-def _why_nothing(method: EvictionMethod, rules: list[Any], recorder: Recorder, n: int, n_prefill: int) -> str:
-    """Why no query of a text of n tokens missed a key, and what to do about it."""
-    arch = recorder.model.arch
-    if all(rule.budget is None for rule in rules):
-        return "Nothing was dropped: every layer is left dense. Lower dense_layers."
-    if recorder.n_cached() < arch.n_layers * arch.n_kv_heads * n:
-        return "The text ends where the budget is first passed, so no query missed what was dropped. Choose a smaller budget."
-    if _cuts_once(rules) and n_prefill < n:
-        return (
-            f"Nothing was dropped: the cut comes after the first {n_prefill} tokens, and the budget is {method.budget}. "
-            "Choose a smaller budget."
-        )
-    return f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. Choose a smaller budget."
-
-
-def _other_gate(pipeline: Pipeline, recorder: Recorder) -> list[str]:
-    """A note where the nearest gate that ships had another γ than the pipeline asks for."""
-    wanted = getattr(pipeline.gate, "gamma", None)
-    if recorder.gate is None or wanted is None or getattr(pipeline.gate, "adapter", "") != "auto":
-        return []
-    gamma = recorder.gate.recipe.get("gamma", wanted)
-    return (
-        [] if gamma == wanted else [f"No gate of γ = {wanted:g} ships for this model: the nearest ran, γ = {gamma:g}."]
-    )
+    return n // 2 if cuts_once(layer_rules(model, method)) else n
 
 
 def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:
@@ -428,186 +385,3 @@ def _eos_ids(model: Model) -> set[int]:
     configured = getattr(model.hf.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return {i for i in [*ids, getattr(model.tokenizer, "eos_token_id", None)] if i is not None}
-
-
-def _draft(
-    model: Model,
-    pipeline: Pipeline,
-    method: EvictionMethod | None,
-    recorder: Recorder,
-    ids: Sequence[int],
-    texts: list[str],
-    groups: list[int],
-    classes: list[str],
-    n_prompt: int,
-    n_prefill: int,
-    seed: int,
-) -> Trace:
-    """The trace as far as the pruned pass alone tells it."""
-    n = len(ids)
-    arch = model.arch
-    rules = _rules(model, method)
-    notes = []
-    evicted_at = recorder.evicted_at(n)
-    if pipeline.gate is not None and method is None and not (evicted_at < n).any():
-        notes.append("Nothing was dropped: the gate keeps all of this text. Raise its threshold, or use a larger γ.")
-    elif method is not None and not (evicted_at < n).any():
-        notes.append(_why_nothing(method, rules, recorder, n, n_prefill))
-    notes += _other_gate(pipeline, recorder)
-    one_cut = _cuts_once(rules)
-    nothing = np.full(n, np.nan, np.float32)
-    steps = [s for s in recorder.snapshot_steps if s < n]
-    return Trace(
-        provenance=Provenance(
-            model=model.name,
-            fingerprint=model.fingerprint,
-            pipeline=str(pipeline),
-            seed=seed,
-            dtype=model.dtype_name,
-            device=str(model.device),
-            backends=tuple(sorted(recorder.backends)),
-            prompt_hash=hashlib.sha256(np.asarray(ids[:n_prompt], np.int64).tobytes()).hexdigest()[:12],
-            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
-            seconds={},
-        ),
-        n_prompt=n_prompt,
-        n_prefill=n_prefill if one_cut else 0,
-        n_heads=arch.n_heads,
-        budgets=_per_layer(rules, "budget", n, arch.n_layers),
-        n_sink=_per_layer(rules, "n_sink", 0, arch.n_layers),
-        recent=_per_layer(rules, "recent", 0, arch.n_layers),
-        token_ids=np.asarray(ids, np.int32),
-        texts=texts,
-        tokens=shown(texts, groups),
-        groups=np.asarray(groups, np.int32),
-        classes=classes,
-        evicted_at=evicted_at,
-        threshold=recorder.threshold(n),
-        snapshot_steps=np.asarray(steps, np.int32),
-        snapshots=recorder.snapshots(n)[:, :, : len(steps)],
-        nll=nothing,
-        dense_nll=nothing,
-        kl_to_dense=nothing,
-        top1_agrees=nothing,
-        regret=np.zeros((0, 0, 0), np.float32),
-        probe_steps=probe_steps(n),
-        ideal_recall=np.zeros((0, 0, 0), np.float32),
-        ideal_cosine=np.zeros((0, 0, 0), np.float32),
-        ideal_mass=np.zeros((0, 0, 0), np.float32),
-        kv_bytes=0,
-        kv_bytes_dense=0,
-        continuation="",
-        notes=tuple(notes),
-        gated_at=recorder.gated_at(n),
-        protected=recorder.protected(n),
-        **_selections(recorder.reading, n),
-    )
-
-
-def _selections(reading: Reading | None, n: int) -> dict[str, Any]:
-    """What the decode stage read, as the trace's fields; nothing where there is none."""
-    if reading is None:
-        return {}
-    layers = [reading.selected[i] for i in sorted(reading.selected)]
-    read = {"selected": [s.count for s in layers], "selected_mass": [s.mass for s in layers]}
-    read["selected_recall"] = [s.recall for s in layers]
-    steps, drift = reading.drift()
-    channels = {"drift_steps": steps, "drift": drift} if len(steps) else {}
-    return {name: torch.stack(values)[..., :n].numpy() for name, values in read.items()} | channels
-
-
-def _made_from(draft: Trace, reference: Model) -> Trace:
-    """Names the model that the pipeline started from; the pipeline's own text says how its weights were cut."""
-    made = replace(draft.provenance, model=reference.name, fingerprint=reference.fingerprint)
-    return replace(draft, provenance=made)
-
-
-def _per_layer(rules: list[Any], name: str, otherwise: int, n_layers: int) -> np.ndarray:
-    values = [getattr(rule, name) for rule in rules] or [None] * n_layers
-    return np.asarray([otherwise if v is None else v for v in values], np.int32)
-
-
-def _complete(
-    model: Model,
-    draft: Trace,
-    hidden: torch.Tensor,
-    reference: Model | None,
-    began: float,
-    forward_seconds: float,
-    share: float,
-    progress: Progress,
-) -> Trace:
-    """Adds the loss of the pruned pass and, with a dense pass, what the pruning cost.
-
-    Eviction is held against the same weights without eviction, the losses against the reference, whose weights are whole.
-    """
-    ids = torch.from_numpy(draft.token_ids.astype(np.int64))
-    seconds = {"forward": round(forward_seconds, 3)}
-    found: dict[str, Any] = {}
-    if reference is not None:
-        dense = AgainstDense(
-            draft.evicted_at,
-            draft.n_heads,
-            lambda i: progress(share + (0.95 - share) * i / model.arch.n_layers, f"dense layer {i + 1}, to compare"),
-        )
-        with recording(dense):
-            dense_hidden = model.hidden(ids[None], use_cache=False)[0]
-        if reference is not model:
-            progress(0.95, "the model with all its weights, to compare")
-            dense_hidden = reference.hidden(ids[None], use_cache=False)[0]
-        found |= _compared_losses(model, reference, ids, hidden, dense_hidden)
-        found |= {
-            "regret": dense.regret,
-            "ideal_recall": dense.recall,
-            "ideal_cosine": dense.cosine,
-            "ideal_mass": dense.mass,
-        }
-        seconds["dense"] = round(time.perf_counter() - began - forward_seconds, 3)
-    else:
-        nll = np.full(len(ids), np.nan, np.float32)
-        for start, end, logits in model.logit_rows(hidden):
-            picked = _following(logits, ids[start + 1 : end + 1])
-            nll[start:end] = _log_total(logits).cpu().numpy() - picked
-        found["nll"] = nll
-        if draft.provenance.pipeline == "dense":
-            zero = np.zeros(len(ids), np.float32)
-            found |= {"dense_nll": nll, "kl_to_dense": zero, "top1_agrees": zero + 1}
-    progress(1.0, "done")
-    return replace(draft, provenance=replace(draft.provenance, seconds=seconds), **found)
-
-
-def _compared_losses(
-    model: Model, reference: Model, ids: torch.Tensor, hidden: torch.Tensor, dense_hidden: torch.Tensor
-) -> dict[str, Any]:
-    n = len(ids)
-    nll, dense_nll = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
-    kl, agrees = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    rows = zip(model.logit_rows(hidden), reference.logit_rows(dense_hidden), strict=True)
-    for (start, end, logits), (_, _, dense_logits) in rows:
-        following = ids[start + 1 : end + 1]
-        total, dense_total = _log_total(logits.clone()), _log_total(dense_logits.clone())
-        nll[start:end] = total.cpu().numpy() - _following(logits, following)
-        dense_nll[start:end] = dense_total.cpu().numpy() - _following(dense_logits, following)
-        log_p, log_dense = logits.sub_(total[:, None]), dense_logits.sub_(dense_total[:, None])
-        agrees[start:end] = (log_dense.argmax(-1) == log_p.argmax(-1)).cpu().numpy()
-        more = log_p.neg_().add_(log_dense)  # in place, as the vocabulary may be large
-        kl[start:end] = log_dense.exp_().mul_(more).sum(-1).clamp_min(0).cpu().numpy()
-    return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
-
-
-def _log_total(logits: torch.Tensor) -> torch.Tensor:
-    """log Σ exp of each row [vocabulary], in the rows' own memory: a fifth of logsumexp's time."""
-    top = logits.amax(-1, keepdim=True)
-    return logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]
-
-
-def _following(rows: torch.Tensor, following: torch.Tensor) -> np.ndarray:
-    """What each row [vocabulary] holds for the token that follows; nan for a last row that nothing follows."""
-    out = np.full(rows.shape[0], np.nan, np.float32)
-    out[: len(following)] = rows[: len(following)].gather(1, following.to(rows.device)[:, None])[:, 0].cpu().numpy()
-    return out
-
-
-def _dense_bytes(model: Model, n: int) -> int:
-    arch = model.arch
-    return 2 * arch.n_layers * arch.n_kv_heads * arch.head_dim * n * model.dtype.itemsize
