@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -64,3 +65,16 @@ def per_key(values: float | torch.Tensor, k: torch.Tensor) -> float | torch.Tens
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction over a KV head's query heads is one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def check_scoring(
+    reduction: str, decay: float | torch.Tensor, window: int | None, snapshot_steps: Sequence[int], n_queries: int
+) -> None:
+    """What every operation that sums attention by column asks of its numbers; a tensor's are not looked at."""
+    check_reduction(reduction)
+    if not isinstance(decay, torch.Tensor) and not 0.0 <= decay <= 1.0:
+        raise ValueError(f"decay, the forgetting factor, lies between 0 and 1; got {decay}")
+    if window is not None and window < 1:
+        raise ValueError(f"a window holds at least the query's own key; got {window}")
+    if len(set(snapshot_steps)) < len(snapshot_steps) or any(not 0 <= step < n_queries for step in snapshot_steps):
+        raise ValueError(f"snapshot_steps are different queries, 0 to {n_queries - 1}; got {list(snapshot_steps)}")

@@ -433,11 +433,12 @@ def test_reference_column_score_does_not_depend_on_the_cores_that_share_its_rows
     assert_close(result.snapshots[:, :, 0, :158], until, 1e-12)
 
 
-def test_a_column_score_snapshot_is_the_score_of_the_shorter_prompt():
+@pytest.mark.parametrize("first_query", [0, 50])  # before which there is nothing to show
+def test_a_column_score_snapshot_is_the_score_of_the_shorter_prompt(first_query):
     q, k, v = tokens(27, group=3, n=63, dim=16)
-    result = flash_column_score(q, k, v, decay=0.7, snapshot_steps=(40, 62, 3))
+    result = flash_column_score(q, k, v, decay=0.7, first_query=first_query, snapshot_steps=(40, 62, 3))
     for slot, step in enumerate((40, 62, 3)):
-        shorter = flash_column_score(*(x[:, :, : step + 1] for x in (q, k, v)), decay=0.7)
+        shorter = flash_column_score(*(x[:, :, : step + 1] for x in (q, k, v)), decay=0.7, first_query=first_query)
         assert_close(result.snapshots[:, :, slot, : step + 1], shorter.score, 1e-12)
         assert result.snapshots[:, :, slot, step + 1 :].isnan().all()
 
@@ -514,6 +515,22 @@ def test_undecayed_column_scores_add_up_to_the_number_of_rows(backend):
 
 
 # ---- arguments
+
+
+@pytest.mark.parametrize("op", [lambda *qkv, **numbers: evict_scan(*qkv, budget=4, **numbers), flash_column_score])
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"decay": 1.1}, "lies between 0 and 1; got 1.1"),
+        ({"decay": float("nan")}, "lies between 0 and 1; got nan"),
+        ({"window": 0}, "at least the query's own key; got 0"),
+        ({"snapshot_steps": (8,)}, r"0 to 7; got \[8\]"),
+        ({"snapshot_steps": (3, 3)}, r"different queries, 0 to 7; got \[3, 3\]"),
+    ],
+)
+def test_numbers_of_scoring_that_do_not_fit_are_named(op, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        op(*tokens(36, n=8), **numbers)
 
 
 STATE = {"positions": torch.zeros(1, 1, 8, dtype=torch.int64), "score": torch.zeros(1, 1, 8), "start": 8}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose, per_key
+from kernels.dispatch import Backend, check_attention_shapes, check_scoring, choose, per_key
 
 
 class EvictScan(NamedTuple):
@@ -73,7 +73,7 @@ def evict_scan(
     Raises ValueError for numbers or shapes that do not fit, and for backend="triton" where it cannot take the call.
     """
     check_attention_shapes(q, k, v)
-    check_reduction(reduction)
+    check_scoring(reduction, decay, window, snapshot_steps, q.shape[2])
     if budget < 1:
         raise ValueError(f"budget is at least 1 key; got {budget}")
     if n_sink < 0 or recent < 0 or n_sink + recent > budget:

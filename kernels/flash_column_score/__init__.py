@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from kernels.dispatch import Backend, check_attention_shapes, check_reduction, choose, per_key
+from kernels.dispatch import Backend, check_attention_shapes, check_scoring, choose, per_key
 
 
 class ColumnScore(NamedTuple):
@@ -54,7 +54,7 @@ def flash_column_score(
     Raises ValueError for shapes that do not fit, and for backend="triton" where the kernel cannot take the call.
     """
     check_attention_shapes(q, k, v)
-    check_reduction(reduction)
+    check_scoring(reduction, decay, window, snapshot_steps, q.shape[2])
     unsupported = None
     if softcap is not None:
         unsupported = "logit soft-capping"

@@ -46,6 +46,9 @@ def flash_column_score(
         heads, start, end, seen = tile.heads, tile.start, tile.end, past + tile.end
         out[:, heads.start * group : heads.stop * group, start:end] = tile.attend(v)
         begin = max(start, first_query)
+        for step in slot_of:
+            if start <= step < begin:  # no query has scored yet
+                snapshots[:, heads, slot_of[step], : past + step + 1] = score[:, heads, : past + step + 1]
         stops = sorted({s + 1 for s in snapshot_steps if begin <= s < end} | {end})
         if begin < end:
             sums = decayed_sums(
@@ -63,7 +66,4 @@ def flash_column_score(
                 step = start + stop - 1
                 if step in slot_of:
                     snapshots[:, heads, slot_of[step], : past + step + 1] = current[..., : past + step + 1]
-        for step in slot_of:
-            if start <= step < begin:
-                snapshots[:, heads, slot_of[step], : past + step + 1] = score[:, heads, : past + step + 1]
     return out, score, snapshots
