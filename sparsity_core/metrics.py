@@ -60,7 +60,7 @@ class AgainstDense:
     ) -> torch.Tensor:
         self._on_layer(layer)
         out = q.new_empty(*q.shape[:3], v.shape[3])
-        evicted_at = torch.from_numpy(self._evicted_at[layer]).to(q.device)
+        evicted_at = torch.tensor(self._evicted_at[layer], device=q.device)
         dropped_here = bool((evicted_at < evicted_at.shape[1]).any())
         group = q.shape[1] // k.shape[1]
         for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):

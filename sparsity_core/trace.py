@@ -113,6 +113,14 @@ class Trace:
         default_factory=lambda: np.zeros((0, 0), np.int32)
     )  # int32 [L, T]: the token whose gate dropped the key; T where none did
 
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray):
+                own = value.view()
+                own.flags.writeable = False
+                object.__setattr__(self, item.name, own)
+
     @property
     def n_tokens(self) -> int:
         return len(self.token_ids)
@@ -201,7 +209,15 @@ class Trace:
             shapes["prefetch_hits"] = (layers,)
         if self.gated_at.size:
             shapes["gated_at"] = (layers, t)
-        wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]
+        whole = {"token_ids", "groups", "budgets", "n_sink", "recent", "evicted_at", "gated_at"}
+        kinds = {name: "iu" if name in whole else "b" if name == "protected" else "f" for name in shapes}
+        found = {name: getattr(self, name) for name in shapes}
+        wrong = [name for name, shape in shapes.items() if found[name].shape != shape]
+        wrong += [name for name, kind in kinds.items() if found[name].dtype.kind not in kind]
+        if not (isinstance(self.n_prompt, int) and 1 <= self.n_prompt <= t):
+            wrong.append("n_prompt")
+        if not wrong and not (self.evicted_at.min() >= 0 and self.evicted_at.max() <= t):
+            wrong.append("evicted_at")
         if wrong or not len(self.texts) == len(self.tokens) == len(self.classes) == t:
             raise ValueError(f"{wrong or 'the tokens'} do not fit the trace")
 
@@ -231,6 +247,8 @@ class Trace:
             return cls.from_bytes(Path(path).read_bytes())
         except FileNotFoundError:
             raise ValueError(f"there is no trace at {path}") from None
+        except OSError as error:
+            raise ValueError(f"cannot read a trace at {path} ({error.strerror}): name its .npz file") from None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Trace:
