@@ -137,7 +137,7 @@ _loaded: dict[tuple[str, str, str, str], Model] = {}
 _load_lock = threading.Lock()
 
 
-def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> Model:
+def load(name: str | os.PathLike[str] = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> Model:
     """A decoder model by the name of the embedded one, by hub id, or by local folder or GGUF file.
 
     The model loaded last is kept and returned again for equal arguments.
@@ -148,6 +148,7 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> 
 
     Raises ModelError, with the next step, for a model that cannot be found, read or recorded.
     """
+    name = os.fspath(name)
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
     key = (name, weights_on_disk(name), str(place), kind)
@@ -337,6 +338,7 @@ def _explained(name: str) -> Iterator[None]:
     """Turns what transformers and the hub raise into a sentence with the next step."""
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -356,13 +358,20 @@ def _explained(name: str) -> Iterator[None]:
             reason = f"there is no model {name} on the hub: check the id (owner/name), or give a local folder"
         elif any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain) or _is_offline(error):
             reason = f"{name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
+        elif any(isinstance(e, HFValidationError) for e in chain):
+            reason = f"{name} is neither a folder here nor a hub id: give owner/name, an existing folder, or {EMBEDDED}"
+        elif "custom code" in str(error):
+            reason = (
+                f"{name} needs code of its own, which is never run: choose a model of a family that transformers knows"
+            )
         elif "safetensors" in str(error) and not os.path.exists(os.path.expanduser(name)):
             reason = (
                 f"{name} has no safetensors weights, and pickled ones can run code: choose a safetensors checkpoint"
             )
         else:
             said = str(error).strip().splitlines()
-            reason = f"{name} cannot be loaded: {said[0] if said else type(error).__name__}. Check its files, or save it again"
+            what = said[0].rstrip(".") if said else type(error).__name__
+            reason = f"{name} cannot be loaded: {what}. Check its files, or save it again"
         raise ModelError(reason) from error
 
 

@@ -201,11 +201,13 @@ class _Probe:
 @torch.inference_mode()
 def probe_logits(hf: Any) -> torch.Tensor:
     """A transformers model's own logits of a few tokens, by whatever attention it has."""
-    return hf(input_ids=_probe_ids(hf.device), use_cache=False).logits
+    return hf(input_ids=_probe_ids(hf), use_cache=False).logits
 
 
-def _probe_ids(device: torch.device) -> torch.Tensor:
-    return torch.arange(5, device=device)[None] + 3
+def _probe_ids(hf: Any) -> torch.Tensor:
+    """Five tokens of the vocabulary's middle: its first are often special, after which half precision says nothing."""
+    n = hf.get_input_embeddings().weight.shape[0]
+    return torch.arange(5, device=hf.device)[None] + min(1000, n // 2)
 
 
 @torch.inference_mode()
@@ -214,7 +216,7 @@ def probe(model: Model, plain: torch.Tensor) -> str | None:
     recorder = _Probe()
     try:
         with recording(recorder):
-            recorded = model.logits(model.hidden(_probe_ids(model.device), use_cache=False))
+            recorded = model.logits(model.hidden(_probe_ids(model.hf), use_cache=False))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         return f"its forward pass does not take the hook ({error})"
     if recorder.layers != list(range(model.arch.n_layers)):

@@ -223,6 +223,15 @@ def test_a_name_that_is_none(name):
     refused(name)
 
 
+@pytest.mark.parametrize("name", ["a b c", "owner/..name"])
+def test_a_name_that_cannot_be_on_the_hub(name):
+    assert f"{name} is neither a folder here nor a hub id: give owner/name" in refused(name)
+
+
+def test_a_path_serves_as_a_name(saved):
+    assert load(saved) is load(str(saved))
+
+
 @pytest.mark.parametrize("device", ["warp", "", "mps", "meta", "cpu:x"])
 def test_an_unknown_device(device):
     assert refused(EMBEDDED, device=device) == f"there is no device {device!r}: use auto, cpu or cuda"
@@ -266,7 +275,7 @@ def test_a_checkpoint_that_brings_code_is_refused_and_its_code_does_not_run(save
     config = json.loads((saved / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(str(tmp_path))
+    assert "needs code of its own, which is never run: choose a model of a family" in refused(str(tmp_path))
     assert not marker.exists()
 
 
@@ -399,6 +408,15 @@ def test_the_embedded_model_is_smollm2(smollm):
     assert sum(p.numel() for p in smollm.hf.parameters()) == 134_515_008
     assert not any(p.requires_grad for p in smollm.hf.parameters())
     assert smollm.tokenizer.decode(smollm.encode("The harbour office")) == "The harbour office"
+
+
+def test_half_precision_on_a_cpu_is_followed_too(smollm):
+    """Its rounding after the first, special tokens is no sign of an attention that cannot be followed."""
+    half = load(dtype="float16")
+    assert half.dtype == torch.float16
+    ids = smollm.encode("The harbour office opens at six, when the fog still hides the far pier.")
+    found = run(half, ids, against_dense=False)
+    assert found.perplexity == pytest.approx(run(smollm, ids, against_dense=False).perplexity, rel=0.02)
 
 
 AWKWARD = {
