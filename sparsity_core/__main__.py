@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sparsity_core import methods
-from sparsity_core.files import hub_text, read_text
+from sparsity_core.files import MOST_BYTES, hub_text, read_text, too_large
 from sparsity_core.gate_records import Training
 from sparsity_core.method import Pipeline
 from sparsity_core.trace import RunSpec, Trace
@@ -23,23 +23,51 @@ _DESCRIPTION = "Run a decoder model through pruning methods and record what each
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        found, text = options.command(options)
+        return _print(*_answer(arguments), as_json="--json" in arguments)
+    except OSError as error:  # a closed pipe or a full disk
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        reason = "" if isinstance(error, BrokenPipeError) else f"error: cannot write the answer ({error.strerror})\n"
+        sys.stderr.write(reason)
+        return 1
+
+
+def _answer(arguments: list[str]) -> tuple[dict[str, Any], str, int]:
+    """What a command found, as JSON values and as text, and the exit status; an error is {"error": …}."""
+    try:
+        options = _parser().parse_args(arguments)
+        return *options.command(options), 0
     except ValueError as error:
-        return _fail(options, str(error), 2)
+        reason, status = str(error), 2
     except KeyboardInterrupt:
-        return _fail(options, "stopped", 1)
+        reason, status = "stopped", 1
     except Exception as error:  # a failed run is a sentence and a status, never a traceback
         from sparsity_core.jobs import explain
 
-        return _fail(options, explain(error), 1)
-    print(json.dumps(found, ensure_ascii=True, allow_nan=False) if options.json else text)
-    return 0
+        reason, status = explain(error), 1
+    return {"error": reason}, "", status
+
+
+def _print(found: dict[str, Any], text: str, status: int, *, as_json: bool) -> int:
+    if status:
+        print(f"error: {found['error']}", file=sys.stderr)
+    if as_json or not status:
+        print(json.dumps(found, ensure_ascii=True, allow_nan=False) if as_json else text, flush=True)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong argument is bad input like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        raise ValueError(f"{message}. {usage[0].upper()}{usage[1:]}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sparsity_core", description=_DESCRIPTION)
+    parser = _Parser(prog="python -m sparsity_core", description=_DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
@@ -66,8 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "eval":
             sub.add_argument("--block", type=int, default=2048, metavar="N", help="tokens of a block")
             sub.add_argument("--most-blocks", type=int, metavar="N", help="only the first N blocks")
-            continue
         sub.add_argument("--seed", type=int, default=0)
+        if name == "eval":
+            continue
         sub.add_argument("--out", type=Path, metavar="DIR", help="write the trace there")
         if name == "generate":
             sub.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
@@ -286,7 +315,13 @@ def _eval(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         progress(0.0, f"loading {options.model}")
         model = load(options.model, device=options.device, dtype=options.dtype)
         found = perplexity(
-            model, text, pipeline, block=options.block, most_blocks=options.most_blocks, progress=progress
+            model,
+            text,
+            pipeline,
+            block=options.block,
+            most_blocks=options.most_blocks,
+            seed=options.seed,
+            progress=progress,
         )
     convention = f"{found.tokens:,} tokens predicted in {found.blocks} blocks of {found.block}, no BOS added"
     return {
@@ -347,6 +382,8 @@ def summary(trace: Trace) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.stat().st_size > MOST_BYTES:  # before it is read: it may not fit into memory
+            raise ValueError(too_large(path.name, path.stat().st_size))
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror})") from None
@@ -372,13 +409,6 @@ def _methods(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         lines.append(f"{cls.stage}={name}  {(cls.__doc__ or '').strip().splitlines()[0]}  [{cls.source}]")
         lines += [f"    {knob}={item['default']}  {item['help']}" for knob, item in knobs.items()]
     return found, "\n".join(lines)
-
-
-def _fail(options: argparse.Namespace, message: str, status: int) -> int:
-    if options.json:
-        print(json.dumps({"error": message}))
-    print(f"error: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsity_core.method import Pipeline
 from sparsity_core.models import Model
-from sparsity_core.run import run
+from sparsity_core.run import run, whole
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Perplexity:
 def perplexity(
     model: Model,
     text: str,
-    pipeline: Pipeline | None = None,
+    pipeline: Pipeline | str | None = None,
     *,
     block: int = 2048,
     most_blocks: int | None = None,
+    seed: int = 0,
     progress: Callable[[float, str], None] = lambda share, doing: None,
 ) -> Perplexity:
     """Tokenises the text once, cuts it into non-overlapping blocks, drops the tail, and runs each block by itself.
@@ -41,10 +42,12 @@ def perplexity(
     Args:
         block: tokens of a block, 2 to the model's positions.
         most_blocks: only so many of the first blocks, for a quicker answer.
+        seed: of random eviction.
 
     Raises ValueError for a text shorter than one block, or a block that the model cannot read.
     """
-    pipeline = pipeline or Pipeline()
+    pipeline = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline()
+    block = whole("block", block)
     if not 2 <= block <= model.arch.max_positions:
         raise ValueError(
             f"block is 2 to {model.arch.max_positions:,} tokens, the positions of {model.name}; got {block}"
@@ -60,7 +63,7 @@ def perplexity(
     for i in range(blocks):
         progress(i / blocks, f"block {i + 1} of {blocks}")
         part = ids[i * block : (i + 1) * block]
-        trace = run(model, part, pipeline, snapshots=0, against_dense=False)
+        trace = run(model, part, pipeline, seed=seed, snapshots=0, against_dense=False)
         total += float(np.nansum(trace.nll.astype(np.float64)))
     count = blocks * (block - 1)
     return Perplexity(math.exp(total / count), count, blocks, block, str(pipeline))

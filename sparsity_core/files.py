@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-_MOST_BYTES = 5 * 1024**2
+MOST_BYTES = 5 * 1024**2
 
 
 def read_text(name: str, data: bytes) -> str:
     """An uploaded or named file as text. Raises ValueError for one that is too large, or is no UTF-8 text."""
-    if len(data) > _MOST_BYTES:
-        raise ValueError(
-            f"{name} has {len(data) / 1024**2:.0f} MB: give a text of at most 5 MB, or the part that matters"
-        )
+    if len(data) > MOST_BYTES:
+        raise ValueError(too_large(name, len(data)))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -26,6 +24,10 @@ def read_text(name: str, data: bytes) -> str:
     if "\0" in text:
         raise ValueError(f"{name} is a binary file: give plain text")
     return text
+
+
+def too_large(name: str, n_bytes: int) -> str:
+    return f"{name} has {n_bytes / 1024**2:,.0f} MB: give a text of at most 5 MB, or the part that matters"
 
 
 def hub_text(name: str) -> str:

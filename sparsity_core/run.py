@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Generation:
 def run(
     model: Model,
     prompt: str | Sequence[int],
-    pipeline: Pipeline | None = None,
+    pipeline: Pipeline | str | None = None,
     *,
     seed: int = 0,
     n_prefill: int | None = None,
@@ -53,6 +54,7 @@ def run(
 
     Args:
         prompt: text, or token ids.
+        pipeline: a Pipeline or its text; the dense model where None.
         n_prefill: tokens that a method of one cut (SnapKV, A2SF prefill) reads densely before it; half the text where
             None. Methods that drop as they go ignore it.
         snapshots: how many times, at most, the accumulated scores are copied into the trace.
@@ -60,15 +62,16 @@ def run(
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
-    pipeline = pipeline or Pipeline()
+    pipeline, seed = _pipeline(pipeline), whole("seed", seed)
     method = _eviction_of(pipeline)
-    ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    ids = _ids(model, prompt)
     _check(model, ids, seed)
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
     n = len(ids)
-    if n_prefill is None:
-        n_prefill = _default_prefill(model, method, n)
+    n_prefill = _default_prefill(model, method, n) if n_prefill is None else whole("n_prefill", n_prefill)
+    if n_prefill < 0:
+        raise ValueError(f"n_prefill is 0 or more tokens; got {n_prefill}")
     began = time.perf_counter()
     texts, groups = pieces(model.tokenizer, ids)
     classes = token_classes(model.tokenizer, ids)
@@ -105,7 +108,7 @@ def run(
 def generate(
     model: Model,
     prompt: str | Sequence[int],
-    pipeline: Pipeline | None = None,
+    pipeline: Pipeline | str | None = None,
     *,
     max_new_tokens: int = 32,
     seed: int = 0,
@@ -126,11 +129,14 @@ def generate(
     """
     from transformers import DynamicCache
 
-    pipeline = pipeline or Pipeline()
+    pipeline, seed = _pipeline(pipeline), whole("seed", seed)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens)
     method = _eviction_of(pipeline)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
-    ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is 0 or more; got {temperature}")
+    ids = _ids(model, prompt)
     n_prompt = len(ids)
     _check(model, ids, seed, extra=max_new_tokens)
     reference, model = model, pruned(model, pipeline, progress)
@@ -280,6 +286,8 @@ def _reading(
         return None
     if not isinstance(method, DecodeMethod):
         raise ValueError(f"{method.name} is no decode method")
+    if method.needs_all_keys and (pipeline.gate is not None or pipeline.eviction is not None):
+        raise ValueError(method.needs_all_keys)
     make = method.selectors(model, lambda share, doing: progress(0.0, doing))
     return Reading(
         model,
@@ -298,8 +306,6 @@ def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offl
     method = pipeline.decode
     if method is None or not getattr(method, "offload", False):
         return None
-    if pipeline.gate is not None or pipeline.eviction is not None:
-        raise ValueError("an offloaded cache keeps every key: leave the gate and eviction empty, or turn offload off")
     assert isinstance(method, DecodeMethod)
     dense = min(method.dense_layers, model.arch.n_layers)
     host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
@@ -321,6 +327,34 @@ def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Mod
         _pruned.clear()  # one at a time, as with loaded models
         _pruned[key] = found
     return found
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of Python, NumPy or torch as Python's. Raises ValueError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is a whole number; got {value!r}") from None
+
+
+def _ids(model: Model, prompt: Any) -> list[int]:
+    """A text's token ids, or those given. Raises ValueError for what is neither."""
+    if isinstance(prompt, str):
+        return model.encode(prompt)
+    try:
+        return [operator.index(i) for i in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
+    except TypeError:
+        raise ValueError("a prompt is a text, or a flat list of token ids: give one text at a time") from None
+
+
+def _pipeline(given: Any) -> Pipeline:
+    if given is None or isinstance(given, str):
+        return Pipeline() if given is None else Pipeline.parse(given)
+    if not isinstance(given, Pipeline):
+        raise ValueError(
+            f"a pipeline is a Pipeline, as in Pipeline(eviction=methods.A2SF()), or its text; got {given!r}"
+        )
+    return given
 
 
 def _eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
@@ -378,7 +412,10 @@ def _default_prefill(model: Model, method: EvictionMethod | None, n: int) -> int
 def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:
     if temperature <= 0:
         return int(logits.argmax())
-    return int(torch.multinomial(torch.softmax(logits.cpu() / temperature, -1), 1, generator=sampler))
+    weights = torch.softmax(
+        (logits.cpu() - logits.max().cpu()) / temperature, -1
+    )  # the largest is 0: nothing overflows
+    return int(torch.multinomial(weights, 1, generator=sampler))
 
 
 def _eos_ids(model: Model) -> set[int]:

@@ -39,10 +39,7 @@ def tiny_folder(tmp_path):
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(list(arguments))
-    except SystemExit as error:  # argparse's own refusals
-        status = int(error.code or 0)
+    status = main(list(arguments))
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     return status, out, err
@@ -169,6 +166,13 @@ def test_a_file_that_is_no_prompt_is_refused(capsys, tmp_path, name):
     assert status == 2 and sentence in json.loads(out)["error"]
 
 
+def test_a_file_larger_than_the_memory_is_refused_unread(capsys, tmp_path):
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(2**42)  # a hole, which takes no room on the disk
+    status, _, err = call(capsys, "run", "--file", str(tmp_path / "huge.txt"))
+    assert status == 2 and "huge.txt has 4,194,304 MB: give a text of at most 5 MB" in err
+
+
 def test_the_largest_text_is_read():
     assert len(read_text("t", b"x" * (5 * 1024**2))) == 5 * 1024**2
 
@@ -188,7 +192,9 @@ def test_the_largest_text_is_read():
 def test_a_command_that_cannot_be_read_is_status_2(capsys, arguments):
     status, out, err = call(capsys, *arguments)
     assert (status, out) == (2, "")
-    assert "error: " in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Usage: python -m sparsity_core" in err
+    status, out, err = call(capsys, *arguments, "--json")
+    assert status == 2 and err == f"error: {json.loads(out)['error']}\n"
 
 
 def test_bad_numbers_are_refused(capsys, with_tiny):
@@ -265,6 +271,23 @@ def test_as_a_process_bad_input_is_one_line():
     assert "there is no method 'zzz'" in json.loads(done.stdout)["error"]
     assert done.stderr.decode().startswith("error: there is no method 'zzz'")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_a_reader_that_goes_away_ends_it_quietly():
+    command = [sys.executable, "-m", "sparsity_core", "methods"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without room, as Linux has it")
+def test_an_answer_for_which_there_is_no_room_is_said():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sparsity_core", "methods"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "error: cannot write the answer (No space left on device)\n")
 
 
 def test_a_console_that_cannot_write_a_character_gets_the_rest():
