@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from sparsity_core.rules import parse_rules
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ class Method:
     def __post_init__(self) -> None:
         for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, knob_.name)
-            if isinstance(value, np.generic):
+            if getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
                 value = value.item()
                 object.__setattr__(self, knob_.name, value)
             _check_knob(self.name, knob_, value)
@@ -206,6 +204,11 @@ class DecodeMethod(SelectionMethod):
                 f"{self.name}: tokens is the share of the context that is read, above 0 to 1; got {self.tokens:g}"
             )
 
+    @property
+    def needs_all_keys(self) -> str:
+        """Why no key may leave the cache beside this method, and what to do about it; empty where keys may."""
+        return ""
+
     def tokens_of(self, layer: int) -> float:
         """The share of the context that a query of this layer reads."""
         own = per_layer(f"{self.name}: layer_tokens", self.layer_tokens, float)
@@ -304,10 +307,12 @@ class EvictionMethod(Ruled):
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
         raise TypeError(f"{type(self).__name__} must define rule_within")
 
-    def _check_protected(self, n_sink: int, recent: int) -> None:
-        if n_sink + recent > self.budget:
+    def _check_protected(self, *knobs: str) -> None:
+        """Raises ValueError where the keys that these knobs protect are more than the budget."""
+        protected = sum(getattr(self, name) for name in knobs)
+        if protected > self.budget:
             raise ValueError(
-                f"{self.name}: n_sink + recent = {n_sink + recent} is above the budget of {self.budget}. "
+                f"{self.name}: {' + '.join(knobs)} = {protected} is above the budget of {self.budget}. "
                 "Raise the budget or protect fewer keys"
             )
 
@@ -344,18 +349,24 @@ def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
                 f"{name}: {unknown[0]!r} is no token class; there are {', '.join(FORGETTING_CLASSES)} and other"
             )
         return {key: _factor_number(name, value) for key, value in sorted(factor.items())}
-    if isinstance(factor, (list, tuple)):
-        return tuple(
-            tuple(_factor_number(name, v) for v in item)
-            if isinstance(item, (list, tuple))
-            else _factor_number(name, item)
-            for item in factor
-        )
-    return _factor_number(name, factor)
+    factor = _plain(factor)
+    if not isinstance(factor, list):
+        return _factor_number(name, factor)
+    return tuple(
+        tuple(_factor_number(name, number) for number in item) if isinstance(item, list) else _factor_number(name, item)
+        for item in factor
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Lists of numbers, for lists, tuples and arrays of NumPy or torch in each other."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _factor_number(name: str, value: Any) -> float:
-    value = value.item() if isinstance(value, np.generic) else value
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {value!r}")
     return float(value) + 0.0  # −0 is spelled 0
@@ -414,7 +425,7 @@ def get(name: str) -> type[Method]:
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none yet'}"
 
 

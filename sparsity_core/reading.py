@@ -154,10 +154,10 @@ class Reading:
         rows = [[share for _, share in each] if each else [math.nan] * len(steps) for each in found]
         return np.asarray(steps, np.int32), np.asarray(rows, np.float32).reshape(len(found), len(steps))
 
-    @property
-    def nbytes(self) -> int:
-        """What the selectors hold beside the cache."""
-        return sum(selector.nbytes for selector in self._selectors.values() if selector is not None)
+    def nbytes(self, layer: int) -> int:
+        """What a layer's selector holds beside the cache."""
+        selector = self._selectors.get(layer)
+        return 0 if selector is None else selector.nbytes
 
     def _share(self, layer: int, position: int) -> float:
         """Of the context, that the query at `position` reads."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsity_core.reading import Reading
 
 UNLIMITED = NEVER  # a budget that no text reaches
+_LATE = 1e30  # above any score
 
 
 @dataclass
@@ -160,9 +161,9 @@ class Recorder:
         """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
         if self._protected is None:
             return
-        mine = int(self._protected.sum())
         for layer, rule in enumerate(self.rules):
-            if rule.budget is not None and mine + rule.n_sink + 1 > rule.budget:
+            mine = int(self._protected[rule.n_sink :].sum())
+            if rule.budget is not None and mine and mine + rule.n_sink + 1 > rule.budget:
                 raise ValueError(
                     f"protect names {mine} tokens, which with {rule.n_sink} sinks and the newest token do not fit the budget "
                     f"of {rule.budget} in layer {layer}: raise the budget or protect fewer"
@@ -219,9 +220,13 @@ class Recorder:
 
     @property
     def index_bytes(self) -> int:
-        """What the gate and the decode stage hold beside the cache."""
-        indexes = 0 if self.reading is None else self.reading.nbytes
-        return indexes + sum(state.gate_keys.nbytes for state in self._states.values())
+        """What the gate and the decode stage hold beside the cache; where drops are simulated, of the keys that are left."""
+        found = sum(state.gate_keys.nbytes for state in self._states.values())
+        for layer, state in self._states.items():
+            own = 0 if self.reading is None else self.reading.nbytes(layer)
+            kept, all_keys = state.positions.numel(), state.positions.shape[1] * self.n_tokens
+            found += own if self.cache is not None else own * kept // all_keys
+        return found
 
     def _prefill(
         self,
@@ -257,12 +262,15 @@ class Recorder:
             state.positions, state.score = _range(k), score
             self._compact(layer, state, k, v, n)
             return result.out
-        ranked = score
-        if rule.pool > 1:
-            ranked = torch.nn.functional.avg_pool1d(score, rule.pool, stride=1, padding=rule.pool // 2)
-        ranked = ranked.clone()
+        votes = score.clone()
+        if rule.pool > 1:  # the votes for the keys before the window, to which the window's own do not count
+            votes[..., n - rule.recent :] = 0.0
+            votes = torch.nn.functional.avg_pool1d(votes, rule.pool, stride=1, padding=rule.pool // 2)
+            votes[..., n - rule.recent :] = score[..., n - rule.recent :]
+        ranked = votes.clone()
+        # Above every vote and below what is protected, the oldest first to go where there is no room for all.
+        ranked[..., n - rule.recent :] = _LATE * (1 + torch.arange(rule.recent, device=k.device) / n)
         ranked[..., : rule.n_sink] = float("inf")
-        ranked[..., n - rule.recent :] = float("inf")
         if self._protected is not None:
             ranked[..., self._protected[:n].to(ranked.device)] = float("inf")
         if until is not None:
@@ -272,9 +280,9 @@ class Recorder:
         state.evicted_at[..., :n] = torch.where(dropped, n, NEVER).int().minimum(state.evicted_at[..., :n])
         for i in slots:
             if state.steps[i] == n - 1:
-                state.snapshots[:, :, i, :n].masked_fill_(dropped, float("nan"))
+                state.snapshots[:, :, i, :n] = votes.float().masked_fill(dropped, float("nan"))
         lowest = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
-        state.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf(), float("nan"))
+        state.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= _LATE), float("nan"))
         state.positions, state.score = kept, score.gather(2, kept)
         self._shrink(layer, k, v, kept)
         return result.out

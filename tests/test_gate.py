@@ -540,6 +540,25 @@ def test_rules_work_with_a_budget_of_everything_and_protect_wins(tmp_path):
     assert kept.density() == 1.0
 
 
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("snapkv(budget=12, observation_window=12, protect='3-5')", [3, 4, 5, *range(21, 30)]),
+        ("a2sf(budget=12, variant=prefill, n_sink=2, recent=10, protect='0, 5')", [0, 1, 5, *range(21, 30)]),
+    ],
+)
+def test_what_is_protected_stays_at_a_cut_and_the_oldest_of_the_recent_make_room(method, kept):
+    """There is no choice by score, so no threshold either."""
+    trace = run(tiny.model(), tiny.ids(31), Pipeline.parse(f"eviction={method}"), n_prefill=30)
+    same(trace.keep(0)[:, 30], np.isin(np.arange(31), [*kept, 30])[None].repeat(2, 0))
+    assert np.isnan(trace.threshold[..., 29]).all()
+
+
+def test_a_protected_sink_counts_once():
+    pipeline = Pipeline.parse("eviction=streaming_llm(budget=5, n_sink=4, protect='0-3')")
+    assert (run(tiny.model(), tiny.ids(20), pipeline).evicted_at[..., :4] == 20).all()
+
+
 def test_protecting_more_than_the_budget_is_refused():
     with pytest.raises(ValueError, match="protect names 20 tokens, which with 0 sinks and the newest token do not fit"):
         run(tiny.model(), tiny.ids(44), Pipeline.parse("eviction=a2sf(budget=12, protect='0-19')"))

@@ -470,7 +470,7 @@ CUTS = {
 
 @pytest.mark.parametrize("method", CUTS)
 def test_a_cut_keeps_the_top_of_what_the_prompt_attended(method):
-    """Scores summed query by query from dense probabilities, pooled with zeros beyond the ends, sorted in Python."""
+    """Scores summed query by query from dense probabilities, pooled with zeros beyond the ends and in the window, sorted."""
     ids, n = text(), PROMPT
     trace, attended = tapped(method, ids, n)
     wanted = {"decay": 1.0, "queries": n, "pool": 1, "n_sink": 0, "recent": 0, "value_norm": False, "max": False}
@@ -486,7 +486,7 @@ def test_a_cut_keeps_the_top_of_what_the_prompt_attended(method):
             if wanted["value_norm"]:
                 score *= v[0, head, :n].norm(dim=-1).numpy()
             side = wanted["pool"] // 2
-            padded = np.pad(score, side)
+            padded = np.pad(np.where(np.arange(n) < n - wanted["recent"], score, 0.0), side)
             pooled = [padded[i : i + wanted["pool"]].sum() / wanted["pool"] for i in range(n)]
             free = range(wanted["n_sink"], n - wanted["recent"])
             protected = set(range(n)) - set(free)
@@ -577,6 +577,8 @@ def test_re_rotation_is_refused_where_it_would_be_wrong():
         run(tiny.model("gpt2"), text(), pipeline("streaming_llm(budget=12, re_rotate=True)"))
     with pytest.raises(ValueError, match=r"does not know how tiny-gemma3 .* lays out its rotary channels"):
         run(tiny.model("gemma3"), text(), pipeline("streaming_llm(budget=12, re_rotate=True)"))
+    with pytest.raises(ValueError, match="no others that are protected: leave one out"):
+        pipeline("streaming_llm(budget=12, re_rotate=True, protect='7')")
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -721,6 +723,33 @@ def test_what_does_not_fit_is_refused_with_a_sentence():
         run(model, "a\ud800b")
     with pytest.raises(ValueError, match="lists 2 layers and the model has 3"):
         run(model, "text", pipeline("a2sf(forgetting_factor=[0.1, 0.2])"))
+    with pytest.raises(ValueError, match=r"a pipeline is a Pipeline, as in .* or its text; got A2SF"):
+        run(model, "text", methods.A2SF())
+    for prompt in ([[1, 2]], [1.5], 7, ["two", "texts"]):
+        with pytest.raises(ValueError, match="a prompt is a text, or a flat list of token ids"):
+            run(model, prompt)
+    for seed in (1.5, "1", None):
+        with pytest.raises(ValueError, match="seed is a whole number; got"):
+            run(model, "text", seed=seed)
+    with pytest.raises(ValueError, match="n_prefill is 0 or more tokens; got -1"):
+        run(model, "text", pipeline("snapkv(budget=32)"), n_prefill=-1)
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature is 0 or more; got"):
+            generate(model, "text", temperature=temperature)
+
+
+def test_numbers_of_numpy_and_torch_and_a_pipelines_text_serve(tmp_path):
+    spelled = "eviction=random(budget=12)"
+    wanted = traced("random(budget=12)", text(), seed=3, against_dense=False)
+    asked = {"seed": np.int64(3), "n_prefill": np.int32(PROMPT), "against_dense": False}
+    for ids in (np.array(text()), torch.tensor(text())):
+        trace = run(tiny.model(), ids, spelled, **asked)
+        same_traces(trace, wanted)
+        trace.save(tmp_path / "t.npz")
+    made = generate(tiny.model(), text(), spelled, max_new_tokens=np.int64(2), stop_at_eos=False)
+    assert len(made.token_ids) == 2
+    cold = generate(tiny.model(), text(), max_new_tokens=4, temperature=1e-300, stop_at_eos=False)
+    assert cold.token_ids == generate(tiny.model(), text(), max_new_tokens=4, stop_at_eos=False).token_ids
 
 
 def test_the_longest_text_that_fits_runs():

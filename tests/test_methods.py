@@ -135,13 +135,13 @@ def test_a2sf_prefill_by_hand():
 def test_snapkv_by_hand():
     """The last 2 of 5 prompt queries vote (rows 3 and 4): .06, .18, 1.0, and keys 3 and 4 are the window.
 
-    Pooled over 3 neighbours: .08, 1.24/3, 1.78/3 with key 3's .6 → key 2 stays beside the window at budget 3, and
-    the highest that goes is 1.24/3. Query 5 drops nothing.
+    Pooled over 3 neighbours, the window's own votes left out as by the authors: .24/3, 1.24/3, 1.18/3 → key 1 stays
+    beside the window at budget 3, and the highest that goes is 1.18/3. Query 5 drops nothing.
     """
     method = methods.SnapKV(budget=3, observation_window=2, pool=3)
     evicted_at, threshold = follow(method, HAND_ROWS, n_prefill=5)
-    assert evicted_at == [5, 5, 6, 6, 6, 6]
-    assert threshold[4] == pytest.approx(1.24 / 3)
+    assert evicted_at == [5, 6, 5, 6, 6, 6]
+    assert threshold[4] == pytest.approx(1.18 / 3)
     assert np.isnan(threshold[[0, 1, 2, 3, 5]]).all()
 
 
@@ -312,8 +312,8 @@ REFUSED_KNOBS = [
     ("h2o", {"recent_share": -0.5}, "h2o: recent_share is at least 0"),
     ("h2o", {"recent_share": float("nan")}, "h2o: recent_share is a number; got nan"),
     ("h2o", {"recent_share": float("inf")}, "h2o: recent_share is a number; got inf"),
-    ("streaming_llm", {"budget": 3}, "n_sink + recent = 4 is above the budget of 3"),
-    ("snapkv", {"budget": 16}, "n_sink + recent = 32 is above the budget of 16"),
+    ("streaming_llm", {"budget": 3}, "streaming_llm: n_sink = 4 is above the budget of 3"),
+    ("snapkv", {"budget": 16}, "snapkv: observation_window = 32 is above the budget of 16"),
     ("snapkv", {"pool": 4}, "snapkv: pool is an odd number of keys; got 4"),
     ("snapkv", {"pool": 10**18 + 1}, "snapkv: pool is at most"),
     ("random", {"budget": 8, "recent": 9}, "random: n_sink + recent = 9 is above the budget of 8"),
@@ -325,6 +325,19 @@ def test_a_knob_that_cannot_be_is_refused(name, knobs, sentence):
     with pytest.raises(ValueError) as refused:
         methods.get(name)(**knobs)
     assert sentence in str(refused.value)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    wanted = methods.A2SF(budget=8, forgetting_factor=[0.25, [0.5, 1.0]])
+    for whole in (np.int64(8), np.array(8), torch.tensor(8)):
+        assert methods.A2SF(budget=whole, forgetting_factor=[np.float64(0.25), np.array([0.5, 1.0])]) == wanted
+    assert methods.A2SF(forgetting_factor=torch.tensor([0.25, 0.5])) == methods.A2SF(forgetting_factor=[0.25, 0.5])
+    assert methods.A2SF(forgetting_factor=torch.tensor(0.5)) == methods.A2SF(forgetting_factor=0.5)
+
+
+def test_a_share_of_the_budget_is_of_the_number_as_written():
+    """0.29 · 100 is 28.999… in binary."""
+    assert methods.H2O(budget=100, recent_share=0.29).rule(LayerShape(0, 1, 1)).recent == 29
 
 
 def test_a_factor_list_must_fit_the_model():

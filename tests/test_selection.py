@@ -73,6 +73,7 @@ def test_selection_and_eviction_together_are_the_same_simulated_and_physical(dty
     assert tiny.PAD not in out.token_ids  # its embedding is nought, with which all keys tie
     again = run(model, [IDS[11], *out.token_ids[:-1]], pipeline)
     np.testing.assert_array_equal(again.evicted_at, out.trace.evicted_at)
+    assert again.kv_bytes == out.kv_bytes  # labels of what was dropped are gone too
     np.testing.assert_allclose(again.nll[:-1], out.trace.nll[:-1], atol=1e-5)
     np.testing.assert_allclose(
         again.selected[..., 1:], out.trace.selected[..., 1:]
@@ -198,13 +199,15 @@ def test_a_trace_with_selection_comes_back(tmp_path):
         ("decode=double_sparsity(channels=17)", "at most 16"),
         ("decode=double_sparsity(channels=7, label_dtype=int4)", "even number"),
         ("decode=sparq(channels=17)", "at most 16"),
-        ("eviction=tova(budget=9) decode=quest", "cannot be combined"),
+        ("eviction=tova(budget=9) decode=quest", "quest's pages keep every key"),
         ("decode=double_sparsity(channels=8, calibration='/no/such/file')", "no calibration"),
     ],
 )
 def test_what_does_not_fit_is_refused(spelling, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny.model(), IDS, Pipeline.parse(spelling), max_new_tokens=2)
+    with pytest.raises(ValueError, match=message):
+        run(tiny.model(), IDS, Pipeline.parse(spelling))
 
 
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f not in ("mistral", "gemma2", "gemma3")])

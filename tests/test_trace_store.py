@@ -57,6 +57,21 @@ def test_a_trace_comes_back_as_it_was(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
 
 
+def test_a_trace_cannot_be_written_on():
+    """Its metrics are computed once, and two sessions share it."""
+    trace = example()
+    with pytest.raises(ValueError, match="read-only"):
+        trace.evicted_at[0, 0, 0] = 0
+    mine = np.zeros(trace.n_tokens, np.float32)
+    dataclasses.replace(trace, nll=mine)
+    mine[0] = 1  # the caller's own array stays theirs
+
+
+def test_a_folder_is_no_trace(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read a trace at .* \(Is a directory\): name its .npz file"):
+        Trace.load(tmp_path)
+
+
 def test_a_trace_without_eviction_and_of_one_token_comes_back(tmp_path):
     for trace in (run(tiny.model(), [65]), run(tiny.model(), tiny.TEXT, snapshots=0, against_dense=False)):
         same(Trace.from_bytes(trace.to_bytes()), trace)
@@ -204,11 +219,11 @@ def test_what_is_put_is_found_by_its_spec_alone(store):
 
 
 def test_a_key_does_not_depend_on_the_process():
-    """Written down from `printf '%s' FORMAT NEWLINE JSON | sha256sum` for a spec of plain ASCII."""
+    """Written down from `printf '%s' FORMAT.RESULTS NEWLINE JSON | sha256sum` for a spec of plain ASCII."""
     import hashlib
 
-    text = '1\n{"device": "cpu", "dtype": "float32", "generate": 0, "model": "m", "pipeline": "dense", "prompt": "p", "seed": 0}'
-    if FORMAT == 1:
+    text = '1.2\n{"device": "cpu", "dtype": "float32", "generate": 0, "model": "m", "pipeline": "dense", "prompt": "p", "seed": 0}'
+    if (FORMAT, store_module._RESULTS) == (1, 2):
         assert key_of(RunSpec(model="m", prompt="p")) == hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -43,7 +43,7 @@ class A2SF(ScoredEviction):
     def __post_init__(self) -> None:
         object.__setattr__(self, "forgetting_factor", normalised_factor(self.name, self.forgetting_factor))
         super().__post_init__()
-        self._check_protected(self.n_sink, self.recent)
+        self._check_protected("n_sink", "recent")
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
         scan = ScanRule(

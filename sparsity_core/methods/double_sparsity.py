@@ -68,6 +68,11 @@ class DoubleSparsity(DecodeMethod):
     def _channels(self) -> list[int]:
         return per_layer(f"{self.name}: layer_channels", self.layer_channels, int) or [self.channels]
 
+    @property
+    def needs_all_keys(self) -> str:
+        all_keys = "an offloaded cache keeps every key: leave the gate and eviction empty, or turn offload off"
+        return all_keys if self.offload else ""
+
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         import torch
 

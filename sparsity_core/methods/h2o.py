@@ -23,5 +23,5 @@ class H2O(ScoredEviction):
     )
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
-        recent = int(budget * self.recent_share)
+        recent = int(budget * self.recent_share + 1e-9)  # 0.29 of 100 is 29, whatever a product of floats says
         return ScanRule(budget=budget, recent=recent, value_norm=self.value_norm, reduction=self.reduction)

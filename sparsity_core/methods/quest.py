@@ -21,6 +21,10 @@ class Quest(DecodeMethod):
 
     page: int = knob(16, low=4, high=64, at_least=1, help="neighbouring keys of a page")
 
+    @property
+    def needs_all_keys(self) -> str:
+        return "quest's pages keep every key: leave the gate and eviction empty, or choose another decode method"
+
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         from sparsity_core.selection import PageSelector
 

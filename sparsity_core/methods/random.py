@@ -22,7 +22,7 @@ class Random(EvictionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_protected(self.n_sink, self.recent)
+        self._check_protected("n_sink", "recent")
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
         return ScanRule(budget=budget, n_sink=self.n_sink, recent=self.recent, scored=False, noise=layer.seed)

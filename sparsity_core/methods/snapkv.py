@@ -11,7 +11,8 @@ from sparsity_core.method import LayerShape, PrefillRule, ScoredEviction, knob, 
 class SnapKV(ScoredEviction):
     """One cut when the prompt ends: the last `observation_window` queries vote, votes are pooled, the top stays.
 
-    The window itself always stays. Keys that come after the prompt are never dropped, so the budget is the prompt's.
+    Pooled are the votes for the keys before the window, as in the authors' code. The window itself always stays. Keys that
+    come after the prompt are never dropped, so the budget is the prompt's.
     """
 
     name: ClassVar[str] = "snapkv"
@@ -25,7 +26,7 @@ class SnapKV(ScoredEviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_protected(0, self.observation_window)
+        self._check_protected("observation_window")
         if self.pool % 2 == 0:
             raise ValueError(f"snapkv: pool is an odd number of keys; got {self.pool}")
 

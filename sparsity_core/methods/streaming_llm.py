@@ -23,7 +23,11 @@ class StreamingLLM(EvictionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_protected(self.n_sink, 0)
+        self._check_protected("n_sink")
+        if self.re_rotate and self.protect:
+            raise ValueError(
+                f"{self.name}: re_rotate places sinks and recent keys anew, and no others that are protected: leave one out"
+            )
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
         recent = max(0, budget - self.n_sink)
