@@ -222,9 +222,9 @@ def test_a_key_does_not_depend_on_the_process():
     """Written down from `printf '%s' FORMAT.RESULTS NEWLINE JSON | sha256sum` for a spec of plain ASCII."""
     import hashlib
 
-    text = '1.2\n{"device": "cpu", "dtype": "float32", "generate": 0, "model": "m", "pipeline": "dense", "prompt": "p", "seed": 0}'
+    spec = '{"device": "cpu", "dtype": "float32", "generate": 0, "model": "m", "pipeline": "dense", "prompt": "p", "seed": 0}'
     if (FORMAT, store_module._RESULTS) == (1, 2):
-        assert key_of(RunSpec(model="m", prompt="p")) == hashlib.sha256(text.encode()).hexdigest()[:32]
+        assert key_of(RunSpec(model="m", prompt="p")) == hashlib.sha256(f"1.2\n{spec}".encode()).hexdigest()[:32]
 
 
 def test_a_damaged_file_counts_as_absent_and_is_removed(store):
