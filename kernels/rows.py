@@ -152,14 +152,28 @@ def _hide(tile: torch.Tensor, value: float, window: int | None, until: torch.Ten
     """`tile` [B, Hkv, S, G, r, C] with `value` where a query, one of the last S · r keys, may not look; in place."""
     strips, rows, columns = tile.shape[2], tile.shape[4], tile.shape[5]
     seen = columns - strips * rows
+    if value == 0.0:  # an infinity becomes nan by it, and its row is then found lost
+        tile[..., seen:].mul_(_causal(strips, rows, tile.dtype, tile.device))
+    else:
+        tile[..., seen:].masked_fill_(_causal(strips, rows, tile.dtype, tile.device) == 0.0, value)
+    if window is None and until is None:
+        return tile
     key = torch.arange(columns, device=tile.device)
     query = key[seen:].view(strips, 1, rows, 1)
-    tile[..., seen:].masked_fill_(key[seen:] > query, value)
     if window is not None:
         tile.masked_fill_(key <= query - window, value)
     if until is not None:
         tile.masked_fill_(query >= until[:, :, None, None, None], value)
     return tile
+
+
+@lru_cache(maxsize=32)
+def _causal(strips: int, rows: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[S, 1, r, S · r]: 1 where a query sees one of these keys, else 0; laid out as a tile, for a product eight times as fast."""
+    with torch.inference_mode(False):
+        key = torch.arange(strips * rows, device=device)
+        sees = (key[:, None] <= key.view(strips, 1, 1, rows)).to(dtype)
+        return sees.transpose(-1, -2)
 
 
 def reduce_group(probabilities: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -179,8 +193,8 @@ def decayed_sums(
     weight: torch.Tensor | None,
     first: int = 0,
     norm: torch.Tensor | None = None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """`score = decay · score + weight · row` over the rows `first` … of P; yields (stop, score before row `stop`).
+) -> torch.Tensor:
+    """`score = decay · score + weight · row` over the rows `first` … of P: the score before each row `stop` [B, Hkv, stops, C].
 
     score [B, Hkv, C], P [B, Hkv, S, G, r, C] in strips of rows, still to be multiplied by `norm` [B, Hkv, S, G, r, 1] where
     that is given; `decay` is a number or broadcasts to [B, Hkv, C], and so does `weight`.
@@ -198,17 +212,17 @@ def decayed_sums(
         added = torch.bmm(ages, probabilities.reshape(-1, group * rows, columns))
         added = added.view(batch, n_kv, strips, -1, columns).sum(2)
         added = added if weight is None else added * weight[:, :, None]
-        past = fade * score[:, :, None]
-        yield from zip(stops, (past + added).unbind(2), strict=True)
-        return
+        return fade * score[:, :, None] + added
     probabilities = joined(probabilities if norm is None else probabilities * norm)
+    found = []
     for start, stop in zip([first, *stops[:-1]], stops, strict=True):
         part = reduce_group(probabilities[..., start:stop, :], reduction)
         age = torch.arange(stop - start - 1, -1, -1, device=device, dtype=dtype)
         factor = torch.atleast_1d(torch.as_tensor(decay, dtype=dtype, device=device))
         added = (part * factor.unsqueeze(-2) ** age[:, None]).sum(dim=2)
         score = score * decay ** (stop - start) + (added if weight is None else added * weight)
-        yield stop, score
+        found.append(score)
+    return torch.stack(found, dim=2)
 
 
 @lru_cache(maxsize=512)

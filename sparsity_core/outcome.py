@@ -177,6 +177,7 @@ def complete(
         for start, end, logits in model.logit_rows(hidden):
             picked = _following(logits, ids[start + 1 : end + 1])
             nll[start:end] = _log_total(logits).cpu().numpy() - picked
+            del logits  # before the next block is made
         found["nll"] = nll
         if draft.provenance.pipeline == "dense":
             zero = np.zeros(len(ids), np.float32)
@@ -191,8 +192,8 @@ def _compared_losses(
     n = len(ids)
     nll, dense_nll = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     kl, agrees = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    rows = zip(model.logit_rows(hidden), reference.logit_rows(dense_hidden), strict=True)
-    for (start, end, logits), (_, _, dense_logits) in rows:
+    for start, end, logits in model.logit_rows(hidden):
+        dense_logits = reference.logits(dense_hidden[start:end])
         following = ids[start + 1 : end + 1]
         total, dense_total = _log_total(logits.clone()), _log_total(dense_logits.clone())
         nll[start:end] = total.cpu().numpy() - _following(logits, following)
@@ -201,6 +202,7 @@ def _compared_losses(
         agrees[start:end] = (log_dense.argmax(-1) == log_p.argmax(-1)).cpu().numpy()
         more = log_p.neg_().add_(log_dense)  # in place, as the vocabulary may be large
         kl[start:end] = log_dense.exp_().mul_(more).sum(-1).clamp_min(0).cpu().numpy()
+        del logits, dense_logits, log_p, log_dense, more  # before the next blocks are made
     return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
 
 

@@ -378,26 +378,30 @@ class Recorder:
 
     def _state(self, layer: int, k: torch.Tensor) -> LayerState:
         if layer not in self._states:
-            heads, device = k.shape[1], k.device
-            steps = self.snapshot_steps if self.only_layer in (None, layer) else []
-            self._states[layer] = LayerState(
-                rule=self.rules[layer],
-                positions=torch.empty(1, heads, 0, dtype=torch.int64, device=device),
-                score=torch.empty(1, heads, 0, device=device),
-                evicted_at=torch.full((1, heads, self.n_tokens), NEVER, dtype=torch.int32, device=device),
-                threshold=torch.full((1, heads, self.n_tokens), float("nan"), device=device),
-                steps=steps,
-                snapshots=torch.full((1, heads, len(steps), self.n_tokens), float("nan"), device=device),
-                gone_at=torch.full((self.n_tokens,), NEVER, dtype=torch.int32, device=device),
-                gate_keys=torch.empty(
-                    1, 0, 0 if self.gate is None else self.gate.rank, dtype=torch.float16, device=device
-                ),
-                gate_positions=torch.empty(0, dtype=torch.int64, device=device),
-            )
-            if self._dropped is not None:
-                forced = self._dropped.to(device).nonzero()[:, 0]
-                self._states[layer].gone_at[forced] = forced.int() + 1
+            # In the heap between a forward's own blocks, what stays would keep what they leave from being used again.
+            for i in range(len(self.rules)) if k.device.type == "cpu" else [layer]:
+                self._states[i] = self._new_state(i, k.shape[1], k.device)
         return self._states[layer]
+
+    def _new_state(self, layer: int, heads: int, device: torch.device) -> LayerState:
+        steps = self.snapshot_steps if self.only_layer in (None, layer) else []
+        rank = 0 if self.gate is None else self.gate.rank
+        state = LayerState(
+            rule=self.rules[layer],
+            positions=torch.empty(1, heads, 0, dtype=torch.int64, device=device),
+            score=torch.empty(1, heads, 0, device=device),
+            evicted_at=torch.full((1, heads, self.n_tokens), NEVER, dtype=torch.int32, device=device),
+            threshold=torch.full((1, heads, self.n_tokens), float("nan"), device=device),
+            steps=steps,
+            snapshots=torch.full((1, heads, len(steps), self.n_tokens), float("nan"), device=device),
+            gone_at=torch.full((self.n_tokens,), NEVER, dtype=torch.int32, device=device),
+            gate_keys=torch.empty(1, 0, rank, dtype=torch.float16, device=device),
+            gate_positions=torch.empty(0, dtype=torch.int64, device=device),
+        )
+        if self._dropped is not None:
+            forced = self._dropped.to(device).nonzero()[:, 0]
+            state.gone_at[forced] = forced.int() + 1
+        return state
 
     def _decay(self, factor: ForgettingFactor, positions: torch.Tensor) -> float | torch.Tensor:
         """A number, [Hkv, 1], or the factor of each key's token class [1, Hkv, keys]."""

@@ -42,7 +42,7 @@ NOTES_SCORES = [0.956, 0.452, 0.608, 0.424]  # .4·.64 + .5·.8 + .3 = .956, and
 def test_the_notes_example_of_a_decayed_sum():
     rows = torch.tensor(NOTES_ROWS, dtype=torch.float64)[None, None, None, None]
     none = torch.zeros(1, 1, 4, dtype=torch.float64)
-    ((_, score),) = decayed_sums(none, rows, [rows.shape[4]], decay=0.8, reduction="sum", weight=None)
+    score = decayed_sums(none, rows, [rows.shape[4]], decay=0.8, reduction="sum", weight=None)
     assert score.flatten().tolist() == pytest.approx(NOTES_SCORES, abs=1e-12)
 
 

@@ -6,7 +6,7 @@ not O(T²).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -258,13 +258,13 @@ class _Block:
     ) -> None:
         """The score recurrence over all rows at once, with the snapshots in between; no P, no change of score."""
         stops = sorted({row + 1 for row in steps} | {self.rows})
-        sums: Iterable[tuple[int, torch.Tensor]] = ((stop, self.score) for stop in stops)
+        scores: Sequence[torch.Tensor] = [self.score] * len(stops)
         if p is not None:
-            sums = decayed_sums(
+            scores = decayed_sums(
                 self.score, p[:, :, None], stops, decay=self.decay, reduction=self.reduction, weight=self.weight
-            )
-        for stop, score in sums:
-            self.score = score
+            ).unbind(2)
+        self.score = scores[-1]
+        for stop, score in zip(stops, scores, strict=True):
             if stop - 1 in steps:
                 n = self.n_kept + stop
                 current = score[..., :n].masked_fill(dropped_in[..., :n] < stop, float("nan"))

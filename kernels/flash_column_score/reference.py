@@ -31,7 +31,7 @@ def flash_column_score(
     dtype = accumulator_dtype(q.dtype)
     out = q.new_empty(*q.shape[:3], v.shape[3])
     score = torch.zeros(batch, n_kv, n_keys, dtype=dtype, device=q.device)
-    snapshots = torch.full((batch, n_kv, len(snapshot_steps), n_keys), float("nan"), dtype=dtype, device=q.device)
+    snapshots = torch.zeros(batch, n_kv, len(snapshot_steps), n_keys, dtype=dtype, device=q.device)
     slot_of = {step: slot for slot, step in enumerate(snapshot_steps)}
 
     def part_of(values: Any, heads: slice, n: int) -> Any:
@@ -46,24 +46,21 @@ def flash_column_score(
         heads, start, end, seen = tile.heads, tile.start, tile.end, past + tile.end
         out[:, heads.start * group : heads.stop * group, start:end] = tile.attend(v)
         begin = max(start, first_query)
-        for step in slot_of:
-            if start <= step < begin:  # no query has scored yet
-                snapshots[:, heads, slot_of[step], : past + step + 1] = score[:, heads, : past + step + 1]
-        stops = sorted({s + 1 for s in snapshot_steps if begin <= s < end} | {end})
         if begin < end:
+            steps = sorted(step for step in snapshot_steps if begin <= step < end)
             sums = decayed_sums(
                 score[:, heads, :seen],
                 tile.weights,
-                [stop - start for stop in stops],
+                [step + 1 - start for step in steps] + [end - start],
                 first=begin - start,
                 decay=part_of(decay, heads, seen),
                 reduction=reduction,
                 weight=part_of(weight, heads, seen),
                 norm=tile.norm,
             )
-            for stop, current in sums:
-                score[:, heads, :seen] = current
-                step = start + stop - 1
-                if step in slot_of:
-                    snapshots[:, heads, slot_of[step], : past + step + 1] = current[..., : past + step + 1]
+            score[:, heads, :seen] = sums[:, :, -1]
+            if steps:
+                snapshots[:, heads, [slot_of[step] for step in steps], :seen] = sums[:, :, :-1]
+    last = past + torch.tensor(snapshot_steps, dtype=torch.int64, device=q.device)[:, None]
+    snapshots.masked_fill_(torch.arange(n_keys, device=q.device) > last, float("nan"))
     return out, score, snapshots
