@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
 from pages import channels, gate, scores, spectra, tokens
 from ui import session, work
@@ -42,9 +43,20 @@ def main() -> None:
     )
     if problem:
         st.warning(literal(problem))
-    of_weights = chosen.url_path in OF_WEIGHTS
-    hold_choices(of_weights)
-    if of_weights:
+    hold_choices(chosen.url_path in OF_WEIGHTS)
+    failed = None
+    try:
+        open_page(chosen, shown)
+    except Exception as error:  # a page's fault does not take the settings away, by which a visitor gets out of it
+        failed = error
+    with st.sidebar:
+        run_bar()  # after the page: that is what a visitor came to see
+    if failed is not None:
+        raise failed
+
+
+def open_page(chosen: StreamlitPage, shown: list[Shown]) -> None:
+    if chosen.url_path in OF_WEIGHTS:
         chosen.run()
         end_first_look()
         keep_link(spectra_link())
@@ -58,8 +70,6 @@ def main() -> None:
             else "This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it."
         )
         keep_link({})
-    with st.sidebar:
-        run_bar()  # after the page: that is what a visitor came to see
 
 
 @st.fragment

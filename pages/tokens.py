@@ -11,7 +11,7 @@ import streamlit as st
 from ui import view
 from ui.entry import start_from_app
 from ui.explain import explain_methods
-from ui.figure import offer_figure, show_figure, theme
+from ui.figure import offer_figure, show_figure
 from ui.first_look import first_look
 from ui.session import Shown
 from ui.strip import token_strip
@@ -125,14 +125,18 @@ def _links(item: Shown, at: View) -> None:
 def _difference(shown: list[Shown], at: View) -> None:
     a, b = shown
     table = atlas.difference_table(a.trace, b.trace, at.head, at.step)
-    start, end = at.window(int(table["position"].max()) + 1)
+    common = int(table["position"].max()) + 1
+    apart = f"From token {common} on the texts differ. " if common < min(a.trace.n_tokens, b.trace.n_tokens) else ""
+    start, end = at.window(common)
     inside = table[table["position"].between(start, end - 1)]
     show_figure(
-        atlas.plot_difference(inside, (cost.label(a.trace), cost.label(b.trace)), cost.pair_colours(a.trace, b.trace)),
+        atlas.plot_difference(inside, cost.pair_colours(a.trace, b.trace)),
         table,
         name="difference",
-        caption=f"Contested tokens at step {at.step}, {at.heads}: dropped by one pipeline and kept by the other.",
-        read=f"Mean Jaccard index of the dropped sets over the layers: {atlas.agreement(table).mean():.2f}.",
+        caption=f"Contested tokens at step {at.step}, {at.heads}: dropped by one pipeline and kept by the other. "
+        f"A: {cost.label(a.trace)}. B: {cost.label(b.trace)}.",
+        read=f"White: dropped by neither. {apart}Mean Jaccard index of the dropped sets over the layers, 1 where they are "
+        f"the same: {atlas.agreement(table).mean():.2f}.",
         sources=[(s.spec, s.trace) for s in shown],
     )
 
@@ -146,7 +150,7 @@ def _strip(item: Shown, beside: Shown | None, at: View) -> None:
         cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}"
     )
     offer_figure(
-        partial(strip.plot_strip, table, theme()),
+        partial(strip.paper_strip, table),
         table,
         name=f"strip_figure_{item.letter}",
         caption=f"Tokens kept and dropped in layer {at.layer}, {at.heads}, at step {at.step} ({cost.label(trace)}).",

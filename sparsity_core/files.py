@@ -21,6 +21,8 @@ def read_text(name: str, data: bytes) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{name} is not UTF-8 text: save it as plain text (UTF-8) first") from None
+    if not text.strip():
+        raise ValueError(f"{name} is empty: give a file with some text")
     if "\0" in text:
         raise ValueError(f"{name} is a binary file: give plain text")
     return text

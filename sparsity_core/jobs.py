@@ -134,5 +134,7 @@ def explain(error: BaseException) -> str:
         return "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu."
     text = str(error).strip()
     if isinstance(error, ValueError) and text:
-        return text[0].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+        if text.split()[0].isalpha():  # not a name's own spelling: meta-llama/…, n_sink, gpt2
+            text = text[0].upper() + text[1:]
+        return text + ("" if text.endswith((".", "?", "!")) else ".")
     return f"The run failed ({type(error).__name__}: {text.splitlines()[0] if text else 'no message'})."

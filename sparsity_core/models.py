@@ -199,7 +199,7 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
     """A transformers causal LM, already in memory, as a Model. Raises ModelError where it cannot be recorded."""
     config = hf.config.get_text_config()
     if hf.config.is_encoder_decoder or not hasattr(hf, "get_output_embeddings") or hf.get_output_embeddings() is None:
-        raise ModelError(f"{name} is not a decoder language model: choose one made for text generation")
+        raise ModelError(f"the model {name} is not a decoder language model: choose one made for text generation")
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         raise ModelError(f"{name} ({config.model_type}) has no attention to prune: choose a transformer")
@@ -255,7 +255,7 @@ def _locate(name: str) -> tuple[str, str | None]:
             )
         raise ModelError(f"{name} holds no model: it needs config.json and *.safetensors, or a *.gguf file")
     if os.path.isfile(path):
-        raise ModelError(f"{name} is a file: give the folder that holds it, or a *.gguf file")
+        raise ModelError(f"the model {name} is a file: give the folder that holds it, or a *.gguf file")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no folder {name}: give an existing folder, a hub id, or {EMBEDDED}")
     return name, None
@@ -349,29 +349,29 @@ def _explained(name: str) -> Iterator[None]:
     except ModelError:
         raise
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"{name} does not fit into the device's memory: use device=cpu, or a smaller dtype") from error
+        raise ModelError(
+            f"the model {name} does not fit into the device's memory: use device=cpu, or a smaller dtype"
+        ) from error
     except Exception as error:
         chain = [error, error.__cause__, error.__context__]
         if any(isinstance(e, GatedRepoError) for e in chain):
-            reason = f"{name} is gated: accept its licence on the hub, then run `hf auth login`"
+            reason = f"the model {name} is gated: accept its licence on the hub, then run `hf auth login`"
         elif any(isinstance(e, RepositoryNotFoundError) for e in chain):
             reason = f"there is no model {name} on the hub: check the id (owner/name), or give a local folder"
         elif any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain) or _is_offline(error):
-            reason = f"{name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
+            reason = f"the model {name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
         elif any(isinstance(e, HFValidationError) for e in chain):
-            reason = f"{name} is neither a folder here nor a hub id: give owner/name, an existing folder, or {EMBEDDED}"
+            reason = f"the model {name} is neither a folder here nor a hub id: give owner/name, an existing folder, or {EMBEDDED}"
         elif "custom code" in str(error):
-            reason = (
-                f"{name} needs code of its own, which is never run: choose a model of a family that transformers knows"
-            )
+            reason = f"the model {name} needs code of its own, never run here: choose a model of a family that transformers knows"
         elif "safetensors" in str(error) and not os.path.exists(os.path.expanduser(name)):
             reason = (
-                f"{name} has no safetensors weights, and pickled ones can run code: choose a safetensors checkpoint"
+                f"the model {name} has no safetensors weights, and pickled ones can run code: choose another checkpoint"
             )
         else:
             said = str(error).strip().splitlines()
             what = said[0].rstrip(".") if said else type(error).__name__
-            reason = f"{name} cannot be loaded: {what}. Check its files, or save it again"
+            reason = f"the model {name} cannot be loaded: {what}. Check its files, or save it again"
         raise ModelError(reason) from error
 
 

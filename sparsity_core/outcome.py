@@ -104,13 +104,13 @@ def _why_nothing(method: EvictionMethod, recorder: Recorder, n: int) -> str:
         return "Nothing was dropped: every layer is left dense. Lower dense_layers."
     if recorder.n_cached() < arch.n_layers * arch.n_kv_heads * n:
         return "The text ends where the budget is first passed, so no query missed what was dropped. Choose a smaller budget."
-    advice = "Choose a smaller budget." if method.budget > 8 else "Read a longer text."
+    advice = "Choose a smaller budget." if min(n, method.budget) > 1 else "Read a longer text."
     if cuts_once(recorder.rules) and n_prefill < n:
         return (
             f"Nothing was dropped: the cut comes after the first {n_prefill} tokens, and the budget is {method.budget}. "
             + advice
         )
-    return f"Nothing was dropped: the text has {n} tokens and the budget is {method.budget}. {advice}"
+    return f"Nothing was dropped: the text has {n} {'token' if n == 1 else 'tokens'} and the budget is {method.budget}. {advice}"
 
 
 def _other_gate(pipeline: Pipeline, recorder: Recorder) -> list[str]:

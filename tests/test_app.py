@@ -89,6 +89,40 @@ def test_every_page_draws_the_bundled_example_without_a_model(app: AppTest, page
     assert all(figure["layout"]["template"]["layout"]["font"]["family"] for figure in figures(app))
 
 
+@pytest.mark.parametrize("page", ["tokens", "scores", "gate", "channels"])
+def test_a_text_of_one_token_is_drawn(app: AppTest, page: str, smollm: object) -> None:
+    app.query_params["pipeline"] = "eviction=a2sf(budget=64)"
+    app.query_params["text"] = "Hi"
+    app.run()
+    finish(app)
+    if page != "tokens":
+        open_page(app, page)
+    assert not app.exception
+    assert app.slider(key="step").disabled
+    assert "the text has 1 token and the budget is 64. Read a longer text." in said(app)
+
+
+def test_the_settings_stay_where_a_page_fails(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("a fault of a page")
+
+    monkeypatch.setattr("app.view_bar", fail)
+    app.run()
+    assert "a fault of a page" in app.exception[0].value
+    assert app.button(key="run")
+
+
+def test_a_file_that_is_refused_leaves_the_text_and_its_sentence_goes_with_the_next(app: AppTest) -> None:
+    app.run()
+    unfold(app, "upload")
+    app.text_area(key="prompt_text").set_value("my own text").run()
+    app.file_uploader(key="prompt_file").set_value(("empty.txt", b" ", "text/plain")).run()
+    assert "empty.txt is empty: give a file with some text. The text above is unchanged." in said(app)
+    assert app.text_area(key="prompt_text").value == "my own text"
+    app.text_area(key="prompt_text").set_value("another text").run()
+    assert "empty.txt" not in said(app)
+
+
 def test_charts_wait_until_the_browser_has_painted_the_page(app: AppTest) -> None:
     del app.session_state["painted"]
     app.run()
@@ -140,7 +174,11 @@ def test_choosing_a_layer_head_token_or_step_moves_every_figure(app: AppTest) ->
         (lambda at: at.number_input(key="A_a2sf_budget").set_value(-5), "budget is at least 1; got -5"),
         (lambda at: at.number_input(key="A_a2sf_recent").set_value(100), "above the budget of 64"),
         (lambda at: at.text_input(key="A_a2sf_forgetting_factor").set_value("1.5"), "lies between 0 and 1"),
-        (lambda at: at.text_input(key="A_a2sf_forgetting_factor").set_value("[0.1,"), "Cannot read the value"),
+        (
+            lambda at: at.text_input(key="A_a2sf_forgetting_factor").set_value("[0.1,"),
+            "Forgetting factor: cannot read the value",
+        ),
+        (lambda at: at.text_input(key="A_a2sf_forgetting_factor").set_value(""), "Forgetting factor: cannot read"),
         (lambda at: at.text_area(key="prompt_text").set_value("  "), "prompt is empty"),
     ],
     ids=[
@@ -149,6 +187,7 @@ def test_choosing_a_layer_head_token_or_step_moves_every_figure(app: AppTest) ->
         "protected above budget",
         "factor above 1",
         "factor unreadable",
+        "no factor",
         "empty prompt",
     ],
 )

@@ -153,7 +153,8 @@ FILES = {
     "binary.bin": (b"ab\x00cd", "binary.bin is a binary file: give plain text"),
     "latin.txt": ("café".encode("latin-1"), "latin.txt is not UTF-8 text: save it as plain text (UTF-8) first"),
     "utf16.txt": ("hello".encode("utf-16"), "utf16.txt is not UTF-8 text"),
-    "empty.txt": (b"", "the prompt is empty"),
+    "empty.txt": (b"", "empty.txt is empty: give a file with some text"),
+    "blank.txt": (b" \n", "blank.txt is empty"),
     "large.txt": (b"x" * (5 * 1024**2 + 1), "large.txt has 5 MB: give a text of at most 5 MB"),
 }
 

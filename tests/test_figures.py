@@ -237,13 +237,13 @@ def test_two_texts_are_not_compared() -> None:
 def test_a_contested_cell_has_the_colour_of_the_one_that_dropped_it() -> None:
     table = atlas.difference_table(trace(), other(), head=0)
     colours = cost.pair_colours(trace(), other())
-    figure = atlas.plot_difference(table, ("<A>", "<B>"), colours)
+    figure = atlas.plot_difference(table, colours)
     (cells,) = figure.select_traces(selector={"type": "heatmap"})
     same(cells.z[0], [NAN, 0, 0, 1, 1, 2, NAN, NAN])
     both, a, b = (_colour_at(cells, value) for value in (0, 1, 2))
     assert (a, b) == (method_colour("a2sf"), method_colour("h2o")) == colours
     assert both not in colours
-    assert list(cells.colorbar.ticktext) == ["both", "A only:<br>&lt;A&gt;", "B only:<br>&lt;B&gt;"]
+    assert list(cells.colorbar.ticktext) == ["both", "A only", "B only"]
 
 
 def _colour_at(cells: Any, value: float) -> str:
@@ -305,10 +305,9 @@ def test_a_window_of_the_strip_keeps_the_tokens_positions() -> None:
     assert table["state"].tolist() == ["dropped", "kept", "kept"]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_strip_figure_writes_each_token_once_in_the_colour_of_its_state(theme: str) -> None:
+def test_the_strip_figure_writes_each_token_once_in_the_colour_of_its_state() -> None:
     table = strip.strip_table(trace(tokens=HOSTILE), 0, 0, 5)
-    figure = strip.plot_strip(table, theme)
+    figure = strip.plot_strip(table)
     written: dict[int, str] = {}
     for data in figure.data:
         if data.mode != "text":
@@ -319,10 +318,18 @@ def test_the_strip_figure_writes_each_token_once_in_the_colour_of_its_state(them
             written[int(position)] = text
             assert table["state"][int(position)] == state
         if state != "kept":
-            assert data.textfont.color == getattr(STATE_STYLE[state], theme)
+            assert data.textfont.color == STATE_STYLE[state].light
     assert written == {i: plain(token) for i, token in enumerate(HOSTILE)}
     struck = layer_named(figure, "dropped: struck through")
     assert sum(x is None for x in struck.x) == 2, "a stroke for each of the two dropped tokens"
+
+
+def test_the_strip_has_fewer_tokens_to_a_line_and_more_height_in_a_narrow_column() -> None:
+    table = pd.concat([strip.strip_table(trace(tokens=["abcdefghi"] * 8), 0, 0, 0)] * 7)
+    (wide, low), (narrow, high) = (strip.paper_strip(table, width) for width in (5.5, 3.25))
+    lines = [len({y for data in figure.data if data.mode == "text" for y in data.y}) for figure in (wide, narrow)]
+    assert lines == [7, 14]  # 82 and 48 characters hold 8 and 4 words of 9 with their gaps
+    assert pytest.approx(high - low) == 0.16 * 7
 
 
 def test_the_strip_figure_breaks_lines_and_gives_wide_characters_room() -> None:
@@ -537,14 +544,11 @@ def plots(made: Trace) -> dict[str, go.Figure]:
     """Each plot of viz, of one trace; a plot that is missing here fails `test_every_plot_is_tried`."""
     beside = named("eviction=a2sf(budget=4)", tokens=made.tokens)
     table = atlas.atlas_table(made, "first", step=5)
-    names = (cost.label(made), cost.label(beside))
     values = {0.1: made, 0.9: beside}
     return {
         "plot_atlas": atlas.plot_atlas(table, n_prompt=6, step=5, selected=(0, 3)),
         "plot_overview": atlas.plot_overview(atlas.pooled_table(table, 4), (0, 4)),
-        "plot_difference": atlas.plot_difference(
-            atlas.difference_table(made, beside), names, cost.pair_colours(made, beside)
-        ),
+        "plot_difference": atlas.plot_difference(atlas.difference_table(made, beside), cost.pair_colours(made, beside)),
         "plot_strip": strip.plot_strip(strip.strip_table(made, 0, 0, 5)),
         "plot_scores": scores.plot_scores(scores.score_table(made, 0, 0, [0, 1, 2, 3, 4]), step=5),
         "plot_similarity": cost.plot_similarity(cost.similarity_table({"A": made, "B": beside}), "retained", 0),

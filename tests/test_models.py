@@ -201,7 +201,8 @@ def test_a_decoder_whose_attention_cannot_be_followed(config, sentence):
 
 def test_a_hub_id_offline():
     assert refused("somebody/no-such-model-here") == (
-        "somebody/no-such-model-here is not on this machine and the hub cannot be reached: go online, or give a local folder"
+        "the model somebody/no-such-model-here is not on this machine and the hub cannot be reached: go online, or give a "
+        "local folder"
     )
 
 
@@ -275,7 +276,7 @@ def test_a_checkpoint_that_brings_code_is_refused_and_its_code_does_not_run(save
     config = json.loads((saved / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "needs code of its own, which is never run: choose a model of a family" in refused(str(tmp_path))
+    assert "needs code of its own, never run here: choose a model of a family" in refused(str(tmp_path))
     assert not marker.exists()
 
 

@@ -40,6 +40,7 @@ class Origin:
 
 
 Runs = list[tuple[RunSpec, Trace]]
+Draw = Callable[[float], tuple[go.Figure, float | None]]  # (figure, its own height) for a width; inches
 
 
 def theme() -> Literal["light", "dark"]:
@@ -70,12 +71,12 @@ def show_figure(
         st.container(height=int(figure.layout.height or _HEIGHT), border=False)  # its place
     if on_click is not None:
         hear_clicks(key, on_click)
-    offer_figure(lambda: figure, table, name=name, caption=caption, read=read, sources=sources)
+    offer_figure(lambda width: (figure, None), table, name=name, caption=caption, read=read, sources=sources)
 
 
 @st.fragment
 def offer_figure(
-    draw: Callable[[], go.Figure],
+    draw: Draw,
     table: pd.DataFrame,
     *,
     name: str,
@@ -85,7 +86,7 @@ def offer_figure(
 ) -> None:
     """What stands below a figure that the caller shows in its own way: how to read it, its table and its downloads.
 
-    `draw` makes the figure for a file when one is asked for.
+    `draw` makes the figure for a file of a width in inches, when one is asked for, and tells its height where that is its own.
     """
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
         st.caption(read)
@@ -98,7 +99,13 @@ def offer_figure(
             _formats(draw, table, name, caption, sources if isinstance(sources, Origin) else of_runs(sources))
 
 
-def _formats(draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, caption: str, origin: Origin) -> None:
+def _formats(
+    draw: Draw,
+    table: pd.DataFrame,
+    name: str,
+    caption: str,
+    origin: Origin,
+) -> None:
     provenance = paper.Provenance(caption=caption, fields=origin.fields)
     width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
     rendered = paper.can_render()
@@ -106,7 +113,8 @@ def _formats(draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, capt
         st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
 
     def export(form: str) -> bytes:
-        return paper.export(draw(), table, form, provenance, width=paper.WIDTHS[width])
+        figure, height = draw(paper.WIDTHS[width])
+        return paper.export(figure, table, form, provenance, width=paper.WIDTHS[width], height=height)
 
     for form in paper.FORMATS:
         st.download_button(
@@ -128,8 +136,8 @@ def _formats(draw: Callable[[], go.Figure], table: pd.DataFrame, name: str, capt
 
 
 def of_runs(sources: Runs) -> Origin:
-    spec, trace = sources[0]
-    made, command = trace.provenance, _command(spec)
+    _, trace = sources[0]
+    made, command = trace.provenance, "\n".join(_command(own) for own, _ in sources)
     fields = {
         "model": made.model,
         "weights": made.fingerprint,
@@ -149,7 +157,7 @@ def of_runs(sources: Runs) -> Origin:
 
 
 def _command(spec: RunSpec) -> str:
-    """The command that computes the first run again; the prompt is read from a file."""
+    """The command that computes a run again; the prompt is read from a file."""
     verb = f"generate --max-new-tokens {spec.generate}" if spec.generate else "run"
     return (
         f'python -m sparsity_core {verb} --file prompt.txt --model {spec.model} --pipeline "{spec.pipeline}" '

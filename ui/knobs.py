@@ -40,7 +40,12 @@ def method_picker(letter: str, current: Method | None) -> str:
         with folded("More settings", f"{letter}_{name}_more") as opened:
             values |= {k.name: _widget(letter, cls, k, same, opened) for k in others}
     if "forgetting_factor" in values:
-        values["forgetting_factor"] = parse_value(values["forgetting_factor"])
+        try:
+            values["forgetting_factor"] = parse_value(values["forgetting_factor"])
+        except ValueError as error:
+            raise ValueError(
+                f"forgetting factor: {error}: write 0.3, [0.1, 0.3, …], or {{number: 0.9, other: 0.3}}"
+            ) from None
     return f"eviction={cls(**values)}"
 
 

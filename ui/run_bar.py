@@ -66,7 +66,7 @@ def follow_link() -> None:
     if st.session_state.get("followed"):
         return
     st.session_state.followed = True
-    if all(spec.model == EXAMPLE.model for spec in specs()) and not work.pending("run"):
+    if all(spec.model == EXAMPLE.model and spec.prompt.strip() for spec in specs()) and not work.pending("run"):
         st.session_state.wanted = specs()
         work.submit_specs("run", specs())
 
@@ -198,6 +198,7 @@ def _prompt(first: RunSpec) -> str:
         st.session_state.prompt_choice = next((n for n, p in PROMPTS.items() if p.text == first.prompt), _OWN)
 
     def choose() -> None:
+        st.session_state.pop("prompt_problem", None)
         if st.session_state.prompt_choice in PROMPTS:
             st.session_state.prompt_text = PROMPTS[st.session_state.prompt_choice].text
 
@@ -213,6 +214,7 @@ def _prompt(first: RunSpec) -> str:
             st.session_state.prompt_problem = str(error)
 
     def edit() -> None:
+        st.session_state.pop("prompt_problem", None)
         st.session_state.prompt_choice = next(
             (n for n, p in PROMPTS.items() if p.text == st.session_state.prompt_text), _OWN
         )

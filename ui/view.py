@@ -64,8 +64,9 @@ def view_bar(shown: list[Shown]) -> View:
     row.slider(
         "Step",
         0,
-        trace.n_tokens - 1,
+        max(1, trace.n_tokens - 1),  # a slider needs two ends
         key="step",
+        disabled=trace.n_tokens == 1,
         help="the query that is being read: prompt first, then what the model generates",
         width="stretch",
     )

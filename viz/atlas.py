@@ -247,7 +247,7 @@ def agreement(table: pd.DataFrame) -> pd.Series:
     return (both / either).fillna(1.0).rename("jaccard")
 
 
-def plot_difference(table: pd.DataFrame, names: tuple[str, str], colours: tuple[str, str]) -> go.Figure:
+def plot_difference(table: pd.DataFrame, colours: tuple[str, str]) -> go.Figure:
     """Contested tokens: cells that only A, or only B, has dropped. Cells on which both agree are faint or empty."""
     layers, positions = np.unique(table["layer"]), np.unique(table["position"])
     code = table["dropped_by"].map({"neither": np.nan, "both": 0.0, "A only": 1.0, "B only": 2.0})
@@ -265,7 +265,7 @@ def plot_difference(table: pd.DataFrame, names: tuple[str, str], colours: tuple[
         colorbar={
             "title": {"text": "dropped by", "side": "top"},
             "tickvals": [0, 1, 2],
-            "ticktext": ["both", f"A only:<br>{plain(names[0])}", f"B only:<br>{plain(names[1])}"],
+            "ticktext": ["both", "A only", "B only"],
         },
         hovertemplate="layer %{y}, token %{x}<extra></extra>",
     )

@@ -12,6 +12,7 @@ from sparsity_core.trace import Trace
 from viz.theme import STATE_STYLE, plain
 
 _COLUMNS = 84  # characters to a line
+_PER_INCH = 15  # of a paper's width
 _LEGEND = {
     "kept": "kept",
     "dropped": "dropped: struck through",
@@ -77,12 +78,19 @@ def _score(
     return score
 
 
-def plot_strip(table: pd.DataFrame, theme: str = "light") -> go.Figure:
+def paper_strip(table: pd.DataFrame, width: float) -> tuple[go.Figure, float]:
+    """The strip for a file so many inches wide, and the inches of height that its lines take."""
+    figure = plot_strip(table, columns=int(width * _PER_INCH))
+    low, high = figure.layout.yaxis.range
+    return figure, 0.4 + 0.16 * (high - low)
+
+
+def plot_strip(table: pd.DataFrame, columns: int = _COLUMNS) -> go.Figure:
     """The strip as a figure for papers: tokens in lines, a dropped one struck through, a protected one underlined."""
     x, y, line, column = [], [], 0, 0
     widths = [max(1, sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in t)) for t in table["token"]]
     for token, width in zip(table["token"], widths, strict=True):
-        if column + width > _COLUMNS and column:
+        if column + width > columns and column:
             line, column = line + 1, 0
         x.append(column)
         y.append(-line)
@@ -94,7 +102,7 @@ def plot_strip(table: pd.DataFrame, theme: str = "light") -> go.Figure:
         chosen = np.flatnonzero(table["state"].to_numpy() == state)
         if not chosen.size:
             continue
-        colour = look.dark if theme == "dark" else look.light
+        colour = look.light
         bars: list[float | None] = []
         heights: list[float | None] = []
         for i in chosen:
@@ -125,6 +133,6 @@ def plot_strip(table: pd.DataFrame, theme: str = "light") -> go.Figure:
             name=_LEGEND[state],
             hoverinfo="skip",
         )
-    figure.update_xaxes(visible=False, range=[-1, _COLUMNS + 1])
+    figure.update_xaxes(visible=False, range=[-1, columns + 1])
     figure.update_yaxes(visible=False, range=[-line - 0.8, 0.8])
     return figure.update_layout(height=90 + 22 * (line + 1))
