@@ -183,7 +183,7 @@ def test_two_that_drop_nothing_stand_side_by_side(tmp_path: Path) -> None:
         Store().put(replace(EXAMPLE, pipeline=pipeline), trace)
     at = opened(tmp_path, **{**PAIR, "pipeline": one, "beside": other})
     assert len(figures(at)) == 4
-    assert "Mean Jaccard index of the dropped sets over the layers: 1.00." in said(at)
+    assert "Mean Jaccard index of the dropped sets over the layers, 1 where they are the same: 1.00." in said(at)
 
 
 def test_both_lines_of_a_comparison_are_in_its_table(tmp_path: Path) -> None:
@@ -266,11 +266,11 @@ def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
         ("1.5", "lies between 0 and 1; got 1.5"),
         ("-0.1", "lies between 0 and 1; got -0.1"),
         ("nan", "lies between 0 and 1; got 'nan'"),
-        ("", "Cannot read the value ''"),
-        ("[0.1,", "Cannot read the value"),
+        ("", "Forgetting factor: cannot read the value ''"),
+        ("[0.1,", "Forgetting factor: cannot read the value"),
         ("{verb: 0.3}", "'verb' is no token class"),
-        ("__import__('os').remove('x')", "Cannot read the value"),
-        ("[" * 300, "Cannot read the value"),
+        ("__import__('os').remove('x')", "Forgetting factor: cannot read the value"),
+        ("[" * 300, "Forgetting factor: cannot read the value"),
     ],
 )
 def test_a_forgetting_factor_that_is_none_loses_no_other_setting(tmp_path: Path, factor: str, sentence: str) -> None:
