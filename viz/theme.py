@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -243,6 +244,7 @@ PAPER = _template(
 )
 
 _TEMPLATES = {"light": LIGHT, "dark": DARK, "paper": PAPER}
+_NAME = 42  # characters of a legend's line, as a column of 3 inches holds them
 _SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
 
 
@@ -261,6 +263,11 @@ def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_pla
             layout[name] = None
         layout.updatemenus = layout.sliders = ()
         _fit_annotations(styled)
+        for trace in styled.data:
+            if trace.name:
+                trace.name = "<br>".join(
+                    textwrap.wrap(trace.name, _NAME, break_long_words=False, break_on_hyphens=False)
+                )
     elif layout.title.text and layout.margin.t is None:
         layout.margin.t = 72  # the title above the legend
     layout.template = _TEMPLATES[theme]
