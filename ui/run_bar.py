@@ -122,8 +122,8 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     if not prompt.strip():
         problems.append("The prompt is empty: type some text, or choose one from the library.")
     tokens = _count(model, prompt)
-    counted = f"{tokens:,} token{'' if tokens == 1 else 's'}"
-    st.caption(counted if tokens else f"about {max(1, len(prompt) // 4):,} tokens (exact once it is run)")
+    about = f"about {max(1, len(prompt) // 4):,} tokens (exact once it is run)"
+    st.caption(f"{tokens:,} token{'' if tokens == 1 else 's'}" if tokens else about)
     pipelines = [pipeline("A", Pipeline.parse(first.pipeline))]
     second = specs()[1] if len(specs()) > 1 else None
     if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
