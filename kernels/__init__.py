@@ -4,7 +4,7 @@ Each operation is a folder: `reference.py` reads as the equation and runs anywhe
 and `__init__.py` checks the arguments and chooses between them.
 """
 
-from kernels.dispatch import NEVER
+from kernels.dispatch import LATE, NEVER
 from kernels.evict_scan import EvictScan, evict_scan
 from kernels.flash_column_score import ColumnScore, flash_column_score
 from kernels.gated_attention import GatedAttention, gate_drops, gated_attention
@@ -12,6 +12,7 @@ from kernels.label_scores import Labels, dequantise, label_scores, quantise
 from kernels.sparse_decode import sparse_decode
 
 __all__ = [
+    "LATE",
     "NEVER",
     "ColumnScore",
     "EvictScan",

@@ -10,6 +10,7 @@ import torch
 Backend = Literal["auto", "reference", "triton"]
 BACKENDS = ("auto", "reference", "triton")
 REDUCTIONS = ("sum", "mean", "max")
+LATE = 1e30  # above any score, of a key that goes only where there is no other
 NEVER = 2**31 - 1  # of a key that no query drops; not the length: a key that the last query drops is gone too
 
 

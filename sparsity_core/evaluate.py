@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsity_core.method import Pipeline
 from sparsity_core.models import Model
-from sparsity_core.run import run, whole
+from sparsity_core.run import pipeline_of, run, whole
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def perplexity(
 
     Raises ValueError for a text shorter than one block, or a block that the model cannot read.
     """
-    pipeline = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline()
+    pipeline = pipeline_of(pipeline)
     block = whole("block", block)
     if not 2 <= block <= model.arch.max_positions:
         raise ValueError(

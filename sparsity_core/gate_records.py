@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def recipe_of(path: str | Path) -> dict[str, Any] | None:
 
 def command_of(recipe: dict[str, Any]) -> str:
     """The command that trains a gate of this recipe again, given its text and the gate that it went on from."""
-    said = [f"python -m sparsity_core train dcp --model {recipe['model']}"]
+    said = [f"python -m sparsity_core train dcp --model {quote(recipe['model'])}"]
     for item in fields(Training):
         value, flag = recipe[item.name], f"--{item.name.replace('_', '-')}"
         if isinstance(item.default, bool):

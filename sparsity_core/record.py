@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import NEVER, evict_scan, flash_column_score, gate_drops
+from kernels import LATE, NEVER, evict_scan, flash_column_score, gate_drops
 from sparsity_core.method import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
 from sparsity_core.seam import Enough, attention_input
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sparsity_core.reading import Reading
 
 UNLIMITED = NEVER  # a budget that no text reaches
-_LATE = 1e30  # above any score
 
 
 @dataclass
@@ -269,7 +268,7 @@ class Recorder:
             votes[..., n - rule.recent :] = score[..., n - rule.recent :]
         ranked = votes.clone()
         # Above every vote and below what is protected, the oldest first to go where there is no room for all.
-        ranked[..., n - rule.recent :] = _LATE * (1 + torch.arange(rule.recent, device=k.device) / n)
+        ranked[..., n - rule.recent :] = LATE * (1 + torch.arange(rule.recent, device=k.device) / n)
         ranked[..., : rule.n_sink] = float("inf")
         if self._protected is not None:
             ranked[..., self._protected[:n].to(ranked.device)] = float("inf")
@@ -282,7 +281,7 @@ class Recorder:
             if state.steps[i] == n - 1:
                 state.snapshots[:, :, i, :n] = votes.float().masked_fill(dropped, float("nan"))
         lowest = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
-        state.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= _LATE), float("nan"))
+        state.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= LATE), float("nan"))
         state.positions, state.score = kept, score.gather(2, kept)
         self._shrink(layer, k, v, kept)
         return result.out
@@ -378,7 +377,7 @@ class Recorder:
 
     def _state(self, layer: int, k: torch.Tensor) -> LayerState:
         if layer not in self._states:
-            # In the heap between a forward's own blocks, what stays would keep what they leave from being used again.
+            # On a CPU all at once, before the forward: lying between its large blocks they would split the room these leave.
             for i in range(len(self.rules)) if k.device.type == "cpu" else [layer]:
                 self._states[i] = self._new_state(i, k.shape[1], k.device)
         return self._states[layer]

@@ -62,7 +62,7 @@ def run(
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
-    pipeline, seed = _pipeline(pipeline), whole("seed", seed)
+    pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
     method = _eviction_of(pipeline)
     ids = _ids(model, prompt)
     _check(model, ids, seed)
@@ -129,7 +129,7 @@ def generate(
     """
     from transformers import DynamicCache
 
-    pipeline, seed = _pipeline(pipeline), whole("seed", seed)
+    pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
     max_new_tokens = whole("max_new_tokens", max_new_tokens)
     method = _eviction_of(pipeline)
     if max_new_tokens < 1:
@@ -347,7 +347,8 @@ def _ids(model: Model, prompt: Any) -> list[int]:
         raise ValueError("a prompt is a text, or a flat list of token ids: give one text at a time") from None
 
 
-def _pipeline(given: Any) -> Pipeline:
+def pipeline_of(given: Any) -> Pipeline:
+    """A Pipeline, or the one that a text spells; the dense one for None. Raises ValueError for what is neither."""
     if given is None or isinstance(given, str):
         return Pipeline() if given is None else Pipeline.parse(given)
     if not isinstance(given, Pipeline):

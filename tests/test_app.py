@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from streamlit.testing.v1 import AppTest
 
 from sparsity_core import run
 from sparsity_core.store import Store
+from sparsity_core.trace import RunSpec
 from tests import tiny
 from tests.server import cache_with_models
+from ui import figure
 from ui.literal import code
 from ui.session import EXAMPLE
 
@@ -325,6 +328,19 @@ def test_no_text_of_a_user_is_ever_rendered_as_html() -> None:
             path
         )
         assert "`{" not in code, f"{path}: a backtick in the text would end such a code span"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["$(touch ran)", "`touch ran`", '"; touch ran; "', "'; touch ran; '", "x\ntouch ran"]
+)
+def test_a_command_that_is_shown_runs_nothing_that_a_link_brought(hostile: str) -> None:
+    spec = RunSpec(model=hostile, prompt="p", pipeline=hostile, device=hostile, dtype=hostile)
+    words = shlex.split(figure._command(spec), posix=True)
+    assert words[:4] == ["python", "-m", "sparsity_core", "run"]
+    given = dict(zip(words[4::2], words[5::2], strict=True))
+    assert [given[f"--{name}"] for name in ("model", "pipeline", "device", "dtype")] == [hostile] * 4
+    for path in [*(ROOT / "ui").glob("*.py"), *(ROOT / "sparsity_core").glob("*_records.py")]:
+        assert not re.search(r"--(model|pipeline|weights|device|dtype) \"?\{(?!quote\()", path.read_text()), path
 
 
 @pytest.mark.parametrize("text", ["a2sf(budget=64)", "a `b", "``` ![x](https://example.org/x.png) `", "`"])

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -187,8 +188,8 @@ def origin(item: Shown, choice: Choice, calibrated: Channels) -> Origin:
     """What stands behind a figure of channels."""
     spec = item.spec
     command = (
-        f"python -m sparsity_core calibrate --model {spec.model} --device {spec.device} --dtype {spec.dtype} "
-        "--out channels"
+        f"python -m sparsity_core calibrate --model {quote(spec.model)} --device {quote(spec.device)} "
+        f"--dtype {quote(spec.dtype)} --out channels"
     )
     fields = {
         "model": spec.model,

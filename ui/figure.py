@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import Any, Literal
 
 import pandas as pd
@@ -99,13 +100,7 @@ def offer_figure(
             _formats(draw, table, name, caption, sources if isinstance(sources, Origin) else of_runs(sources))
 
 
-def _formats(
-    draw: Draw,
-    table: pd.DataFrame,
-    name: str,
-    caption: str,
-    origin: Origin,
-) -> None:
+def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: Origin) -> None:
     provenance = paper.Provenance(caption=caption, fields=origin.fields)
     width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
     rendered = paper.can_render()
@@ -157,9 +152,9 @@ def of_runs(sources: Runs) -> Origin:
 
 
 def _command(spec: RunSpec) -> str:
-    """The command that computes a run again; the prompt is read from a file."""
+    """The command that computes a run again; the prompt is read from a file. What a link may have brought is quoted."""
     verb = f"generate --max-new-tokens {spec.generate}" if spec.generate else "run"
     return (
-        f'python -m sparsity_core {verb} --file prompt.txt --model {spec.model} --pipeline "{spec.pipeline}" '
-        f"--seed {spec.seed} --device {spec.device} --dtype {spec.dtype} --out results"
+        f"python -m sparsity_core {verb} --file prompt.txt --model {quote(spec.model)} --pipeline {quote(spec.pipeline)} "
+        f"--seed {spec.seed} --device {quote(spec.device)} --dtype {quote(spec.dtype)} --out results"
     )

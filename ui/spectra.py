@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -357,8 +358,8 @@ def _live(key: str, matrix: str, _grams: LayerGrams, _kept: np.ndarray) -> Layer
 def origin(choice: Choice) -> Origin:
     """What stands behind a figure of weights."""
     command = (
-        f'python -m sparsity_core compress --model {choice.spec.model} --weights "{choice.method}" '
-        f"--device {choice.spec.device} --dtype {choice.spec.dtype} --out results"
+        f"python -m sparsity_core compress --model {quote(choice.spec.model)} --weights {quote(str(choice.method))} "
+        f"--device {quote(choice.spec.device)} --dtype {quote(choice.spec.dtype)} --out results"
     )
     fields = {
         "model": choice.spec.model,

@@ -264,7 +264,7 @@ def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_pla
         layout.updatemenus = layout.sliders = ()
         _fit_annotations(styled)
         for trace in styled.data:
-            if trace.name:
+            if trace.name and len(trace.name) > _NAME:
                 trace.name = "<br>".join(
                     textwrap.wrap(trace.name, _NAME, break_long_words=False, break_on_hyphens=False)
                 )

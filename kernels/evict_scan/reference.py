@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels.dispatch import NEVER
+from kernels.dispatch import LATE, NEVER
 from kernels.rows import accumulator_dtype, attend, decayed_sums, logits
 
-_LATE = 1e30  # above any score
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
 Values = float | torch.Tensor
@@ -232,7 +231,7 @@ class _Block:
         def order(choice: np.ndarray, recent: int) -> np.ndarray:
             n = choice.shape[-1]
             own, query = positions[..., :n], positions[..., n - 1 : n]
-            ranked = np.where(own > query - recent, _LATE * (1.0 + own / NEVER), choice)
+            ranked = np.where(own > query - recent, LATE * (1.0 + own / NEVER), choice)
             ranked[stays[..., :n]] = np.inf
             ranked[until[..., :n] <= query] = -np.inf
             ranked[choice == np.inf] = np.inf  # gone before
