@@ -9,21 +9,21 @@ from pathlib import Path
 
 from benchmarks.measure import machine, save
 
-_ALL = ("kernels", "tracing", "app", "weights", "decode", "quality", "gate")
+ALL_HEADS = ("kernels", "tracing", "app", "weights", "decode", "quality", "gate")
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_ALL)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL_HEADS)}")
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="the folder of evaluation texts; absent: skipped"
     )
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.names) - set(_ALL))
+    unknown = sorted(set(options.names) - set(ALL_HEADS))
     if unknown:
-        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(_ALL)}")
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(ALL_HEADS)}")
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    for name in options.names or _ALL:
+    for name in options.names or ALL_HEADS:
         rows = importlib.import_module(f"benchmarks.{name}").main(options.data)
         if rows:
             save(name, rows)

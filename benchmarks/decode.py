@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Row, ratio
-from sparsity_core.selection import LabelSelector, decode_selected
+from sparsity_core.attention import decode_selected
+from sparsity_core.methods.decode.double_sparsity.labels import LabelSelector
 
 _RUNS = 21
 _CPU_BYTES = 2e8  # of keys and values in all layers, so that a layer's are not in the processor's caches when it comes

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from benchmarks.measure import Row
 from sparsity_core import Pipeline, generate, load, methods, run
-from sparsity_core.gate_records import family
+from sparsity_core.methods.gate.dcp.records import family
 from sparsity_core.models import Model
 
 _BLOCK, _BLOCKS = 1024, 4

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from sparselens_kernels import evict_scan, flash_column_score
 
 from benchmarks.measure import Row, ratio
-from kernels import evict_scan, flash_column_score
 
 
 def main(data: Path) -> list[Row]:

@@ -9,8 +9,8 @@ from benchmarks.measure import Row
 from sparsity_core import load, methods
 from sparsity_core.evaluate import perplexity
 from sparsity_core.models import Model
-from sparsity_core.recover import recover
-from sparsity_core.spectra_study import RATIO, contenders
+from sparsity_core.studies import RATIO, contenders
+from sparsity_core.weights import recover
 
 _BLOCKS = 4
 _CONVENTION = f"WikiText-2 test, first {_BLOCKS} blocks of 2,048 tokens, no BOS"

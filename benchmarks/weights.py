@@ -13,11 +13,10 @@ import torch
 from benchmarks.measure import Row, ratio, seconds
 from benchmarks.tracing import _ids, _plain
 from sparsity_core import load, methods
-from sparsity_core.ffn import feed_forwards
+from sparsity_core.methods.weights.prunenet.training import train_policy
 from sparsity_core.models import Model
-from sparsity_core.policy import train_policy
-from sparsity_core.spectra_study import kept_neurons, layer_grams
-from sparsity_core.spectrum import each_spectrum, singular_values
+from sparsity_core.studies import kept_neurons, layer_grams
+from sparsity_core.weights import each_spectrum, feed_forwards, singular_values
 
 _RUNS = 5
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sparsity_core.channel_records import Channels, Read
-from sparsity_core.method import Pipeline
+from sparsity_core.kinds import Pipeline
+from sparsity_core.methods.decode.double_sparsity.channels import Channels
+from sparsity_core.studies import Read
 from ui import channels as ui
 from ui import work
 from ui.channels import Choice

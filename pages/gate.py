@@ -8,8 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from sparsity_core.gate_records import Training, command_of
-from sparsity_core.method import GateMethod
+from sparsity_core.kinds import GateMethod
+from sparsity_core.methods.gate.dcp.records import Training, command_of
 from ui import gate as ui
 from ui import work
 from ui.entry import start_from_app

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sparsity_core import spectra_study
-from sparsity_core.spectra_study import WeightStudy
+from sparsity_core import studies
+from sparsity_core.studies import WeightStudy
 from ui import spectra as ui
 from ui import work
 from ui.entry import start_from_app
@@ -62,7 +62,7 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     elif ranked is not None:
         ui.begin_layer(choice)
         work.watch("layer", ui.tell_problems)
-        return spectra_study.kept_neurons(ranked.importance[choice.layer], choice.ratio)
+        return studies.kept_neurons(ranked.importance[choice.layer], choice.ratio)
     else:
         _offer(choice, "What this method does to this model has not been computed here yet.")
         work.watch("layer", ui.tell_problems)
@@ -155,7 +155,7 @@ def _neurons(choice: Choice, kept: np.ndarray | None) -> None:
 
 
 def _training(choice: Choice) -> None:
-    history = spectra_study.find_history(choice.uncut.fingerprint, choice.method)
+    history = studies.find_history(choice.uncut.fingerprint, choice.method)
     if history is None:
         return
     st.subheader("How the policy learned")
@@ -171,21 +171,21 @@ def _training(choice: Choice) -> None:
 
 
 def _comparison(choice: Choice) -> None:
-    ratio = choice.ratio or spectra_study.RATIO
-    wanted = list(dict.fromkeys([*spectra_study.contenders(ratio), spectra_study.at_ratio(choice.method, ratio)]))
-    studies = {str(m): s for m in wanted if (s := ui.study_of(choice.who, m)) and not np.isnan(s.perplexity)}
-    missing = [m for m in wanted if str(m) not in studies]
+    ratio = choice.ratio or studies.RATIO
+    wanted = list(dict.fromkeys([*studies.contenders(ratio), studies.at_ratio(choice.method, ratio)]))
+    measured = {str(m): s for m in wanted if (s := ui.study_of(choice.who, m)) and not np.isnan(s.perplexity)}
+    missing = [m for m in wanted if str(m) not in measured]
     st.subheader(f"Every method at a ratio of {ratio:.0%}: what D tells of the cost")
-    if studies:
-        table = spectra.comparison_table(list(studies.values()), choice.matrix)
+    if measured:
+        table = spectra.comparison_table(list(measured.values()), choice.matrix)
         show_figure(
             spectra.plot_comparison(table, choice.matrix, str(choice.method)),
             table,
             name="comparison",
             caption=f"Rise in perplexity against mean D of {choice.matrix}, at a ratio of {ratio:g}. "
-            f"Perplexity on {next(iter(studies.values())).convention}.",
+            f"Perplexity on {next(iter(measured.values())).convention}.",
             read="Down is cheaper, left is closer to the whole spectrum. A random cut is what the others have to beat; "
-            f"bars are the extremes of its seeds. Perplexity on {next(iter(studies.values())).convention}.",
+            f"bars are the extremes of its seeds. Perplexity on {next(iter(measured.values())).convention}.",
             sources=ui.origin(choice),
         )
     if missing and not work.pending("comparison"):

@@ -26,13 +26,14 @@ settings.register_profile("sparselens", deadline=None, derandomize=bool(os.envir
 settings.load_profile("sparselens")
 
 if TYPE_CHECKING:
-    from sparsity_core.models import Model
+    from sparsity_core.models.model import Model
 
 
 @pytest.fixture(scope="session")
 def smollm() -> Model:
     """The embedded model in float32 on the CPU, whatever else the machine has."""
-    from sparsity_core.models import ModelError, load
+    from sparsity_core.models.loading import load
+    from sparsity_core.models.model import ModelError
 
     try:
         model = load(device="cpu", dtype="float32")

@@ -28,7 +28,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from sparsity_core.models import Model, wrap
+from sparsity_core.models.loading import wrap
+from sparsity_core.models.model import Model
 
 END, PAD = 256, 257
 WINDOW = 8  # of the sliding-window layers: shorter than every test's text

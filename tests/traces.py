@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_core.trace import Provenance, RunSpec, Trace
+from sparsity_core.record.provenance import Provenance
+from sparsity_core.record.spec import RunSpec
+from sparsity_core.record.trace import Trace
 
 TOKENS = ["The", "·cat", "·sat", "·on", "·the", "·mat", ".", "↵"]
 # What a page must show as it is: markup, entities, TeX, hover variables, right-to-left text, an emoji, a control's picture.

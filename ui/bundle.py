@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from sparsity_core import spectra_study
-from sparsity_core.channel_records import ASSETS
-from sparsity_core.run import execute
-from sparsity_core.store import Store, key_of
+from sparsity_core import studies
+from sparsity_core.inference import execute
+from sparsity_core.methods.decode.double_sparsity.channels import ASSETS
+from sparsity_core.record import Store, key_of
 from ui.session import EXAMPLE
 from ui.spectra import RATIOS, example_method
 from ui.sweeps import sweep_specs
@@ -38,24 +38,24 @@ def make_studies() -> None:
     from sparsity_core.models import load
 
     model = load(EXAMPLE.model, device="cpu", dtype="float32")
-    folder, found = spectra_study.ASSETS, (model.fingerprint, model.dtype_name)
+    folder, found = studies.SHIPPED_SPECTRA, (model.fingerprint, model.dtype_name)
     for path in folder.glob("*/*.npz"):
         path.unlink()
-    problems = [spectra_study.keep(spectra_study.study_uncut(model), *found, folder)]
-    example, dense, contenders = example_method(), None, spectra_study.contenders(spectra_study.RATIO)
-    defaults = {str(spectra_study.at_ratio(type(m)(), spectra_study.RATIO)) for m in contenders}
+    problems = [studies.keep_record(studies.study_uncut(model), *found, folder)]
+    example, dense, contenders = example_method(), None, studies.contenders(studies.RATIO)
+    defaults = {str(studies.at_ratio(type(m)(), studies.RATIO)) for m in contenders}
     for method in contenders:
-        study, ranked = spectra_study.study(model, method, dense=dense)
+        study, ranked = studies.study(model, method, dense=dense)
         dense = study.dense_perplexity
-        problems.append(spectra_study.keep(study if method == example else study.light(), *found, folder))
+        problems.append(studies.keep_record(study if method == example else study.light(), *found, folder))
         if ranked is not None and ranked.method in defaults:  # one seed of a random baseline is enough
-            problems.append(spectra_study.keep(ranked, *found, folder))
+            problems.append(studies.keep_record(ranked, *found, folder))
         print(f"{method}  perplexity {study.perplexity:.2f} from {dense:.2f}")
     for ratio in RATIOS:
-        method = spectra_study.at_ratio(example, ratio)
+        method = studies.at_ratio(example, ratio)
         if method != example:
-            study, _ = spectra_study.study(model, method, perplexity=False)
-            problems.append(spectra_study.keep(study.light(), *found, folder))
+            study, _ = studies.study(model, method, perplexity=False)
+            problems.append(studies.keep_record(study.light(), *found, folder))
             print(method)
     for problem in filter(None, problems):
         raise SystemExit(problem)
@@ -63,9 +63,9 @@ def make_studies() -> None:
 
 def make_channels() -> None:
     """The embedded model's calibration, with how far other stretches of the text agree with it."""
-    from sparsity_core.channel_study import stability
-    from sparsity_core.channels import calibrate
+    from sparsity_core.methods.decode.double_sparsity.calibration import calibrate
     from sparsity_core.models import load
+    from sparsity_core.studies import stability
 
     model = load(EXAMPLE.model, device="cpu", dtype="float32")
     found = calibrate(model)

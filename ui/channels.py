@@ -13,18 +13,10 @@ import pandas as pd
 import streamlit as st
 
 from sparsity_core import methods
-from sparsity_core.channel_records import (
-    SHARES,
-    STATISTICS,
-    Channels,
-    ChannelStudy,
-    Read,
-    channel_counts,
-    find_channels,
-)
-from sparsity_core.method import Pipeline
-from sparsity_core.store import key_of
-from sparsity_core.trace import RunSpec, Trace
+from sparsity_core.kinds import Pipeline
+from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels, find_channels
+from sparsity_core.record import RunSpec, Trace, key_of
+from sparsity_core.studies import SHARES, ChannelStudy, Read, channel_counts
 from ui import work
 from ui.figure import Origin
 from ui.session import Shown, trace_of
@@ -103,11 +95,11 @@ def overlaps(key: str, _calibrated: Channels, r: int) -> pd.DataFrame:
 
 
 def study_of(item: Shown) -> ChannelStudy | None:
-    return _known().get(_study_key(item))
+    return known_values().get(_study_key(item))
 
 
 def read_of(item: Shown, layer: int, choice: Choice) -> Read | None:
-    return _known().get(_read_key(item, layer, choice))
+    return known_values().get(_read_key(item, layer, choice))
 
 
 def calibrate_model(item: Shown) -> None:
@@ -116,14 +108,14 @@ def calibrate_model(item: Shown) -> None:
 
 def study_text(item: Shown) -> None:
     key = _study_key(item)
-    work.submit("channels", {key: partial(_study, item.spec, _ids(item), key, _known())})
+    work.submit("channels", {key: partial(_study, item.spec, _ids(item), key, known_values())})
 
 
 def look_at_layer(shown: list[Shown], layer: int, choice: Choice) -> None:
     keys = {_read_key(item, layer, choice): item for item in shown}
     work.submit(
         "reads",
-        {key: partial(_look, item.spec, _ids(item), layer, choice, key, _known()) for key, item in keys.items()},
+        {key: partial(_look, item.spec, _ids(item), layer, choice, key, known_values()) for key, item in keys.items()},
     )
 
 
@@ -203,7 +195,7 @@ def origin(item: Shown, choice: Choice, calibrated: Channels) -> Origin:
 
 
 @st.cache_resource(show_spinner=False)
-def _known() -> dict[str, Any]:
+def known_values() -> dict[str, Any]:
     """Studies and looks of this process, the last ones."""
     return {}
 
@@ -229,15 +221,15 @@ def _ids(item: Shown) -> tuple[int, ...]:
 
 def _model(spec: RunSpec, progress: Callable[[float, str], None]) -> Any:
     """The model of a spec, its weights pruned as the spec says."""
+    from sparsity_core.inference import pruned
     from sparsity_core.models import load
-    from sparsity_core.run import pruned
 
     progress(0.0, f"loading {spec.model}")
     return pruned(load(spec.model, device=spec.device, dtype=spec.dtype), Pipeline.parse(spec.pipeline), progress)
 
 
 def _calibrate(spec: RunSpec, progress: Callable[[float, str], None]) -> None:
-    from sparsity_core.channels import channels_for
+    from sparsity_core.methods.decode.double_sparsity.calibration import channels_for
 
     channels_for(_model(replace(spec, pipeline="dense"), progress), progress=progress)
 
@@ -245,7 +237,7 @@ def _calibrate(spec: RunSpec, progress: Callable[[float, str], None]) -> None:
 def _study(
     spec: RunSpec, ids: tuple[int, ...], key: str, known: dict[str, Any], progress: Callable[[float, str], None]
 ) -> None:
-    from sparsity_core.channel_study import study_channels
+    from sparsity_core.studies import study_channels
 
     _keep(key, study_channels(_model(spec, progress), ids, progress=progress), known)
 
@@ -259,7 +251,7 @@ def _look(
     known: dict[str, Any],
     progress: Callable[[float, str], None],
 ) -> None:
-    from sparsity_core.channel_study import read_at
+    from sparsity_core.studies import read_at
 
     model = _model(spec, progress)
     _keep(

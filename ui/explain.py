@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sparsity_core.method import Method, Pipeline
+from sparsity_core.kinds import Method, Pipeline
 from ui.session import Shown
 
 

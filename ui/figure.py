@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from sparsity_core.trace import RunSpec, Trace
+from sparsity_core.record import RunSpec, Trace
 from ui.clicks import hear_clicks
 from ui.first_look import painted
 from ui.literal import literal

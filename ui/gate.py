@@ -13,10 +13,11 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core import methods
-from sparsity_core.gate_records import GateLook, Training, family, recipe_of
-from sparsity_core.method import GateMethod, Pipeline
-from sparsity_core.store import cache_dir, key_of
-from sparsity_core.trace import RunSpec
+from sparsity_core.kinds import GateMethod, Pipeline
+from sparsity_core.methods.gate.dcp.records import Training, family, recipe_of
+from sparsity_core.record import RunSpec, key_of
+from sparsity_core.studies import GateLook
+from sparsity_core.work import cache_dir
 from ui import work
 from ui.session import Shown, trace_of
 from viz.gate import point_of
@@ -44,7 +45,7 @@ def recipe_used(method: GateMethod) -> dict[str, Any] | None:
 
 
 def look_of(item: Shown, layer: int, window: tuple[int, int]) -> GateLook | None:
-    return _known().get(_look_key(item, layer, window))
+    return known_values().get(_look_key(item, layer, window))
 
 
 def was_asked(item: Shown, layer: int, window: tuple[int, int]) -> bool:
@@ -55,7 +56,7 @@ def was_asked(item: Shown, layer: int, window: tuple[int, int]) -> bool:
 def look_at(item: Shown, layer: int, window: tuple[int, int]) -> None:
     key = _look_key(item, layer, window)
     st.session_state["gate look"] = key
-    work.submit("gate_look", {key: partial(_look, item, layer, window, key, _known())})
+    work.submit("gate_look", {key: partial(_look, item, layer, window, key, known_values())})
 
 
 def _look_key(item: Shown, layer: int, window: tuple[int, int]) -> str:
@@ -63,7 +64,7 @@ def _look_key(item: Shown, layer: int, window: tuple[int, int]) -> str:
 
 
 @st.cache_resource(show_spinner=False)
-def _known() -> dict[str, Any]:
+def known_values() -> dict[str, Any]:
     """Looks of this process, the last ones."""
     return {}
 
@@ -76,8 +77,8 @@ def _look(
     known: dict[str, Any],
     progress: Callable[[float, str], None],
 ) -> None:
-    from sparsity_core.gate_study import look_at_gate
     from sparsity_core.models import load
+    from sparsity_core.studies import look_at_gate
 
     spec = item.spec
     progress(0.0, f"loading {spec.model}")
@@ -167,7 +168,7 @@ def _train(
     curve: dict[str, Any],
     progress: Callable[[float, str], None],
 ) -> None:
-    from sparsity_core.gate_training import train_gate
+    from sparsity_core.methods.gate.dcp.training import train_gate
     from sparsity_core.models import load
 
     progress(0.0, f"loading {spec.model}")

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core import methods
-from sparsity_core.method import Method, Pipeline, parse_value
+from sparsity_core.kinds import Method, Pipeline, parse_value
 
 DENSE = "dense"
 WHOLE = "none"

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from sparsity_core.files import read_text
-from sparsity_core.jobs import Job, explain
-from sparsity_core.method import Method, Pipeline
-from sparsity_core.prompts import PROMPTS
-from sparsity_core.store import cache_dir
-from sparsity_core.trace import RunSpec
+from sparsity_core.kinds import Method, Pipeline
+from sparsity_core.models import PROMPTS
+from sparsity_core.record import RunSpec
+from sparsity_core.work import Job, cache_dir, explain, read_text
 from ui import work
 from ui.first_look import painted
 from ui.knobs import DENSE, aside_picker, folded, held, joined, keep_settings, method_picker

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sparsity_core.jobs import Job
-from sparsity_core.method import Pipeline
-from sparsity_core.store import key_of
-from sparsity_core.trace import Trace
+from sparsity_core.kinds import Pipeline
+from sparsity_core.record import Trace, key_of
+from sparsity_core.work import Job
 from ui import work
 from ui.session import Shown
 from ui.view import View
@@ -49,8 +48,8 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
         return filled[key]
 
     def compute(progress):  # type: ignore[no-untyped-def]
+        from sparsity_core.inference import refill
         from sparsity_core.models import load
-        from sparsity_core.run import refill
 
         progress(0.1, f"loading {item.spec.model}")
         model = load(item.spec.model, device=item.spec.device, dtype=item.spec.dtype)

@@ -9,11 +9,10 @@ from typing import Any
 
 import streamlit as st
 
-from sparsity_core.jobs import explain
-from sparsity_core.method import Pipeline
-from sparsity_core.prompts import PROMPTS
-from sparsity_core.store import Store, keep_prompt, kept_prompt, key_of
-from sparsity_core.trace import RunSpec, Trace
+from sparsity_core.kinds import Pipeline
+from sparsity_core.models import PROMPTS
+from sparsity_core.record import RunSpec, Store, Trace, key_of
+from sparsity_core.work import explain, keep_prompt, kept_prompt
 
 EXAMPLE = RunSpec(
     model="smollm2-135m",

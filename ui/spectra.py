@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from sparsity_core import methods, spectra_study
-from sparsity_core.jobs import Job, explain
-from sparsity_core.method import Pipeline, WeightMethod
-from sparsity_core.spectra_study import LayerCut, LayerGrams, Ranked, Uncut, WeightStudy
-from sparsity_core.trace import RunSpec
+from sparsity_core import methods, studies
+from sparsity_core.kinds import Pipeline, WeightMethod
+from sparsity_core.record import RunSpec
+from sparsity_core.studies import LayerCut, LayerGrams, Ranked, Uncut, WeightStudy
+from sparsity_core.work import Job, explain
 from ui import work
 from ui.figure import Origin
 from ui.knobs import knob_widgets
@@ -54,9 +54,9 @@ class Choice:
 
 def example_method() -> WeightMethod:
     """What the page opens on: the trained policy where one ships, else the best ranking that needs none."""
-    trained = any((spectra_study.ASSETS.parent / "policies").glob("*.json"))
+    trained = any((studies.SHIPPED_SPECTRA.parent / "policies").glob("*.json"))
     name = "prunenet" if trained and "prunenet" in methods.names("weights") else "leverage"
-    return spectra_study.at_ratio(methods.get(name)(), spectra_study.RATIO)  # type: ignore[arg-type]
+    return studies.at_ratio(methods.get(name)(), studies.RATIO)  # type: ignore[arg-type]
 
 
 def hold_choices(on_page: bool) -> None:
@@ -128,7 +128,7 @@ def _fill_in(uncut: Uncut) -> None:
         method = _linked()
         st.session_state["spectra linked"] = method
         st.session_state.S_method = method.name
-        st.session_state.S_ratio = float(getattr(method, "ratio", spectra_study.RATIO))
+        st.session_state.S_ratio = float(getattr(method, "ratio", studies.RATIO))
         st.session_state.S_layer = _whole(
             st.query_params.get("layer"), st.session_state.get("layer", uncut.n_layers // 2)
         )
@@ -142,7 +142,7 @@ def _fill_in(uncut: Uncut) -> None:
     if st.session_state.S_matrix not in uncut.matrices:
         st.session_state.S_matrix = uncut.first
     if not 0.0 <= st.session_state.S_ratio < 1.0:
-        st.session_state.S_ratio = spectra_study.RATIO
+        st.session_state.S_ratio = studies.RATIO
 
 
 def _linked() -> WeightMethod:
@@ -169,14 +169,14 @@ def _whole(given: str | None, otherwise: int) -> int:
 
 
 @st.cache_resource(show_spinner=False)
-def _known() -> dict[str, Any]:
+def known_values() -> dict[str, Any]:
     """Of this process: fingerprints of models that were loaded, records that no disk would take, and layers made ready."""
     return {"fingerprints": {}, "records": OrderedDict(), "layers": OrderedDict()}
 
 
 def identity(spec: RunSpec) -> tuple[str, str] | None:
     """(fingerprint, dtype) of a spec's model; None until it has been loaded once, unless it ships with the library."""
-    found = _known()["fingerprints"].get(_place(spec))
+    found = known_values()["fingerprints"].get(_place(spec))
     if found is None:
         try:
             found = _bundled(spec.model, spec.dtype)
@@ -191,7 +191,7 @@ def _place(spec: RunSpec) -> str:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _bundled(model: str, dtype: str) -> tuple[str, str]:
-    found = spectra_study.bundled(model, dtype)
+    found = studies.bundled_uncut(model, dtype)
     if found is None:
         raise LookupError(model)  # an exception is not cached, so a later one is found
     return found.fingerprint, found.dtype
@@ -207,13 +207,13 @@ def study_of(who: tuple[str, str], method: WeightMethod) -> WeightStudy | None:
 
 def ranked_of(who: tuple[str, str], method: WeightMethod) -> Ranked | None:
     """How the method ranks the neurons, where one ranking serves every ratio."""
-    if not spectra_study.is_interactive(method):
+    if not studies.is_interactive(method):
         return None
-    return _record("ranked", *who, str(spectra_study.at_ratio(method, spectra_study.RATIO)))
+    return _record("ranked", *who, str(studies.at_ratio(method, studies.RATIO)))
 
 
 def _record(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
-    held = _known()["records"].get((kind, fingerprint, dtype, spelled))
+    held = known_values()["records"].get((kind, fingerprint, dtype, spelled))
     if held is not None:
         return held
     try:
@@ -227,11 +227,11 @@ def _stored(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
     method: Any = Pipeline.parse(f"weights={spelled}").weights if spelled else None
     found: Any
     if kind == "uncut":
-        found = spectra_study.find_uncut(fingerprint, dtype)
+        found = studies.find_uncut(fingerprint, dtype)
     elif kind == "study":
-        found = spectra_study.find_study(fingerprint, dtype, method)
+        found = studies.find_study(fingerprint, dtype, method)
     else:
-        found = spectra_study.find_ranked(fingerprint, dtype, method)
+        found = studies.find_ranked(fingerprint, dtype, method)
     if found is None:
         raise LookupError(spelled)
     return found
@@ -241,12 +241,12 @@ def _stored(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
 
 
 def compute_uncut(spec: RunSpec) -> None:
-    work.submit("spectra", {f"uncut {_place(spec)}": partial(_uncut_work, spec, _known())})
+    work.submit("spectra", {f"uncut {_place(spec)}": partial(_uncut_work, spec, known_values())})
 
 
 def compute_studies(purpose: str, choice: Choice, wanted: list[WeightMethod]) -> None:
     """Queues the studies of some methods; each is kept as soon as it is done."""
-    known = _known()
+    known = known_values()
     dense = next((s.dense_perplexity for m in wanted_and_known(choice) if (s := study_of(choice.who, m))), None)
     work.submit(
         purpose,
@@ -255,7 +255,7 @@ def compute_studies(purpose: str, choice: Choice, wanted: list[WeightMethod]) ->
 
 
 def wanted_and_known(choice: Choice) -> list[WeightMethod]:
-    return [choice.method, *spectra_study.contenders(choice.ratio), *spectra_study.contenders(spectra_study.RATIO)]
+    return [choice.method, *studies.contenders(choice.ratio), *studies.contenders(studies.RATIO)]
 
 
 def tell_problems(jobs: dict[str, Job]) -> None:
@@ -278,9 +278,9 @@ def _load(spec: RunSpec, known: dict[str, Any], progress: Callable[[float, str],
 def _uncut_work(spec: RunSpec, known: dict[str, Any], progress: Callable[[float, str], None]) -> str | None:
     model = _load(spec, known, progress)
     found = (model.fingerprint, model.dtype_name)
-    if spectra_study.find_uncut(*found) is not None:
+    if studies.find_uncut(*found) is not None:
         return None
-    return _keep(spectra_study.study_uncut(model, progress), "", found, known)
+    return _keep(studies.study_uncut(model, progress), "", found, known)
 
 
 def _study_work(
@@ -292,7 +292,7 @@ def _study_work(
 ) -> str | None:
     model = _load(spec, known, progress)
     found = (model.fingerprint, model.dtype_name)
-    study, ranked = spectra_study.study(
+    study, ranked = studies.study(
         model, method, dense=dense, progress=lambda share, doing: progress(share, f"{method.name}: {doing}")
     )
     problem = None if ranked is None else _keep(ranked, ranked.method, found, known)
@@ -300,7 +300,7 @@ def _study_work(
 
 
 def _keep(record: Any, spelled: str, who: tuple[str, str], known: dict[str, Any]) -> str | None:
-    problem = spectra_study.keep(record, *who)
+    problem = studies.keep_record(record, *who)
     if problem is not None:
         kind = {Uncut: "uncut", Ranked: "ranked", WeightStudy: "study"}[type(record)]
         known["records"][(kind, *who, spelled)] = record
@@ -313,7 +313,7 @@ def _layer_work(spec: RunSpec, layer: int, known: dict[str, Any], progress: Call
     model = _load(spec, known, progress)
     progress(0.5, f"layer {layer}: Gram matrices")
     ready = known["layers"]
-    ready[f"{model.fingerprint} {model.dtype_name} {layer}"] = spectra_study.layer_grams(model, layer)
+    ready[f"{model.fingerprint} {model.dtype_name} {layer}"] = studies.layer_grams(model, layer)
     while len(ready) > _LAYERS:
         ready.popitem(last=False)
 
@@ -321,7 +321,7 @@ def _layer_work(spec: RunSpec, layer: int, known: dict[str, Any], progress: Call
 def make_ready(choice: Choice) -> LayerGrams | None:
     """The layer's Gram matrices, for the slider; begun in the background for the model that is loaded anyway."""
     key = f"{' '.join(choice.who)} {choice.layer}"
-    found = _known()["layers"].get(key)
+    found = known_values()["layers"].get(key)
     if found is None and choice.spec.model == EXAMPLE.model and "layer" not in st.session_state.get("pending", {}):
         job = work.queue().find(_layer_key(choice))
         if job is None or job.status == "done":  # done, and pushed out by other layers since
@@ -340,13 +340,13 @@ def _layer_key(choice: Choice) -> str:
 
 
 def _layer_job(choice: Choice) -> tuple[str, Callable[[Callable[[float, str], None]], None]]:
-    return _layer_key(choice), partial(_layer_work, choice.spec, choice.layer, _known())
+    return _layer_key(choice), partial(_layer_work, choice.spec, choice.layer, known_values())
 
 
 def live_cut(choice: Choice, ranked: Ranked, grams: LayerGrams) -> tuple[LayerCut, np.ndarray]:
     """The chosen matrix at the chosen ratio, and which neurons stay."""
     multiple = int(getattr(choice.method, "multiple", 1))
-    kept = spectra_study.kept_neurons(ranked.importance[choice.layer], choice.ratio, multiple)
+    kept = studies.kept_neurons(ranked.importance[choice.layer], choice.ratio, multiple)
     return _live(f"{choice.who} {choice.layer} {choice.matrix} {choice.method}", choice.matrix, grams, kept), kept
 
 

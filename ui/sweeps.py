@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import streamlit as st
 
-from sparsity_core.method import Method, Pipeline
-from sparsity_core.store import key_of
-from sparsity_core.trace import RunSpec
+from sparsity_core.kinds import Method, Pipeline
+from sparsity_core.record import RunSpec, key_of
 from ui import work
 from ui.figure import show_figure
 from ui.knobs import choose_one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sparsity_core.trace import Trace
+from sparsity_core.record import Trace
 from ui.strip import TokenCell
 from ui.view import View
 from viz.strip import strip_table

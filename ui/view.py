@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from sparsity_core.trace import Trace
+from sparsity_core.record import Trace
 from ui.session import Shown
 
 _PLAY_SECONDS = 0.5

@@ -12,10 +12,9 @@ from typing import Any
 
 import streamlit as st
 
-from sparsity_core.jobs import Job
-from sparsity_core.method import WeightMethod
-from sparsity_core.store import cache_dir
-from sparsity_core.trace import RunSpec
+from sparsity_core.kinds import WeightMethod
+from sparsity_core.record import RunSpec
+from sparsity_core.work import Job, cache_dir
 from ui import work
 from ui.literal import literal
 from ui.spectra import Choice
@@ -119,8 +118,8 @@ def _made(
     progress: Callable[[float, str], None],
     most_bytes: int | None = None,
 ) -> tuple[str, str, str]:
-    from sparsity_core.compress import report_card
     from sparsity_core.models import load
+    from sparsity_core.weights import report_card
 
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype)

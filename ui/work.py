@@ -10,9 +10,8 @@ from typing import Any
 
 import streamlit as st
 
-from sparsity_core.jobs import Job, JobQueue
-from sparsity_core.store import Store, key_of
-from sparsity_core.trace import RunSpec, Trace
+from sparsity_core.record import RunSpec, Store, Trace, key_of
+from sparsity_core.work import Job, JobQueue
 from ui.literal import literal
 from ui.session import trace_of
 
@@ -32,7 +31,7 @@ def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Tr
     """The work of a spec: compute, keep, and say so where it could not be kept."""
 
     def work(progress: Callable[[float, str], None]) -> tuple[Trace, str | None]:
-        from sparsity_core.run import execute
+        from sparsity_core.inference import execute
 
         trace = execute(spec, progress)
         return trace, Store().put(spec, trace)

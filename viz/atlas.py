@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.colors import sample_colorscale
 
-from sparsity_core.trace import Trace
+from sparsity_core.record import Trace
 from viz.theme import SEQUENTIAL, plain
 
 FIRST_AXIS = go.Scatter(x=[None], y=[None], hoverinfo="skip", showlegend=False)  # an axis without a trace is not drawn

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sparsity_core.channel_records import SHARES, STATISTICS, Channels, ChannelStudy, Read
-from sparsity_core.method import Pipeline
-from sparsity_core.trace import Trace
+from sparsity_core.kinds import Pipeline
+from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
+from sparsity_core.record import Trace
+from sparsity_core.studies import SHARES, ChannelStudy, Read
 from viz.atlas import FIRST_AXIS, height, marks, named_columns
 from viz.shares import plot_shares
 from viz.theme import SEQUENTIAL, method_colour, method_dash, plain

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sparsity_core.method import Pipeline
-from sparsity_core.trace import Trace
+from sparsity_core.kinds import Pipeline
+from sparsity_core.record import Trace
 from viz.theme import SEQUENTIAL, method_colour, method_dash, plain
 
 MEASURES = {

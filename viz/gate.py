@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sparsity_core.gate_records import GateLook, sparse_sigmoid
-from sparsity_core.trace import Trace
+from sparsity_core.methods.gate.dcp.records import sparse_sigmoid
+from sparsity_core.record import Trace
+from sparsity_core.studies import GateLook
 from viz.atlas import height
 from viz.shares import plot_shares
 from viz.theme import method_colour, method_dash, plain

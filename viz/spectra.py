@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sparsity_core.method import Pipeline
-from sparsity_core.spectra_study import History, WeightStudy
+from sparsity_core.kinds import Pipeline
+from sparsity_core.studies import History, WeightStudy
 from viz.theme import SEQUENTIAL, STATE_STYLE, method_colour, method_symbol, plain
 
 VIEWS = {"distribution": "Distribution", "linear": "Linear", "log": "Logarithmic"}
@@ -330,8 +330,8 @@ def plot_comparison(table: pd.DataFrame, matrix: str, chosen: str | None = None)
             y=[y],
             mode="markers",
             marker={"symbol": method_symbol(str(method)), "size": 12, "color": colour},
-            error_x=_spread(rows["mean_ks"], x, colour) if many else None,
-            error_y=_spread(rows["perplexity_rise"], y, colour) if many else None,
+            error_x=spread_visible(rows["mean_ks"], x, colour) if many else None,
+            error_y=spread_visible(rows["perplexity_rise"], y, colour) if many else None,
             name=name,
             hovertemplate=f"{plain(str(rows['spelled'].iloc[0])) if not many else name}<br>mean D %{{x:.4f}}"
             "<br>perplexity +%{y:,.4g}<extra></extra>",
@@ -354,7 +354,7 @@ def plot_comparison(table: pd.DataFrame, matrix: str, chosen: str | None = None)
     return figure.update_layout(height=420, showlegend=True)
 
 
-def _spread(values: pd.Series, mean: float, colour: str) -> dict[str, object]:
+def spread_visible(values: pd.Series, mean: float, colour: str) -> dict[str, object]:
     return {
         "type": "data",
         "symmetric": False,

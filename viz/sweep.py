@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sparsity_core.trace import Trace
+from sparsity_core.record import Trace
 from viz.theme import method_colour
 
 COSTS = {

@@ -1,4 +1,7 @@
-"""The methods, one a file, each found by itself: `methods.A2SF(budget=64)`, `methods.names()`, `methods.get("a2sf")`."""
+"""methods: one file a method, under its stage, found by itself: `methods.A2SF(budget=64)`, `methods.get("a2sf")`.
+
+A method file imports no torch: what it computes with lies in an engine, or in files beside it in a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import importlib
 import pkgutil
 from typing import Any
 
-from sparsity_core.method import get, names
+from sparsity_core.kinds import get, names
 
 __all__ = ["get", "names"]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _stage in pkgutil.iter_modules(__path__):
+    _room = importlib.import_module(f"{__name__}.{_stage.name}")
+    for _method in pkgutil.iter_modules(_room.__path__):
+        importlib.import_module(f"{_room.__name__}.{_method.name}")
 
 
 def __getattr__(name: str) -> Any:

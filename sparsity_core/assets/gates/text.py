@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from sparsity_core.calibration import calibration_text
+from sparsity_core.models import calibration_text
 
 _DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _ARTICLE = re.compile(r"<title>(.*?)</title>.*?<text[^>]*>(.*?)</text>", re.DOTALL)

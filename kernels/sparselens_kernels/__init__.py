@@ -1,0 +1,29 @@
+"""Attention operations that also report what they kept and how they scored it.
+
+Each operation is a folder: `reference.py` reads as the equation and runs anywhere, `kernel.py` is the Triton version,
+and `__init__.py` checks the arguments and chooses between them.
+"""
+
+from sparselens_kernels.dispatch import LATE, NEVER
+from sparselens_kernels.evict_scan import EvictScan, evict_scan
+from sparselens_kernels.flash_column_score import ColumnScore, flash_column_score
+from sparselens_kernels.gated_attention import GatedAttention, gate_drops, gated_attention
+from sparselens_kernels.label_scores import Labels, dequantise, label_scores, quantise
+from sparselens_kernels.sparse_decode import sparse_decode
+
+__all__ = [
+    "LATE",
+    "NEVER",
+    "ColumnScore",
+    "EvictScan",
+    "GatedAttention",
+    "Labels",
+    "dequantise",
+    "evict_scan",
+    "flash_column_score",
+    "gate_drops",
+    "gated_attention",
+    "label_scores",
+    "quantise",
+    "sparse_decode",
+]

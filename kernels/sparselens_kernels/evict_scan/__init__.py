@@ -1,0 +1,126 @@
+"""Streaming eviction of a whole prompt: A2SF, H2O, TOVA, StreamingLLM and the local window are this with other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from sparselens_kernels.dispatch import Backend, check_attention_shapes, check_scoring, choose, per_key
+
+
+class EvictScan(NamedTuple):
+    out: torch.Tensor  # [B, H, Tq, D], q's dtype
+    evicted_at: torch.Tensor  # int32 [B, Hkv, Tk]: the first query position that no longer sees the key; NEVER: none
+    score: torch.Tensor  # [B, Hkv, Tk], float32 (float64 for float64 inputs), after the last query; nan where evicted
+    threshold: torch.Tensor  # [B, Hkv, Tq]: the score of the key that the query dropped; nan where no score decided
+    snapshots: torch.Tensor  # [B, Hkv, len(snapshot_steps), Tk]: score after these queries; nan where not kept
+    backend: str  # "reference" or "triton"
+
+
+def evict_scan(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    budget: int,
+    decay: float | torch.Tensor = 1.0,
+    n_sink: int = 0,
+    recent: int = 0,
+    scored: bool = True,
+    weight: torch.Tensor | None = None,
+    initial: float | torch.Tensor = 0.0,
+    reduction: str = "sum",
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    sink_q: torch.Tensor | None = None,
+    until: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    score: torch.Tensor | None = None,
+    start: int | None = None,
+    snapshot_steps: Sequence[int] = (),
+    backend: Backend = "auto",
+) -> EvictScan:
+    """Causal attention over a cache that never holds more than `budget` keys per KV head.
+
+    For each query in turn, with K the keys still kept and the query's own:
+
+        P = softmax(q · K / √D)                  renormalised over K
+        score = decay · score + weight · R_g P   for every key in K
+        if |K| > budget: drop the lowest score outside the first `n_sink` and the last `recent` keys, for good
+
+    where R is `reduction` over the G query heads of a KV head; the oldest goes where scores tie. The scan is that of
+    A2SF (arXiv 2407.20485), H2O (2306.14048), TOVA (2401.06104) and StreamingLLM (2309.17453).
+
+    Args:
+        q: [B, H, Tq, D].
+        k, v: [B, Hkv, Tk, D]: a cache of Tk − Tq keys, in order of position, then the queries' own.
+        decay: the forgetting factor in [0, 1]; a number, or a tensor that broadcasts to [B, Hkv, Tk].
+        scored: False leaves every score at its `initial` value; a scored key arrives with nought.
+        weight, initial: broadcast to [B, Hkv, Tk]; `weight` multiplies what a key is attended.
+        sink_q: [B, H, Tq, D], the queries as the first `n_sink` keys see them (StreamingLLM's re-rotation); q where None.
+        until: int32 [B, 1 or Hkv, Tk], the query position from which on a key is hidden, by a gate or a rule; its slot is
+            the first to go when one is needed.
+        protected: bool [B, 1 or Hkv, Tk], keys that never go; where little else is left, the oldest recent one does.
+        positions, score: int64 and float [B, Hkv, Tk − Tq], the state of the cached keys; needed where Tk > Tq.
+        start: the position of the first query, Tk − Tq where None (a cache that has lost nothing).
+        scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
+        snapshot_steps: queries (0 … Tq − 1) after which the score is copied out.
+
+    Raises ValueError for numbers or shapes that do not fit, and for backend="triton" where it cannot take the call.
+    """
+    check_attention_shapes(q, k, v)
+    check_scoring(reduction, decay, window, snapshot_steps, q.shape[2])
+    if budget < 1:
+        raise ValueError(f"budget is at least 1 key; got {budget}")
+    if n_sink < 0 or recent < 0 or n_sink + recent > budget:
+        raise ValueError(f"n_sink + recent is between 0 and the budget of {budget}; got {n_sink} + {recent}")
+    n_past = k.shape[2] - q.shape[2]
+    if n_past > budget:
+        raise ValueError(f"the cache holds {n_past} keys, more than the budget of {budget}")
+    if scored and (isinstance(initial, torch.Tensor) or initial != 0.0):
+        raise ValueError("a scored key arrives with a score of 0: an initial score needs scored=False")
+    if n_past and (positions is None or score is None or start is None):
+        raise ValueError("a call with cached keys needs their positions, their score and the start position")
+    if positions is None or score is None:
+        positions = torch.zeros(*k.shape[:2], 0, dtype=torch.int64, device=k.device)
+        score = torch.zeros(*k.shape[:2], 0, dtype=torch.float32, device=k.device)
+    start = n_past if start is None else start
+    unsupported = None
+    if softcap is not None:
+        unsupported = "logit soft-capping"
+    elif window is not None:
+        unsupported = "a sliding-window layer"
+    elif sink_q is not None:
+        unsupported = "re-rotated sinks"
+    elif until is not None or protected is not None:
+        unsupported = "hidden or protected keys"
+    elif q.dtype == torch.float64:
+        unsupported = "float64"
+    chosen = choose(backend, q.device, unsupported)
+    numbers: dict[str, Any] = {
+        "budget": budget,
+        "decay": per_key(decay, k),
+        "n_sink": n_sink,
+        "recent": recent,
+        "scored": scored,
+        "weight": None if weight is None else per_key(weight, k),
+        "initial": per_key(initial, k),
+        "reduction": reduction,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "positions": positions,
+        "score": score,
+        "start": start,
+        "snapshot_steps": snapshot_steps,
+    }
+    if chosen == "triton":
+        from sparselens_kernels.evict_scan import kernel
+
+        return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
+    from sparselens_kernels.evict_scan import reference
+
+    numbers |= {"softcap": softcap, "window": window, "sink_q": sink_q, "until": until, "protected": protected}
+    return EvictScan(*reference.evict_scan(q, k, v, **numbers), chosen)

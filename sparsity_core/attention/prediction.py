@@ -1,0 +1,46 @@
+"""The next layer's query, predicted from this layer's residual stream."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+
+from sparsity_core.models import Enough, block_input, is_attention, recording, residual_stream
+
+_NORMS = ("input_layernorm", "ln_1", "self_attn_layer_norm")  # what families call the norm before attention
+
+
+def predicted_query(model: Model, layer: int) -> torch.Tensor | None:
+    """[1, H, Tq, D]: the next layer's query as this layer's own residual stream gives it; None where that is not seen.
+
+    The stream moves little from a layer to the next (Lee et al., arXiv:2406.19707). To be called by a recorder, while it
+    attends in `layer`.
+    """
+    from sparsity_core.models import decoder_layers
+
+    seen, residual = block_input(), residual_stream()
+    if seen is None or residual is None or layer + 1 >= model.arch.n_layers:
+        return None
+    following = decoder_layers(model.hf, model.arch.n_layers)[layer + 1]
+    norm = next((getattr(following, name) for name in _NORMS if hasattr(following, name)), None)
+    attention = next((m for m in following.modules() if is_attention(m)), None)
+    if norm is None or attention is None:
+        return None
+    catch = _CatchQuery()
+    settings = {name: value for name, value in seen.settings.items() if "past" not in name}  # it must not be cached
+    with recording(catch), contextlib.suppress(Enough):
+        attention(hidden_states=norm(residual), **settings)
+    return catch.query
+
+
+class _CatchQuery:
+    query: torch.Tensor | None = None
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **own: Any) -> torch.Tensor:
+        self.query = q
+        raise Enough

@@ -1,0 +1,204 @@
+"""Decode selection: which cached keys a query reads, by an approximate score, and what that choice left unread.
+
+A selector lives as long as one layer of one run. It sees each key once, when it enters the cache, and may keep a small
+index of it (Double Sparsity's labels); its scores rank the keys for each query, and the best share is read exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sparselens_kernels import sparse_decode
+from sparselens_kernels.rows import attend, causal_rows, reduce_group
+
+from sparsity_core.kinds import Selector
+
+_ROUNDING = 1e-9  # 0.07 of 100 keys is 7, whatever a product of floats says
+
+
+def spread_visible(visible: torch.Tensor, n_lists: int) -> torch.Tensor:
+    """[lists or 1, R, C] of visible [Hkv, R, C] or [R, C], for so many lists of channels."""
+    return visible[None] if visible.ndim == 2 else visible.repeat_interleave(n_lists // visible.shape[0], 0)
+
+
+@dataclass
+class Selected:
+    """What one layer's queries read. Filled in as they come."""
+
+    count: torch.Tensor  # int32 [Hkv, T]: how many queries read each key; of query heads that differ, the mean
+    mass: torch.Tensor  # float32 [H, T]: share of the exact attention that each query's selection holds; nan: dense
+    recall: torch.Tensor  # float32 [Hkv, T]: share of the exact attention's own top keys that are selected
+
+    @classmethod
+    def empty(cls, n_heads: int, n_kv: int, n: int) -> Selected:
+        nan = float("nan")
+        return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan))
+
+    def read(self, positions: torch.Tensor, count: torch.Tensor | None = None) -> None:
+        """Counts the keys of one decode step, by position [1, Hkv or H, S]; of each list the first `count` [1, Hkv or H]."""
+        n_kv, each = self.count.shape[0], torch.full(positions.shape, self.count.shape[0] / positions.shape[1])
+        if count is not None:
+            each = each * (torch.arange(positions.shape[2]) < count.cpu()[..., None])
+        self.count.scatter_add_(1, positions.reshape(n_kv, -1).cpu(), each.reshape(n_kv, -1))
+
+
+def attend_selected(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    selector: Selector,
+    *,
+    share: float,
+    start: int,
+    record: Selected,
+    positions: torch.Tensor,
+    until: torch.Tensor | None = None,
+    dense_every: int = 0,
+    mean_value: bool = False,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, D].
+
+    q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
+    `positions` int64 [Hkv, Tk] are the keys' own in the text; `until` int [Hkv, Tk], by place among the Tk as `window` is,
+    hides each from a query on. Queries at multiples of `dense_every` read all.
+    With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
+    """
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    key = torch.arange(k.shape[2], device=q.device)
+    hidden = None if until is None else until[None]
+    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window, until=hidden):
+        heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
+        own, columns = slice(heads.start * group, heads.stop * group), past + end
+        query = torch.arange(past + begin, columns, device=q.device)[:, None]
+        visible = (key[:columns] <= query)[None]
+        if window is not None:
+            visible = visible & (key[:columns] > query - window)
+        if until is not None:
+            visible = visible & (query < until[heads, None, :columns])
+        visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
+        n_read = _reads(share, visible.sum(-1))
+        if dense_every:
+            everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
+            n_read = torch.where(everything, visible.sum(-1), n_read)
+        if share < 1.0:
+            approximate = selector.scores(
+                q[:, own, begin:end], k[:, heads, :columns], scale=scale, heads=heads, visible=visible
+            )[0]
+            read = _best(approximate.masked_fill(~visible[:, None], float("-inf")), n_read[:, None])
+            ideal = _best(reduce_group(p, "sum")[0].masked_fill(~visible, -1.0), n_read)
+        else:
+            read, ideal = visible[:, None], visible
+        mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
+        at = slice(start + begin, start + end)
+        record.count[heads].scatter_add_(1, positions[heads, :columns].cpu(), read.float().mean(1).sum(1).cpu())
+        record.mass[own, at] = mass.flatten(0, 1).float().cpu()
+        record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
+        if share < 1.0:
+            p = p * read / mass[None, ..., None].clamp_min(1e-30)
+        out[:, own, begin:end] = tile.attend(v) if share == 1.0 else attend(p, v[:, heads, :columns])
+        if mean_value and share < 1.0:
+            seen = approximate.masked_fill(~visible[:, None], 0.0)
+            known = (seen * read).sum(-1) / seen.sum(-1)
+            mean = visible.to(v.dtype) @ v[0, heads, :columns] / visible.sum(-1, keepdim=True)
+            out[:, own, begin:end] = corrected(out[:, own, begin:end], known, mean)
+    return out
+
+
+def corrected(out: torch.Tensor, known: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """out [1, H, R, D] over what was read, mixed with the mean value [Hkv, R, D] by what it knows of, [Hkv, 1 or G, R]."""
+    group = out.shape[1] // mean.shape[0]
+    share = known.expand(-1, group, -1).flatten(0, 1)[None, ..., None].to(out.dtype)
+    return share * out + (1.0 - share) * mean.repeat_interleave(group, 0)[None].to(out.dtype)
+
+
+def decode_selected(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    selector: Selector,
+    *,
+    share: float,
+    scale: float,
+    visible: torch.Tensor | None = None,
+    mean_value: bool = False,
+) -> tuple[torch.Tensor, Chosen]:
+    """One decode step [1, H, 1, D] and the keys that it read: only the selection is touched.
+
+    `visible` bool [Hkv, Tk] says what of the cache may be read; all where None.
+    """
+    chosen = top_keys(q, k, selector, share=share, scale=scale, visible=visible, known=mean_value)
+    read_k, read_v, n_kv = k, v, k.shape[1]
+    if chosen.columns.shape[1] > n_kv:  # query heads that choose for themselves: an accuracy reference, no saving
+        read_k, read_v = (x.repeat_interleave(chosen.columns.shape[1] // n_kv, 1) for x in (k, v))
+    out = sparse_decode(q[:, :, 0], read_k, read_v, chosen.columns, n_selected=chosen.n_selected, scale=scale)[
+        :, :, None
+    ]
+    if chosen.known is not None:
+        mean = v[0].mean(1) if visible is None else (v[0] * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
+        out = corrected(out, chosen.known.view(n_kv, -1, 1), mean[:, None])
+    return out, chosen
+
+
+class Chosen(NamedTuple):
+    """What one query reads of the cache."""
+
+    columns: torch.Tensor  # int64 [1, Hkv or H, S], of the cache
+    n_selected: torch.Tensor | None  # int64 [1, Hkv or H]: only the first so many of `columns`; all where None
+    known: torch.Tensor | None  # [1, Hkv or H]: their share of the approximate scores, where asked; None: all is read
+
+
+def top_keys(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    selector: Selector,
+    *,
+    share: float,
+    scale: float,
+    visible: torch.Tensor | None = None,
+    known: bool = False,
+) -> Chosen:
+    """The share of the cached keys that one query q [1, H, 1, D] reads; of the `visible` [Hkv, Tk] where that is given."""
+    n = k.shape[2]
+    if visible is None:
+        n_read = max(1, math.ceil(share * n - _ROUNDING))
+        if n_read >= n:
+            return Chosen(torch.arange(n, device=q.device).expand(1, k.shape[1], -1), None, None)
+        scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
+        columns = _largest(scores, n_read)
+        return Chosen(columns, None, scores.gather(2, columns).sum(-1) / scores.sum(-1) if known else None)
+    scores = selector.scores(q, k, scale=scale, visible=visible[:, None])[0, :, :, 0]  # [Hkv, 1 or G, Tk]
+    lists = scores.shape[1]
+    count = _reads(share, visible.sum(-1)).repeat_interleave(lists)[None]
+    seen = scores.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)[None]
+    top = seen.topk(int(count.max()), dim=-1)
+    within = torch.arange(top.values.shape[2], device=q.device) < count[..., None]
+    mass = top.values.where(within, 0.0).sum(-1) / seen.where(seen.isfinite(), 0.0).sum(-1) if known else None
+    return Chosen(top.indices, count, mass)
+
+
+def _largest(scores: torch.Tensor, n: int) -> torch.Tensor:
+    """int64 [..., n]: where the n largest of the last axis are, in any order."""
+    if scores.device.type == "cpu":  # in half of topk's time
+        return torch.from_numpy(np.argpartition(scores.numpy(), -n)[..., -n:]).contiguous()
+    return scores.topk(n, dim=-1, sorted=False).indices
+
+
+def _reads(share: float, n: torch.Tensor) -> torch.Tensor:
+    """int64: how many of n keys a share of them is, rounded up, at least one."""
+    return (share * n.double() - _ROUNDING).ceil().clamp_min(1).long()
+
+
+def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """bool like scores [..., R, C]: the `count` [..., R] largest of each row, exactly so many where they tie."""
+    most = int(count.max())
+    top = scores.topk(most, dim=-1).indices
+    within = torch.arange(most, device=scores.device) < count[..., None]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, within.expand_as(top))

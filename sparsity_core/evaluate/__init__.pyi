@@ -1,0 +1,1 @@
+from .perplexities import perplexity as perplexity

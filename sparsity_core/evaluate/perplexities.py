@@ -1,0 +1,46 @@
+"""Perplexity of a text under a pipeline, by the convention that papers use."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsity_core.inference import pipeline_of, run, whole
+from sparsity_core.kinds import Pipeline
+from sparsity_core.models import Model, Perplexity, blocks_perplexity
+from sparsity_core.work import Progress, silent
+
+
+def perplexity(
+    model: Model,
+    text: str,
+    pipeline: Pipeline | str | None = None,
+    *,
+    block: int = 2048,
+    most_blocks: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Perplexity:
+    """exp of the mean −log p over non-overlapping blocks, each a run of its own that starts with an empty cache.
+
+    Args:
+        pipeline: a Pipeline or its text; the dense model where None.
+        block: tokens of a block, 2 to the model's positions.
+        most_blocks: only so many of the first blocks, for a quicker answer.
+        seed: of random eviction.
+
+    Raises ValueError for a text shorter than one block, or a block that the model cannot read.
+    """
+    chosen = pipeline_of(pipeline)
+
+    def losses(ids: list[int]) -> np.ndarray:
+        return run(model, ids, chosen, seed=seed, snapshots=0, against_dense=False).nll
+
+    return blocks_perplexity(
+        model,
+        text,
+        block=whole("block", block),
+        most_blocks=most_blocks,
+        losses_of=losses,
+        pipeline=str(chosen),
+        progress=progress,
+    )

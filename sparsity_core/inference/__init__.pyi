@@ -1,0 +1,10 @@
+from .checks import pipeline_of as pipeline_of
+from .checks import whole as whole
+from .generation import Generation as Generation
+from .generation import generate as generate
+from .replay import refill as refill
+from .replay import replaying as replaying
+from .running import run as run
+from .specs import execute as execute
+from .stages import gate_arguments as gate_arguments
+from .stages import pruned as pruned

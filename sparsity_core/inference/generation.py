@@ -1,0 +1,168 @@
+"""generate: new tokens from a cache that physically loses what the pipeline drops."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from sparsity_core.attention import HostLayer, Offloaded, Recorder
+from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
+from sparsity_core.inference.outcome import complete, dense_bytes, draft
+from sparsity_core.inference.stages import eviction_of, gate_arguments, pruned, reading_of, rules_of, snapshot_steps
+from sparsity_core.kinds import Pipeline, SelectionMethod
+from sparsity_core.models import Model, pieces, recording, token_classes
+from sparsity_core.record import Trace
+from sparsity_core.work import Progress, silent
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What the model wrote under a pipeline. `trace` covers the prompt and the new tokens."""
+
+    text: str
+    token_ids: list[int]
+    trace: Trace
+    kv_bytes: int
+    kv_bytes_dense: int
+
+
+@torch.inference_mode()
+def generate(
+    model: Model,
+    prompt: str | Sequence[int],
+    pipeline: Pipeline | str | None = None,
+    *,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    temperature: float = 0.0,
+    snapshots: int = 64,
+    against_dense: bool = True,
+    stop_at_eos: bool = True,
+    progress: Progress = silent,
+) -> Generation:
+    """Tokens after a prompt, from a cache that physically loses what the pipeline evicts.
+
+    Args:
+        max_new_tokens: at least 1.
+        temperature: 0 takes the likeliest token; above it, samples with `seed`.
+        others: as in `run`.
+
+    Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
+    """
+    from transformers import DynamicCache
+
+    pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens)
+    method = eviction_of(pipeline)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is 0 or more; got {temperature}")
+    ids = ids_of(model, prompt)
+    n_prompt = len(ids)
+    check_run(model, ids, seed, extra=max_new_tokens)
+    reference, model = model, pruned(model, pipeline, progress)
+    against_dense = against_dense and bool(pipeline.methods)
+    total = n_prompt + max_new_tokens - 1  # the last new token is never an input
+    began = time.perf_counter()
+    classes = token_classes(model.tokenizer, ids)
+    cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
+    offload = _offloaded(model, pipeline, cache, total)
+    read, compared = _steps_of(n_prompt), _steps_of(total) if against_dense else 0
+    step_share = 1 / (read + max_new_tokens + compared)
+    share = (read + max_new_tokens) * step_share
+    recorder = Recorder(
+        model,
+        method,
+        n_tokens=total,
+        n_prefill=n_prompt,
+        token_classes=classes,
+        snapshot_steps=snapshot_steps(model, total, snapshots),
+        seed=seed,
+        cache=cache,
+        reading=reading_of(model, pipeline, total, n_prompt, progress, offload),
+        **gate_arguments(reference, pipeline),
+        **rules_of(pipeline, pieces(model.tokenizer, ids)[0], total),
+        on_layer=lambda i: (
+            progress(read * step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
+        ),
+    )
+    states: list[torch.Tensor] = []
+    sampler = torch.Generator().manual_seed(seed)
+    feed = torch.tensor([ids])
+    with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
+        for step in range(max_new_tokens):
+            position = torch.arange(recorder.start, recorder.start + feed.shape[1], device=model.device)[None]
+            states.append(model.hidden(feed, past_key_values=cache, position_ids=position, use_cache=True)[0])
+            recorder.start += feed.shape[1]
+            token = _next_token(model.logits(states[-1][-1]), temperature, sampler)
+            ids.append(token)
+            progress(step_share * (read + step), f"token {step + 1} of {max_new_tokens}")
+            if stop_at_eos and token in _eos_ids(model):
+                break
+            classes += token_classes(model.tokenizer, [token])
+            feed = torch.tensor([[token]])
+    recorder.check_fired(len(states))
+    forward_seconds = time.perf_counter() - began
+    seen = ids[:-1]
+    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) + recorder.index_bytes
+    texts, groups = pieces(model.tokenizer, seen)
+    trace = draft(
+        recorder, pipeline, reference, seen, texts, groups, classes[: len(seen)], n_prompt=n_prompt, seed=seed
+    )
+    trace = replace(trace, kv_bytes=kv_bytes, kv_bytes_dense=dense_bytes(reference, len(seen)))
+    if offload is not None:
+        moved = offload.moved
+        trace = replace(
+            trace,
+            prefetch_hits=np.asarray(moved.hit_rate, np.float32),
+            bytes_ahead=moved.bytes_ahead,
+            bytes_late=moved.bytes_late,
+        )
+    hidden = torch.cat(states)
+    trace = complete(
+        model, trace, hidden, reference if against_dense else None, began, forward_seconds, share, progress
+    )
+    new = ids[n_prompt:]
+    text = model.tokenizer.decode(new, skip_special_tokens=True)
+    trace = replace(trace, continuation=text)
+    return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
+
+
+def _steps_of(n: int) -> float:
+    """A pass over n tokens, in decode steps, by its time on a laptop's CPU; for a progress bar."""
+    return 1 + n / 64
+
+
+def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offloaded | None:
+    """What fetches from host memory where the decode method asks for it, with the cache's layers to fetch from."""
+    method = pipeline.decode
+    if method is None or not method.keeps_cache_on_host:
+        return None
+    assert isinstance(method, SelectionMethod)
+    dense = min(method.dense_layers, model.arch.n_layers)
+    host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
+    cache.layers = [*(DynamicLayer() for _ in range(dense)), *host]
+    return Offloaded(cache.layers, model.device)
+
+
+def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:
+    if temperature <= 0:
+        return int(logits.argmax())
+    weights = torch.softmax(
+        (logits.cpu() - logits.max().cpu()) / temperature, -1
+    )  # the largest is 0: nothing overflows
+    return int(torch.multinomial(weights, 1, generator=sampler))
+
+
+def _eos_ids(model: Model) -> set[int]:
+    configured = getattr(model.hf.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in [*ids, getattr(model.tokenizer, "eos_token_id", None)] if i is not None}

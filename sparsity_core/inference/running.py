@@ -1,0 +1,92 @@
+"""run: one forward of a text under a pipeline, as a Trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from sparsity_core.attention import Recorder
+from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
+from sparsity_core.inference.outcome import complete, dense_bytes, draft
+from sparsity_core.inference.stages import (
+    default_prefill,
+    eviction_of,
+    gate_arguments,
+    pruned,
+    reading_of,
+    rules_of,
+    snapshot_steps,
+)
+from sparsity_core.kinds import Pipeline
+from sparsity_core.models import Model, pieces, recording, token_classes
+from sparsity_core.record import Trace
+from sparsity_core.work import Progress, silent
+
+
+@torch.inference_mode()
+def run(
+    model: Model,
+    prompt: str | Sequence[int],
+    pipeline: Pipeline | str | None = None,
+    *,
+    seed: int = 0,
+    n_prefill: int | None = None,
+    snapshots: int = 64,
+    against_dense: bool = True,
+    progress: Progress = silent,
+) -> Trace:
+    """One forward over the text, every query of it a decode step, so that it gives perplexity too.
+
+    Args:
+        prompt: text, or token ids.
+        pipeline: a Pipeline or its text; the dense model where None.
+        n_prefill: tokens that a method of one cut (SnapKV, A2SF prefill) reads densely before it; half the text where
+            None. Methods that drop as they go ignore it.
+        snapshots: how many times, at most, the accumulated scores are copied into the trace.
+        against_dense: a second, dense pass for regret, the ideal mask and KL.
+
+    Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
+    """
+    pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
+    method = eviction_of(pipeline)
+    ids = ids_of(model, prompt)
+    check_run(model, ids, seed)
+    reference, model = model, pruned(model, pipeline, progress)
+    against_dense = against_dense and bool(pipeline.methods)
+    n = len(ids)
+    n_prefill = default_prefill(model, method, n) if n_prefill is None else whole("n_prefill", n_prefill)
+    if n_prefill < 0:
+        raise ValueError(f"n_prefill is 0 or more tokens; got {n_prefill}")
+    began = time.perf_counter()
+    texts, groups = pieces(model.tokenizer, ids)
+    classes = token_classes(model.tokenizer, ids)
+    weight = 0.5 if against_dense else 1.0
+    recorder = Recorder(
+        model,
+        method,
+        n_tokens=n,
+        n_prefill=n_prefill,
+        token_classes=classes,
+        snapshot_steps=snapshot_steps(model, n, snapshots),
+        seed=seed,
+        reading=reading_of(model, pipeline, n, 0, progress),
+        **gate_arguments(reference, pipeline),
+        **rules_of(pipeline, texts, n),
+        on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
+    )
+    progress(0.0, "reading the prompt")
+    tensor = torch.tensor([ids])
+    with recording(recorder):
+        hidden = model.hidden(tensor, use_cache=False)[0]
+    recorder.check_fired(1)
+    forward_seconds = time.perf_counter() - began
+    trace = draft(recorder, pipeline, reference, ids, texts, groups, classes, n_prompt=n, seed=seed)
+    per_key = 2 * model.arch.head_dim * model.dtype.itemsize
+    kv_bytes = recorder.n_cached() * per_key + recorder.index_bytes
+    trace = replace(trace, kv_bytes=kv_bytes, kv_bytes_dense=dense_bytes(reference, n))
+    return complete(
+        model, trace, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
+    )

@@ -1,0 +1,65 @@
+"""The decode stage: which cached keys a query reads, with no memory between queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsity_core.kinds.selector import Selector
+
+from sparsity_core.kinds.knobs import REDUCTIONS, knob, per_layer
+from sparsity_core.kinds.method import Method
+from sparsity_core.work import Progress
+
+
+@dataclass(frozen=True)
+class SelectionMethod(Method):
+    """Reads a share of the cached keys at each step, chosen by an approximate score; the KV head's query heads together."""
+
+    stage = "decode"
+
+    tokens: float = knob(0.25, low=0.03, high=1.0, at_most=1.0, help="share of the context that a query reads")
+    dense_layers: int = knob(2, low=0, high=8, at_least=0, help="first layers that read everything")
+    dense_every: int = knob(
+        0, low=0, high=64, at_least=0, help="every so many steps one reads everything; 0: none does"
+    )
+    layer_tokens: str = knob(
+        "", help="a share for each layer in place of `tokens`, as in 1, 0.5, 0.25; the last goes on"
+    )
+    reduction: str = knob("sum", choices=REDUCTIONS, help="of the scores, over the query heads that share a KV head")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for share in per_layer(f"{self.name}: layer_tokens", self.layer_tokens, float):
+            if not 0 < share <= 1:
+                raise ValueError(f"{self.name}: layer_tokens are shares of the context, above 0 to 1; got {share:g}")
+        if not self.tokens > 0:
+            raise ValueError(
+                f"{self.name}: tokens is the share of the context that is read, above 0 to 1; got {self.tokens:g}"
+            )
+
+    @property
+    def needs_all_keys(self) -> str:
+        """Why no key may leave the cache beside this method, and what to do about it; empty where keys may."""
+        return ""
+
+    @property
+    def corrects_mean(self) -> bool:
+        """Whether what a query does not read counts with the mean value."""
+        return False
+
+    @property
+    def keeps_cache_on_host(self) -> bool:
+        """Whether generation keeps its cache in host memory and fetches ahead what a step will read."""
+        return False
+
+    def tokens_of(self, layer: int) -> float:
+        """The share of the context that a query of this layer reads."""
+        own = per_layer(f"{self.name}: layer_tokens", self.layer_tokens, float)
+        return own[min(layer, len(own) - 1)] if own else self.tokens
+
+    def selectors(self, model: Any, progress: Progress) -> Callable[[int], Selector]:
+        """Makes the selector of a layer, anew for each run. Raises ValueError where the method does not fit the model."""
+        raise TypeError(f"{type(self).__name__} must define selectors")

@@ -1,0 +1,157 @@
+"""The eviction stage: which cached keys stay, for good, as one of two rules for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsity_core.kinds.knobs import REDUCTIONS, knob
+from sparsity_core.kinds.method import Ruled
+
+FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What an eviction method may ask about the layer that it plans for."""
+
+    index: int
+    n_layers: int
+    n_kv_heads: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScanRule:
+    """One query in, at most one key out: the numbers of `sparselens_kernels.evict_scan` for one layer."""
+
+    budget: int | None  # None: unlimited
+    decay: ForgettingFactor = 1.0  # a number, one per KV head, or one per token class
+    n_sink: int = 0
+    recent: int = 0
+    scored: bool = True
+    value_norm: bool = False
+    reduction: str = "sum"
+    noise: int | None = None  # the seed of the random score that a key arrives with
+    re_rotate: bool = False
+
+
+@dataclass(frozen=True)
+class PrefillRule:
+    """Dense attention over the prompt, one cut when it ends, then `then` for every later query."""
+
+    budget: int | None  # None: nothing is cut
+    decay: ForgettingFactor = 1.0
+    queries: int | None = None  # only the last so many queries score; None: all
+    pool: int = 1  # average pooling over this many neighbouring keys
+    n_sink: int = 0
+    recent: int = 0
+    value_norm: bool = False
+    reduction: str = "sum"
+    then: ScanRule = ScanRule(budget=None)
+
+
+ForgettingFactor = float | tuple[Any, ...] | Mapping[str, float]
+DENSE = PrefillRule(budget=None)
+
+
+@dataclass(frozen=True)
+class EvictionMethod(Ruled):
+    """Decides which cached keys stay, for good, per layer and KV head."""
+
+    stage = "eviction"
+
+    budget: int = knob(256, low=8, high=4096, at_least=1, at_most=10**9, help="keys kept per KV head")
+    layer_budget: str = knob(
+        "uniform",
+        choices=("uniform", "pyramid"),
+        help="the same budget in every layer, or a pyramid: 1.5 × at the bottom to 0.5 × at the top, equal in sum",
+    )
+    dense_layers: int = knob(0, low=0, high=8, at_least=0, help="first layers that keep everything")
+
+    def budget_of(self, layer: LayerShape) -> int:
+        if self.layer_budget == "uniform" or layer.n_layers == 1 or self.budget == 1:
+            return self.budget
+        top = layer.n_layers - 1
+        # budget · (1.5 − index / top); halves go up in the lower layers and down in the upper, so that the sum is exact
+        return (self.budget * (3 * top - 2 * layer.index) + top - (2 * layer.index > top)) // (2 * top)
+
+    def rule(self, layer: LayerShape) -> ScanRule | PrefillRule:
+        """The numbers of this layer. Raises ValueError where the layer's budget cannot hold what is protected."""
+        if layer.index < self.dense_layers:
+            return DENSE
+        rule = self.rule_within(self.budget_of(layer), layer)
+        if rule.budget is not None and rule.n_sink + rule.recent > rule.budget:
+            raise ValueError(
+                f"{self.name}: layer {layer.index} keeps {rule.budget} keys, fewer than the {rule.n_sink} sinks + "
+                f"{rule.recent} recent keys it protects. Raise the budget or protect fewer"
+            )
+        return rule
+
+    def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
+        raise TypeError(f"{type(self).__name__} must define rule_within")
+
+    def _check_protected(self, *knobs: str) -> None:
+        """Raises ValueError where the keys that these knobs protect are more than the budget."""
+        protected = sum(getattr(self, name) for name in knobs)
+        if protected > self.budget:
+            raise ValueError(
+                f"{self.name}: {' + '.join(knobs)} = {protected} is above the budget of {self.budget}. "
+                "Raise the budget or protect fewer keys"
+            )
+
+
+@dataclass(frozen=True)
+class ScoredEviction(EvictionMethod):
+    """An eviction method that ranks keys by the attention they received."""
+
+    reduction: str = knob("sum", choices=REDUCTIONS, help="over the query heads that share a KV head")
+    value_norm: bool = knob(False, help="weigh the attention a key receives by the norm of its value")
+
+
+def forgetting_factor_of(factor: ForgettingFactor, layer: LayerShape) -> ForgettingFactor:
+    """The layer's own factor: a number, a tuple with one per KV head, or a mapping from token class.
+
+    Raises ValueError where a list does not have one entry per layer, or an inner list not one per KV head.
+    """
+    if not isinstance(factor, tuple):
+        return factor
+    if len(factor) != layer.n_layers:
+        raise ValueError(f"forgetting_factor lists {len(factor)} layers and the model has {layer.n_layers}")
+    own = factor[layer.index]
+    if isinstance(own, tuple) and len(own) != layer.n_kv_heads:
+        raise ValueError(f"forgetting_factor lists {len(own)} heads and the model has {layer.n_kv_heads} KV heads")
+    return own
+
+
+def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
+    """Lists become tuples; every number must lie in [0, 1] and every class must be known."""
+    if isinstance(factor, Mapping):
+        unknown = sorted(str(key) for key in set(factor) - {*FORGETTING_CLASSES, "other"})
+        if unknown:
+            raise ValueError(
+                f"{name}: {unknown[0]!r} is no token class; there are {', '.join(FORGETTING_CLASSES)} and other"
+            )
+        return {key: _factor_number(name, value) for key, value in sorted(factor.items())}
+    factor = _plain(factor)
+    if not isinstance(factor, list):
+        return _factor_number(name, factor)
+    return tuple(
+        tuple(_factor_number(name, number) for number in item) if isinstance(item, list) else _factor_number(name, item)
+        for item in factor
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Lists of numbers, for lists, tuples and arrays of NumPy or torch in each other."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _factor_number(name: str, value: Any) -> float:
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {value!r}")
+    return float(value) + 0.0  # −0 is spelled 0

@@ -1,0 +1,62 @@
+"""A pruning method: a frozen dataclass whose fields are its knobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sparsity_core.kinds.knobs import RULES, check_knob, knob
+from sparsity_core.kinds.rules import parse_rules
+from sparsity_core.kinds.spelling import spell
+
+
+class Method:
+    """A pruning method: subclasses are frozen dataclasses, registered with @register."""
+
+    stage: ClassVar[str]
+    name: ClassVar[str]
+    source: ClassVar[str]
+    equation: ClassVar[str]  # LaTeX; shown on the pages
+
+    def __post_init__(self) -> None:
+        for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, knob_.name)
+            if getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
+                value = value.item()
+                object.__setattr__(self, knob_.name, value)
+            check_knob(self.name, knob_, value)
+            if isinstance(knob_.default, float) and knob_.name != "forgetting_factor":
+                object.__setattr__(self, knob_.name, float(value) + 0.0)  # one spelling: 1 is 1.0, and −0 is 0
+
+    @classmethod
+    def knobs(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """The method's fields, a user's own rules last."""
+        return tuple(sorted(dataclasses.fields(cls), key=lambda f: f.name in RULES))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """The canonical spelling: the budget, ratio or tokens, and every knob that is not at its default."""
+        shown = [
+            f"{knob_.name}={spell(getattr(self, knob_.name))}"
+            for knob_ in self.knobs()
+            if knob_.name in ("budget", "ratio", "tokens") or getattr(self, knob_.name) != knob_.default
+        ]
+        return f"{self.name}({', '.join(shown)})"
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+@dataclass(frozen=True)
+class Ruled(Method):
+    """A method that drops tokens for good, under rules of the user's own."""
+
+    protect: str = knob("", help="tokens never dropped: positions, spans and expressions, as in 0-3, 17, /[0-9]+/")
+    drop: str = knob(
+        "", help="tokens dropped as soon as they are read, in every layer and head; written as `protect` is"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rules in (self.protect, self.drop):
+            parse_rules(rules)

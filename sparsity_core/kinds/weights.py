@@ -1,0 +1,58 @@
+"""The weights stage: what a method that cuts weights gives back, and what its ratio may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from sparsity_core.kinds.method import Method
+from sparsity_core.work import Progress, silent
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Compressed(Protocol):
+    """What `compress` returns; `weights.CompressedModel` is the one class of it."""
+
+    @property
+    def model(self) -> Any:
+        """The `models.Model` with fewer weights."""
+
+    @property
+    def kept(self) -> tuple[np.ndarray, ...]:
+        """int64 [n_kept] of each layer: the FFN neurons that stay, ascending."""
+
+    def save_pretrained(self, path: str | Path, *, report: dict[str, Any] | None = None) -> Path:
+        """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads, with its report card."""
+
+
+class Ranking(NamedTuple):
+    """A layer's neurons by importance, and their mean activation where what is lost can be put into a bias."""
+
+    importance: torch.Tensor  # [n]
+    mean: torch.Tensor | None = None  # [n]
+
+
+class WeightMethod(Method):
+    """Decides which weights stay."""
+
+    stage = "weights"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.name, getattr(self, "ratio", 0.0))
+
+    def compress(self, model: Any, progress: Progress = silent) -> Any:
+        """The `models.Model` with fewer weights, as a `Compressed`; `model` itself is left as it is.
+
+        Raises ValueError where it cannot be cut so.
+        """
+        raise TypeError(f"{type(self).__name__} must define compress")
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Raises ValueError for a ratio outside [0, 1)."""
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"{name}: ratio is the share removed, 0 to below 1; got {ratio:g}")

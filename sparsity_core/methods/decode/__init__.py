@@ -1,0 +1,1 @@
+"""Methods of the decode stage: which cached keys a query reads."""

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsity_core.kinds import SelectionMethod, knob, register
+from sparsity_core.work import Progress
+
+if TYPE_CHECKING:
+    from sparsity_core.kinds import Selector
+    from sparsity_core.models import Model
+
+
+@register
+@dataclass(frozen=True)
+class SparQ(SelectionMethod):
+    """Ranks all keys by the channels in which the query itself is largest, then reads the best exactly.
+
+    `mean_value` is the paper's correction: what is not read counts with the mean of all values, weighted by the attention
+    that the approximate scores give it. Off by default, since it reads every value to know their mean.
+    """
+
+    name: ClassVar[str] = "sparq"
+    source: ClassVar[str] = "arXiv:2312.04985"
+    equation: ClassVar[str] = (
+        r"\hat{s} = \operatorname{softmax}\!\Big(q_{C} K_{C}^\top \big/ "
+        r"\sqrt{D\,\lVert q_{C}\rVert_1/\lVert q\rVert_1}\Big),\quad C = \operatorname{top}_r |q|"
+    )
+
+    channels: int = knob(16, low=4, high=64, at_least=1, help="r: channels that each query chooses")
+    mean_value: bool = knob(False, help="what is not read counts with the mean value, by its approximate attention")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean_value and self.reduction == "max":
+            raise ValueError(
+                f"{self.name}: mean_value weighs by approximate attention, which needs reduction sum or mean"
+            )
+
+    @property
+    def corrects_mean(self) -> bool:
+        return self.mean_value
+
+    def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
+        from sparsity_core.methods.decode.sparq.selector import QuerySelector
+
+        if self.channels > model.arch.head_dim:
+            raise ValueError(
+                f"{self.name}: channels is at most {model.arch.head_dim}, a head of {model.name}; got {self.channels}"
+            )
+        return lambda layer: QuerySelector(self.channels, self.reduction)

@@ -1,0 +1,1 @@
+"""Methods of the eviction stage: which cached keys stay, for good."""

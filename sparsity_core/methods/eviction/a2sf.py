@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsity_core.kinds import (
+    ForgettingFactor,
+    LayerShape,
+    PrefillRule,
+    ScanRule,
+    ScoredEviction,
+    forgetting_factor_of,
+    knob,
+    normalised_factor,
+    register,
+)
+
+
+@register
+@dataclass(frozen=True)
+class A2SF(ScoredEviction):
+    """Accumulated attention with a forgetting factor: A[n, k] = Σ_q α^(n − q) · S[q, k]; the lowest goes.
+
+    `paper` drops one key at each step once the cache is full; `prefill` is the authors' 2026 code, which cuts once when
+    the prompt ends (their settings: forgetting_factor 0.95, recent 16) and then goes on as `paper` does.
+    """
+
+    name: ClassVar[str] = "a2sf"
+    source: ClassVar[str] = "arXiv:2407.20485; Dirac-Notation/A2SF"
+    equation: ClassVar[str] = r"A_{n,k} = \sum_{q=k}^{n} \alpha^{\,n-q}\, S_{q,k} = \alpha\,A_{n-1,k} + S_{n,k}"
+
+    forgetting_factor: ForgettingFactor = knob(
+        0.3,
+        low=0.0,
+        high=1.0,
+        help="α: 0 looks at the last query alone, 1 forgets nothing. A number, [one per layer], [[one per KV head]] "
+        "or {number: 0.9, other: 0.3} by token class",
+    )
+    variant: str = knob("paper", choices=("paper", "prefill"), help="drop at each step, or once when the prompt ends")
+    n_sink: int = knob(0, low=0, high=64, at_least=0, help="first tokens, never dropped")
+    recent: int = knob(0, low=0, high=256, at_least=0, help="last tokens, never dropped")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forgetting_factor", normalised_factor(self.name, self.forgetting_factor))
+        super().__post_init__()
+        self._check_protected("n_sink", "recent")
+
+    def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
+        scan = ScanRule(
+            budget=budget,
+            decay=forgetting_factor_of(self.forgetting_factor, layer),
+            n_sink=self.n_sink,
+            recent=self.recent,
+            value_norm=self.value_norm,
+            reduction=self.reduction,
+        )
+        if self.variant == "paper":
+            return scan
+        return PrefillRule(
+            budget=budget,
+            decay=scan.decay,
+            n_sink=self.n_sink,
+            recent=self.recent,
+            value_norm=self.value_norm,
+            reduction=self.reduction,
+            then=scan,
+        )

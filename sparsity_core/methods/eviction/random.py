@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsity_core.kinds import EvictionMethod, LayerShape, ScanRule, knob, register
+
+
+@register
+@dataclass(frozen=True)
+class Random(EvictionMethod):
+    """A uniformly random set of keys stays, drawn per layer and KV head from the run's seed: the floor to beat.
+
+    Each key arrives with a random score that never moves, so the kept set is a uniform sample at every step.
+    """
+
+    source: ClassVar[str] = "baseline"
+    equation: ClassVar[str] = r"A_k \sim U(0, 1),\ \text{drawn once when } k \text{ arrives}"
+
+    n_sink: int = knob(0, low=0, high=64, at_least=0, help="first tokens, never dropped")
+    recent: int = knob(0, low=0, high=256, at_least=0, help="last tokens, never dropped")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_protected("n_sink", "recent")
+
+    def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
+        return ScanRule(budget=budget, n_sink=self.n_sink, recent=self.recent, scored=False, noise=layer.seed)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsity_core.kinds import EvictionMethod, LayerShape, ScanRule, knob, register
+
+
+@register
+@dataclass(frozen=True)
+class StreamingLLM(EvictionMethod):
+    """Attention sinks plus a recent window: the first n_sink and the last budget − n_sink keys stay.
+
+    Keys keep their original rotary positions; `re_rotate` places them at their position in the cache, as the authors'
+    code does.
+    """
+
+    source: ClassVar[str] = "arXiv:2309.17453; mit-han-lab/streaming-llm"
+    equation: ClassVar[str] = r"K_n = \{k < n_{\text{sink}}\} \cup \{k > n - (\text{budget} - n_{\text{sink}})\}"
+
+    n_sink: int = knob(4, low=0, high=64, at_least=0, help="first tokens, never dropped")
+    re_rotate: bool = knob(False, help="rotary positions within the cache in place of those in the text")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_protected("n_sink")
+        if self.re_rotate and self.protect:
+            raise ValueError(
+                f"{self.name}: re_rotate places sinks and recent keys anew, and no others that are protected: leave one out"
+            )
+
+    def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
+        recent = max(0, budget - self.n_sink)
+        return ScanRule(budget=budget, n_sink=self.n_sink, recent=recent, scored=False, re_rotate=self.re_rotate)

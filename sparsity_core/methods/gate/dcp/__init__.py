@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsity_core.kinds import Gate, GateMethod, knob, register
+
+if TYPE_CHECKING:
+    from sparsity_core.models import Model
+
+
+@register
+@dataclass(frozen=True)
+class DCP(GateMethod):
+    """Dynamic context pruning: small trained weights of each layer let a token drop earlier ones from all its heads.
+
+    The gate is soft while it is trained (a = 1 to 8) and a step at inference: a key is gone where x ≤ `threshold`.
+    """
+
+    source: ClassVar[str] = "arXiv:2305.15805"
+    equation: ClassVar[str] = (
+        r"x_{n,k} = \tfrac{1}{\sqrt r}\, W_Q h_n \cdot W_K h_k + \beta, \qquad"
+        r"\text{key } k \text{ stays until the first } n > k \text{ with } x_{n,k} \le 0"
+    )
+
+    gamma: float = knob(
+        0.3,
+        low=0.0,
+        high=3.0,
+        at_least=0.0,
+        help="what a kept pair cost in training; the trained gate nearest to it is used",
+    )
+    adapter: str = knob("auto", help="auto: the gates that ship with the embedded model; or a file of `train dcp`")
+    threshold: float = knob(0.0, low=-2.0, high=2.0, help="drop where x is at most this; 0 as trained, more drops more")
+
+    def gate(self, model: Model) -> Gate:
+        from sparsity_core.methods.gate.dcp.adapter import find_gate
+
+        return find_gate(model, self.adapter, self.gamma)
+
+    @property
+    def drops_at(self) -> float:
+        return self.threshold
+
+    def note(self, gate: Gate) -> str:
+        ran = gate.recipe.get("gamma", self.gamma)
+        if self.adapter != "auto" or ran == self.gamma:
+            return ""
+        return f"No gate of γ = {self.gamma:g} ships for this model: the nearest ran, γ = {ran:g}."

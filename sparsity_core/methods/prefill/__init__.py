@@ -1,0 +1,1 @@
+"""Methods of the prefill stage: which earlier keys a query of the prompt may see."""

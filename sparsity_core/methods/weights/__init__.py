@@ -1,0 +1,1 @@
+"""Methods of the weights stage: which weights stay."""

@@ -1,0 +1,405 @@
+"""PruneNet's policy trained on the weights alone, by REINFORCE."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from sparsity_core.kinds import check_ratio
+from sparsity_core.methods.weights.prunenet.policy import Policy
+from sparsity_core.methods.weights.prunenet.view import (
+    _SHARPNESS,
+    SUMMARIES,
+    View,
+    _gumbel,
+    _logistic,
+    official_draw,
+    seeded,
+)
+from sparsity_core.models import Model
+from sparsity_core.weights import Gram, feed_forwards, kept_count, ks_distance
+from sparsity_core.work import Progress, read_checkpoint, silent, write_checkpoint
+
+VARIANTS = ("corrected", "official")
+_ROLLOUTS = 3  # draws a layer and episode; each is the others' baseline
+_RATE = {"corrected": 0.15, "official": 1e-3}
+_DECAY = {"corrected": 0.0, "official": 0.01}
+_GAMMA = 0.99
+_MOST_THREADS = 8  # each holds a few matrices [d, d] in float64
+
+
+def train_policy(
+    model: Model,
+    *,
+    variant: str = "corrected",
+    ratio: float = 0.25,
+    episodes: int = 20,
+    seed: int = 0,
+    progress: Progress = silent,
+    checkpoint: str | Path | None = None,
+) -> Policy:
+    """A policy trained by REINFORCE on the weights of a model alone.
+
+    `corrected`: three draws a layer and episode by Gumbel top-k, their exact Plackett–Luce log-probability, one Adam step an
+    episode on the gradient of Σ (G − b) log p, clipped first. G_l = Σ_{k ≥ l} 0.99^{k−l} r_k is the return to go; no layer's
+    choice changes another's reward, so the baseline b_l takes the later rewards off as they are, and of r_l the mean of the
+    layer's other draws. Training starts from the better of keep-largest-norm and keep-largest-leverage, and what is returned
+    is the choice of least mean D seen after any episode, both starts included.
+
+    `official`: as the authors' code: r ~ U(0, 1), a relaxed Bernoulli keep = σ(logit ε + logit α), a draw without replacement in
+    proportion to it, loss −γ^l / D · Σ_kept log keep under a second draw of ε, a step of AdamW a layer, the last policy. It
+    does not beat random rows: that loss is no log-probability of the draw, has no baseline, and rewards are all positive, so
+    it raises every kept row alike; it clips gradients that were zeroed before, and keeps a policy that is not the best.
+    Differently: float32 in place of float16 autocast.
+
+    In both D is at least 1 / (number of singular values), the least that it can be other than 0, so a choice that moves nothing
+    is rewarded with that number. The authors' code sets 99999 there and then stops at `.item()` of an integer.
+
+    Args:
+        progress: called after every layer; whatever it raises cancels.
+        checkpoint: a file that holds every finished episode; a training that finds it there goes on from it, with the same
+            result as one that was never interrupted. It is removed at the end.
+
+    Raises ValueError for a ratio, variant or model that does not fit, and for a checkpoint of another training.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is one of {', '.join(VARIANTS)}; got {variant!r}")
+    if episodes < 1:
+        raise ValueError(f"episodes is at least 1; got {episodes}")
+    check_ratio("prunenet", ratio)
+    with torch.inference_mode(False), torch.no_grad(), _Spectra(model, ratio) as spectra:
+        recipe = {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "ratio": float(ratio),
+            "seed": int(seed),
+            "episodes": int(episodes),
+        }
+        training = (_Corrected if variant == "corrected" else _Official)(spectra, recipe, progress)
+        file = None if checkpoint is None else Path(checkpoint)
+        identity = {**recipe, "variant": variant, "dims": list(spectra.dims)}
+        state = None if file is None else _resumed(file, identity)
+        state = training.start() if state is None else state
+        for episode in range(state.episode, episodes):
+            state = training.episode(state)
+            if file is not None and episode + 1 < episodes:
+                _save_state(file, state, identity)
+        parameters, kept = training.finish(state)
+        if file is not None:
+            file.unlink(missing_ok=True)
+    recipe["history"] = state.history
+    return Policy(variant, parameters, spectra.dims, recipe, kept)
+
+
+def log_probability(scores: torch.Tensor, order: torch.Tensor, count: int) -> torch.Tensor:
+    """log p of drawing order[…, :count] one after the other without replacement, each ∝ e^s (Plackett, 1975; Luce, 1959).
+
+    log p = Σ_{i < count} (s_{π_i} − log Σ_{j ≥ i} e^{s_{π_j}}). `order` [..., n] is a permutation; returns [...].
+    """
+    drawn = scores.expand(order.shape).gather(-1, order)
+    left = drawn.flip(-1).logcumsumexp(-1).flip(-1)
+    return (drawn - left)[..., :count].sum(-1)
+
+
+def returns_to_go(rewards: torch.Tensor, gamma: float = _GAMMA) -> torch.Tensor:
+    """G_l = Σ_{k ≥ l} γ^{k−l} r_k over the last axis, the layers."""
+    out = rewards.clone()
+    for layer in range(rewards.shape[-1] - 2, -1, -1):
+        out[..., layer] += gamma * out[..., layer + 1]
+    return out
+
+
+def advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """[draw, layer]: the return to go less a baseline that the layer's own draw does not enter, in standard deviations."""
+    togo = returns_to_go(rewards)
+    later = torch.nn.functional.pad(_GAMMA * togo[:, 1:], (0, 1))
+    others = (rewards.sum(0) - rewards) / max(1, rewards.shape[0] - 1)
+    found = togo - (later + others)
+    return found / found.std().clamp_min(1e-12)
+
+
+class _Spectra:
+    """The layers of a model with their spectra, and a pool of threads that tries choices on them.
+
+    Each thread works alone on a layer: two threads on one small eigenproblem mostly wait for each other.
+    """
+
+    def __init__(self, model: Model, ratio: float) -> None:
+        blocks = feed_forwards(model)
+        shapes = {tuple(block.first.shape) for block in blocks}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{model.name} has layers of different sizes {sorted(shapes)}: one policy serves all layers, so choose "
+                "another method, such as leverage"
+            )
+        self.dims: tuple[int, int] = (int(blocks[0].first.shape[0]), int(blocks[0].first.shape[1]))
+        self.count = kept_count(self.dims[0], ratio)
+        self.views = [View(block.first) for block in blocks]
+        self._grams = [Gram(block.first) for block in blocks]
+        self._before: dict[int, torch.Tensor] = {}
+        self._pool = ThreadPoolExecutor(
+            min(len(blocks), _MOST_THREADS, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def __enter__(self) -> _Spectra:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread alone: what it does itself between two passes is small
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        torch.set_num_threads(self._threads)
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.views)
+
+    @property
+    def floor(self) -> float:
+        """The least D other than 0."""
+        return 1.0 / min(self.dims)
+
+    def prepare(self, tell: Callable[[int], None]) -> None:
+        """The features and the spectrum of every layer."""
+        for layer, _ in enumerate(self._each(lambda layer: (self.views[layer].summaries, self._spectrum(layer)))):
+            tell(layer)
+
+    def distances(self, kept: torch.Tensor, tell: Callable[[int], None]) -> torch.Tensor:
+        """float64 [choice, layer]: D of choices `kept`, bool [choice, layer, n]; tells each layer when it is done."""
+        found = []
+        for layer, row in enumerate(self._each(lambda layer: [self._distance(layer, each) for each in kept[:, layer]])):
+            found.append(row)
+            tell(layer)
+        return torch.tensor(found, dtype=torch.float64).T
+
+    def _each(self, work: Callable[[int], Any]) -> Iterator[Any]:
+        futures: Sequence[Future[Any]] = [self._pool.submit(work, layer) for layer in range(self.n_layers)]
+        for future in futures:
+            yield future.result()
+
+    def _spectrum(self, layer: int) -> torch.Tensor:
+        if layer not in self._before:
+            self._before[layer] = self._grams[layer].singular_values().cpu()
+        return self._before[layer]
+
+    def _distance(self, layer: int, kept: torch.Tensor) -> float:
+        return ks_distance(self._spectrum(layer), self._grams[layer].singular_values(kept).cpu()).statistic
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A training after so many episodes."""
+
+    episode: int
+    parameters: torch.Tensor  # float32, flat
+    first: torch.Tensor  # Adam's moments
+    second: torch.Tensor
+    steps: int
+    best: torch.Tensor
+    best_ks: float
+    history: dict[str, Any]
+
+
+class _Training(ABC):
+    """What both variants share: the layers, what was asked for, and how far it is."""
+
+    variant: str
+
+    def __init__(self, spectra: _Spectra, recipe: dict[str, Any], progress: Progress) -> None:
+        self.spectra, self.recipe, self._progress = spectra, recipe, progress
+
+    @abstractmethod
+    def start(self) -> _State: ...
+
+    @abstractmethod
+    def episode(self, state: _State) -> _State: ...
+
+    @abstractmethod
+    def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
+        """(parameters of the policy, bool [layer, n] that it keeps)."""
+
+    def telling(self, share: float, width: float, doing: str) -> Callable[[int], None]:
+        """Reports each layer of a pass that takes the part [share, share + width] of the whole."""
+        total = self.recipe["episodes"] + 1  # the start takes about as long as an episode
+
+        def tell(layer: int) -> None:
+            inside = (layer + 1) / self.spectra.n_layers
+            self._progress((share + width * inside) / total, f"{doing}, layer {layer + 1}")
+
+        return tell
+
+    def step(self, state: _State, gradient: torch.Tensor) -> _State:
+        """One step of AdamW (Loshchilov and Hutter, 2019) down the gradient."""
+        steps = state.steps + 1
+        rate, decay = _RATE[self.variant], _DECAY[self.variant]
+        first = 0.9 * state.first + 0.1 * gradient
+        second = 0.999 * state.second + 0.001 * gradient.square()
+        move = (first / (1 - 0.9**steps)) / ((second / (1 - 0.999**steps)).sqrt() + 1e-8)
+        parameters = state.parameters * (1 - rate * decay) - rate * move
+        return replace(state, parameters=parameters, first=first, second=second, steps=steps)
+
+
+class _Corrected(_Training):
+    variant = "corrected"
+
+    def start(self) -> _State:
+        self.spectra.prepare(self.telling(0.0, 0.4, "spectra"))
+        starts = {}
+        for at, name in enumerate(("norm", "leverage")):
+            starts[name] = torch.zeros(SUMMARIES + self.spectra.dims[1])
+            starts[name][at] = _SHARPNESS
+        choices = torch.stack([self._choice(parameters) for parameters in starts.values()])
+        found = self.spectra.distances(choices, self.telling(0.4, 0.6, "starts"))
+        at = int(found.mean(1).argmin())
+        chosen = list(starts.values())[at]
+        history = {
+            "start": list(starts)[at],
+            "ks_of_starts": {name: _rounded(row) for name, row in zip(starts, found, strict=True)},
+            "reward": [],
+            "sampled_ks": [],
+            "ks": [],
+            "best_episode": 0,
+        }
+        nothing = torch.zeros_like(chosen)
+        return _State(0, chosen, nothing, nothing, 0, chosen, float(found.mean(1).min()), history)
+
+    def episode(self, state: _State) -> _State:
+        doing = f"episode {state.episode + 1}"
+        generator = seeded(self.recipe["seed"], state.episode, 0)
+        scores = torch.stack([view.scores(state.parameters).cpu() for view in self.spectra.views])
+        order = (scores + _gumbel((_ROLLOUTS, *scores.shape), generator)).argsort(stable=True, dim=-1, descending=True)
+        kept = torch.zeros(order.shape, dtype=torch.bool).scatter(-1, order[..., : self.spectra.count], True)
+        sampled = self.spectra.distances(kept, self.telling(state.episode + 1.0, 0.75, doing))
+        reward = 1.0 / sampled.clamp_min(self.spectra.floor)
+        with torch.enable_grad():
+            scores.requires_grad_()
+            chance = log_probability(scores, order, self.spectra.count)
+            (uphill,) = torch.autograd.grad((advantages(reward).float() * chance).mean(), scores)
+        gradient = -sum(
+            (view.pullback(own) for view, own in zip(self.spectra.views, uphill, strict=True)),
+            start=torch.zeros_like(state.parameters),
+        )
+        gradient = gradient / gradient.norm().clamp_min(1.0)  # clipped to norm 1
+        state = self.step(state, gradient)
+        now = self.spectra.distances(
+            self._choice(state.parameters)[None], self.telling(state.episode + 1.75, 0.25, doing + ", its choice")
+        )[0]
+        history = {
+            **state.history,
+            "reward": [*state.history["reward"], _rounded(reward.mean(0))],
+            "sampled_ks": [*state.history["sampled_ks"], _rounded(sampled.mean(0))],
+            "ks": [*state.history["ks"], _rounded(now)],
+        }
+        best, best_ks = state.best, state.best_ks
+        if float(now.mean()) < best_ks:
+            best, best_ks = state.parameters, float(now.mean())
+            history["best_episode"] = state.episode + 1
+        return replace(state, episode=state.episode + 1, best=best, best_ks=best_ks, history=history)
+
+    def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
+        return state.best, self._choice(state.best)
+
+    def _choice(self, parameters: torch.Tensor) -> torch.Tensor:
+        return torch.stack([_largest(view.scores(parameters), self.spectra.count) for view in self.spectra.views])
+
+
+class _Official(_Training):
+    variant = "official"
+
+    def start(self) -> _State:
+        n, d = self.spectra.dims
+        self.spectra.prepare(self.telling(0.0, 1.0, "spectra"))
+        generator = seeded(self.recipe["seed"], -1, 0)
+        bound = d**-0.5  # torch's own linear layer
+        inside = (2 * torch.rand(n * d + n, generator=generator) - 1) * bound
+        parameters = torch.cat([inside, torch.rand(n, generator=generator)])
+        nothing = torch.zeros_like(parameters)
+        history: dict[str, Any] = {"reward": [], "ks": []}
+        return _State(0, parameters, nothing, nothing, 0, nothing[:0], float("inf"), history)
+
+    def episode(self, state: _State) -> _State:
+        generator = seeded(self.recipe["seed"], state.episode, 0)
+        collapsed = self._collapsed(state.parameters)
+        keys = [official_draw(view.logits(collapsed), generator) for view in self.spectra.views]
+        kept = torch.stack([_largest(each, self.spectra.count) for each in keys])
+        doing = f"episode {state.episode + 1}"
+        found = self.spectra.distances(kept[None], self.telling(state.episode + 1.0, 1.0, doing))[0]
+        reward = 1.0 / found.clamp_min(self.spectra.floor)
+        for layer, view in enumerate(self.spectra.views):
+            logits = view.logits(self._collapsed(state.parameters)).cpu()
+            keep = torch.sigmoid(logits + _logistic(logits.shape, generator))
+            # of −γ^l / D · Σ_kept log keep, with respect to logit α
+            gradient = -(_GAMMA**layer) * float(reward[layer]) * kept[layer] * (1.0 - keep)
+            state = self.step(state, self._spread(state.parameters, view.pullback_logits(gradient)))
+        history = {
+            "reward": [*state.history["reward"], _rounded(reward)],
+            "ks": [*state.history["ks"], _rounded(found)],
+        }
+        return replace(state, episode=state.episode + 1, history=history)
+
+    def finish(self, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
+        collapsed = self._collapsed(state.parameters)
+        keys = [
+            official_draw(view.logits(collapsed), seeded(self.recipe["seed"], state.episode, layer))
+            for layer, view in enumerate(self.spectra.views)
+        ]
+        return collapsed, torch.stack([_largest(key, self.spectra.count) for key in keys])
+
+    def _parts(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A [n, d], b [n] and r [n] of (W Aᵀ + b) r."""
+        n, d = self.spectra.dims
+        inner, bias, outer = parameters.split([n * d, n, n])
+        return inner.view(n, d), bias, outer
+
+    def _collapsed(self, parameters: torch.Tensor) -> torch.Tensor:
+        """[Aᵀ r, b · r]: the d + 1 numbers that the score depends on; multiplied out first, they save n² d products."""
+        inner, bias, outer = self._parts(parameters)
+        return torch.cat([inner.T @ outer, (bias @ outer)[None]])
+
+    def _spread(self, parameters: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient with respect to A, b and r, from that with respect to `_collapsed`."""
+        inner, bias, outer = self._parts(parameters)
+        direction, offset = gradient[:-1], gradient[-1]
+        return torch.cat([torch.outer(outer, direction).flatten(), offset * outer, inner @ direction + offset * bias])
+
+
+def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """bool [n]: the `count` largest, of equal ones the first: the choice that compression makes."""
+    order = scores.double().cpu().sort(descending=True, stable=True).indices
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter(0, order[:count], True)
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+def _save_state(file: Path, state: _State, identity: dict[str, Any]) -> None:
+    tensors = {name: getattr(state, name) for name in ("parameters", "first", "second", "best")}
+    numbers = {"episode": state.episode, "steps": state.steps, "best_ks": state.best_ks, "history": state.history}
+    write_checkpoint(file, tensors, training=identity, state=numbers)
+
+
+def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
+    """The training that a file holds, or None where there is no file. Raises ValueError for one that is not this training's."""
+    if not file.exists():
+        return None
+    try:
+        tensors, notes = read_checkpoint(file)
+        stored, state = notes["training"], _State(**{**tensors, **notes["state"]})
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
+        raise ValueError(f"{file} is no training that could go on: delete it to start again") from None
+    differing = sorted(key for key in identity if stored.get(key) != identity[key])
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{file} holds a training with {key} {stored.get(key)}, not {identity[key]}: delete it, or name another file"
+        )
+    return state

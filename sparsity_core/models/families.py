@@ -1,0 +1,17 @@
+"""Where each family keeps its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sparsity_core.models.model import ModelError
+
+
+def decoder_layers(hf: Any, n_layers: int) -> torch.nn.ModuleList:
+    """The decoder's layers, whatever the family calls them."""
+    for module in hf.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
+            return module
+    raise ModelError("the model has no list of decoder layers that could be pruned")

@@ -1,0 +1,119 @@
+"""A loaded model, and the few things that the library asks of its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sparsity_core.kinds import Compressed, WeightMethod
+
+
+# Every layer rotary, channel i turned with channel i + D/2. Others interleave (GLM) or leave layers out (SmolLM3).
+_ROTATED_BY_HALVES = frozenset(
+    "llama mistral mixtral qwen2 qwen3 gemma gemma2 phi phi3 gpt_neox olmo olmo2 stablelm starcoder2".split()
+)
+_LOGIT_ELEMENTS = (
+    2**25 * 3 // 4
+)  # 100 MB of float32: smaller blocks read the head's weights more often, up to a third slower
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded or used; the message says why and what to do next."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    max_positions: int
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model and its tokenizer. The transformers model inside is shared and never changed."""
+
+    name: str
+    hf: Any
+    tokenizer: Any
+    arch: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the tokenizer's own special tokens. Raises ValueError for text of no tokens or too many."""
+        if not text.strip():
+            raise ValueError("the prompt is empty: type or choose some text")
+        check_characters(text)
+        ids = list(self.tokenizer(text)["input_ids"])
+        self.check_length(len(ids))
+        return ids
+
+    def encode_all(self, text: str) -> list[int]:
+        """Token ids of a text of any length without special tokens, for methods that cut it into pieces themselves."""
+        check_characters(text)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def compress(self, method: WeightMethod) -> Compressed:
+        """This model with fewer weights, for example `model.compress(methods.PruneNet(ratio=0.25))`; itself unchanged."""
+        compressed: Compressed = method.compress(self)
+        return compressed
+
+    def check_length(self, n: int) -> None:
+        if n > self.arch.max_positions:
+            raise ValueError(
+                f"the prompt has {n:,} tokens and {self.name} reads at most {self.arch.max_positions:,}: "
+                f"shorten it by {n - self.arch.max_positions:,} tokens"
+            )
+
+    def hidden(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The last layer's normalised hidden states [B, T, hidden]."""
+        return self.hf.base_model(input_ids=ids.to(self.device), **kwargs).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 (or wider) logits of hidden states [..., hidden] → [..., vocabulary]."""
+        head = self.hf.get_output_embeddings()
+        out = head(hidden.to(head.weight.device, head.weight.dtype))
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        config = self.hf.config.get_text_config()
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        out = out if scale == 1.0 else out * scale  # Cohere's multiply, Granite's divide
+        cap = getattr(config, "final_logit_softcapping", None)
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    def logit_rows(self, hidden: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(start, end, logits [end − start, vocabulary]) over hidden states [T, hidden], a bounded block at a time."""
+        rows = max(1, _LOGIT_ELEMENTS // self.hf.get_output_embeddings().weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            block = hidden[start : start + rows]
+            yield start, start + block.shape[0], self.logits(block)
+
+    def rotary_frequencies(self) -> torch.Tensor:
+        """Radians per position of each rotary pair. Raises ValueError where positions are not rotary."""
+        rotary = getattr(self.hf.base_model, "rotary_emb", None)
+        if rotary is None:
+            raise ValueError(
+                f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off"
+            )
+        if self.arch.family not in _ROTATED_BY_HALVES:
+            raise ValueError(
+                f"re_rotate does not know how {self.name} ({self.arch.family}) lays out its rotary channels: leave it off"
+            )
+        return rotary.inv_freq
+
+
+def check_characters(text: str) -> None:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("the text holds half a surrogate pair, which is no character: remove it, or save it as UTF-8")

@@ -1,0 +1,209 @@
+"""The hook into a transformers model: attention goes through a recorder where one is active, else to SDPA.
+
+Registered once as the attention implementation "sparselens". A ContextVar holds the recorder, so threads that run
+different methods on one shared model do not see each other, and the model itself is never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from sparselens_kernels import flash_column_score
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+if TYPE_CHECKING:
+    from sparsity_core.models.model import Model
+
+
+ATTENTION = "sparselens"
+
+_active: ContextVar[Attends | None] = ContextVar("sparselens_recorder", default=None)
+_input: ContextVar[BlockInput | None] = ContextVar("sparselens_input", default=None)
+_residual: ContextVar[torch.Tensor | None] = ContextVar("sparselens_residual", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInput:
+    """What a layer's attention block was called with."""
+
+    layer: int
+    hidden: torch.Tensor  # [B, Tq, hidden]
+    settings: dict[str, Any]
+
+
+class Attends(Protocol):
+    """What the hook calls: q [B, H, Tq, D] against k, v [B, Hkv, Tk, D] → out [B, H, Tq, D]."""
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor: ...
+
+
+@contextlib.contextmanager
+def recording(recorder: Attends) -> Iterator[None]:
+    """Attention of every forward inside the block goes through `recorder`."""
+    active, seen, residual = _active.set(recorder), _input.set(None), _residual.set(None)
+    try:
+        yield
+    finally:
+        _active.reset(active)
+        _input.reset(seen)
+        _residual.reset(residual)
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    recorder = _active.get()
+    softcap = kwargs.get("softcap")
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("its heads have learned attention sinks, which are not implemented")
+    if recorder is None:
+        if softcap is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _eager(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    out = recorder.attend(
+        module.layer_idx,
+        query,
+        key,
+        value,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        window=kwargs.get("sliding_window"),
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def attention_input(layer: int) -> torch.Tensor:
+    """[B, Tq, hidden]: what a layer's attention block reads, after its norm. To be called by a recorder, while it attends.
+
+    Raises ValueError for a family that does not show it.
+    """
+    seen = _input.get()
+    if seen is None or seen.layer != layer:
+        raise ValueError("this model does not show what its attention reads, which a gate needs: choose another model")
+    return seen.hidden
+
+
+def block_input() -> BlockInput | None:
+    """What the attention block that runs was called with; None where this family does not show it."""
+    return _input.get()
+
+
+def residual_stream() -> torch.Tensor | None:
+    """[B, Tq, hidden]: what the layer that runs was called with; None where this family does not show it."""
+    return _residual.get()
+
+
+def is_attention(module: Any) -> bool:
+    return hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
+
+
+def _keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if _active.get() is not None:
+        settings = dict(kwargs)
+        hidden = settings.pop("hidden_states") if "hidden_states" in settings else args[0]
+        _input.set(BlockInput(module.layer_idx, hidden, settings))
+
+
+def _keep_residual(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if _active.get() is not None:
+        _residual.set(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+
+def watch_inputs(hf: Any) -> None:
+    """Lets recorders of this model see what its layers and their attention read. Costs nothing while none is active."""
+    for module in hf.modules():
+        children = list(module.children())
+        for hook, wanted in ((_keep_input, is_attention(module)), (_keep_residual, any(map(is_attention, children)))):
+            if wanted and hook not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _eager(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
+    """The model's own eager attention, for what SDPA refuses (Gemma 2's soft-capped logits)."""
+    if mask is None:
+        n, m = query.shape[2], key.shape[2]
+        mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)[None, None]
+    additive = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+    additive.masked_fill_(~mask, torch.finfo(query.dtype).min)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, additive, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without a mask function attention becomes non-causal, silently
+
+
+class _Probe:
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        self.layers.append(layer)
+        return flash_column_score(q, k, v, scale=scale, softcap=softcap, window=window).out
+
+
+@torch.inference_mode()
+def probe_logits(hf: Any) -> torch.Tensor:
+    """A transformers model's own logits of a few tokens, by whatever attention it has."""
+    return hf(input_ids=_probe_ids(hf), use_cache=False).logits
+
+
+def _probe_ids(hf: Any) -> torch.Tensor:
+    """Five tokens of the vocabulary's middle: its first are often special, after which half precision says nothing."""
+    n = hf.get_input_embeddings().weight.shape[0]
+    return torch.arange(5, device=hf.device)[None] + min(1000, n // 2)
+
+
+@torch.inference_mode()
+def probe(model: Model, plain: torch.Tensor) -> str | None:
+    """Why this model cannot be recorded, or None: a few tokens must pass every layer's hook and come out the same."""
+    recorder = _Probe()
+    try:
+        with recording(recorder):
+            recorded = model.logits(model.hidden(_probe_ids(model.hf), use_cache=False))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"its forward pass does not take the hook ({error})"
+    if recorder.layers != list(range(model.arch.n_layers)):
+        return "its attention does not go through transformers' attention interface"
+    plain, recorded = plain.float(), recorded.to(plain.device).float()
+    most = 0.02 if model.dtype.itemsize > 2 else 0.25  # two ways of half precision part by more than ours ever should
+    close = bool((recorded - plain).norm() <= most * plain.norm())
+    return None if close else "the recorded pass gives other logits than the model's own"
+
+
+class Enough(Exception):
+    """Raised by a recorder to end a forward after the one layer that was asked for."""

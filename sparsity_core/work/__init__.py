@@ -1,0 +1,5 @@
+"""work: ground that everything stands on: jobs, progress, files, the cache folder, checkpoints."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,408 @@
+"""PruneNet: its probability and gradients by hand and by enumeration, its training, its file, and what it reaches."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from transformers import AutoModelForCausalLM, OPTConfig
+
+from sparsity_core import Pipeline, methods
+from sparsity_core.methods.weights.neurons import NeuronMethod
+from sparsity_core.methods.weights.prunenet.find import find_policy
+from sparsity_core.methods.weights.prunenet.policy import Policy
+from sparsity_core.methods.weights.prunenet.training import (
+    _Corrected,
+    _Official,
+    _Spectra,
+    _State,
+    advantages,
+    log_probability,
+    returns_to_go,
+    train_policy,
+)
+from sparsity_core.methods.weights.prunenet.view import View
+from sparsity_core.models.loading import wrap
+from sparsity_core.models.model import Model
+from sparsity_core.weights.ffn import feed_forwards
+from sparsity_core.weights.spectrum import Gram, ks_distance
+from tests import tiny
+
+VARIANTS = ("corrected", "official")
+
+
+def ks_by_svd(weight: torch.Tensor, kept: np.ndarray) -> float:
+    """D by numpy's decomposition and scipy's statistic."""
+    before, after = (
+        np.linalg.svd(w, compute_uv=False) for w in (weight.double().numpy(), weight[kept].double().numpy())
+    )
+    return float(ks_2samp(before, after, method="asymp").statistic)
+
+
+@functools.cache
+def trained(variant: str = "corrected", seed: int = 0, episodes: int = 3) -> Policy:
+    return train_policy(tiny.model(), variant=variant, seed=seed, episodes=episodes)
+
+
+def equal(a: Policy, b: Policy) -> bool:
+    return torch.equal(a.parameters, b.parameters) and torch.equal(a.kept, b.kept) and a.recipe == b.recipe
+
+
+def with_gate(change) -> Model:
+    """A tiny model whose first matrices [n, d] were changed in place."""
+    hf = tiny.transformer("llama")
+    for layer in tiny.layers(hf):
+        change(layer.mlp.gate_proj.weight)
+    return wrap(hf, tiny.tokenizer(), "changed")
+
+
+class Cancelled(Exception):
+    pass
+
+
+def cancelling(after: int):
+    calls = itertools.count(1)
+
+    def progress(share: float, doing: str) -> None:
+        if next(calls) == after:
+            raise Cancelled
+
+    return progress
+
+
+# ---- the arithmetic
+
+
+def test_plackett_luce_by_hand():
+    # weights 1, 2, 3: the last first (3 of 6), then the first (1 of the 3 that are left)
+    scores = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).log()
+    found = log_probability(scores, torch.tensor([2, 0, 1]), 2)
+    assert math.exp(found) == pytest.approx(3 / 6 * 1 / 3)
+    orders = torch.tensor(list(itertools.permutations(range(3))))
+    assert float(log_probability(scores, orders, 3).exp().sum()) == pytest.approx(1.0)
+
+
+def test_gradient_of_the_log_probability_is_that_of_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
+    order = torch.randperm(7, generator=generator)
+    assert torch.autograd.gradcheck(lambda s: log_probability(s, order, 4), scores)
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    short = scores.detach()[:4].requires_grad_()
+    chances = log_probability(short, orders, 2)
+    (mean,) = torch.autograd.grad((chances.detach().exp() * chances).sum(), short)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-12, rtol=0)  # E ∇ log p = 0
+
+
+def test_scores_of_the_corrected_policy_by_finite_differences_and_by_definition():
+    weight = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    view = View(weight)
+    parameters = torch.randn(6 + 6, generator=torch.Generator().manual_seed(2))
+    u = np.linalg.svd(weight.double().numpy(), full_matrices=False)[0] ** 2  # descending singular values
+    bands = [part.sum(1) for part in np.array_split(u, 4, axis=1)]
+    norm = np.log(np.linalg.norm(weight.double().numpy(), axis=1))
+    raw = np.stack([norm, u.sum(1), *np.log(bands), *weight.double().numpy().T], 1)
+    features = (raw - raw.mean(0)) / raw.std(0)
+    features[:, 6:] /= 6
+    expected = features @ parameters.double().numpy()
+    np.testing.assert_allclose(view.scores(parameters).numpy(), expected, rtol=1e-4, atol=1e-5)
+    pull = torch.randn(20, generator=torch.Generator().manual_seed(3))
+    np.testing.assert_allclose(view.pullback(pull).numpy(), features.T @ pull.double().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_are_all_alike_score_alike():
+    view = View(torch.eye(5))  # as many rows as columns: every leverage is 1, every norm too
+    assert view.summaries[:, :2].abs().max() == 0
+    assert bool(torch.isfinite(view.scores(torch.ones(11))).all())
+    assert bool(torch.isfinite(View(torch.zeros(9, 4)).scores(torch.ones(10))).all())
+
+
+def test_the_official_policy_is_the_authors_formula_and_its_gradient():
+    with _Spectra(tiny.model(), 0.25) as spectra:
+        official = _Official(spectra, {"seed": 0, "episodes": 1}, lambda share, doing: None)
+        n, d = spectra.dims
+        parameters = official.start().parameters.double().requires_grad_()
+        inner, bias, outer = parameters.split([n * d, n, n])
+        weight = feed_forwards(tiny.model())[0].first
+        logits = (weight @ inner.view(n, d).T + bias) @ outer
+        pull = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        (expected,) = torch.autograd.grad(logits @ pull, parameters)
+        own = parameters.detach().float()
+        view = spectra.views[0]
+        torch.testing.assert_close(
+            view.logits(official._collapsed(own)).double(), logits.detach(), rtol=1e-4, atol=1e-4
+        )
+        found = official._spread(own, view.pullback_logits(pull.float()))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "rate", "decay"), [(_Corrected, 0.15, 0.0), (_Official, 1e-3, 0.01)])
+def test_a_step_is_that_of_adamw(kind, rate, decay):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, generator=generator)
+    theirs = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.AdamW([theirs], lr=rate, weight_decay=decay)
+    nothing = torch.zeros(5)
+    state = _State(0, start, nothing, nothing, 0, start, 1.0, {})
+    with _Spectra(tiny.model(), 0.25) as spectra:
+        training = kind(spectra, {"seed": 0, "episodes": 1}, lambda share, doing: None)
+        for _ in range(4):
+            theirs.grad = torch.randn(5, generator=generator)
+            optimizer.step()
+            state = training.step(state, theirs.grad)
+    torch.testing.assert_close(state.parameters, theirs.detach())
+
+
+def test_returns_and_advantages_by_hand():
+    assert returns_to_go(torch.tensor([1.0, 2.0, 4.0]), 0.5).tolist() == [3.0, 4.0, 4.0]
+    # Two draws of two layers: each is the other's baseline, whatever a later layer brought.
+    found = advantages(torch.tensor([[1.0, 5.0], [3.0, 1.0]], dtype=torch.float64))
+    expected = torch.tensor([[-2.0, 4.0], [2.0, -4.0]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected / math.sqrt(40 / 3))
+    assert bool((advantages(torch.ones(3, 4)) == 0).all())
+
+
+# ---- the notes' example: four neurons, one to go
+
+
+@dataclass(frozen=True)
+class Given(NeuronMethod):
+    """Importance 0.8, 0.3, 0.9, 0.4."""
+
+    name: ClassVar[str] = "given_in_a_test"
+    source: ClassVar[str] = "notes"
+
+    def importance(self, block):
+        return torch.tensor([0.8, 0.3, 0.9, 0.4])
+
+
+def test_the_notes_example_drops_the_second_row_and_column():
+    w_up = torch.tensor([[1.2, -0.5, 2.3, 0.7], [-0.7, 1.5, -1.2, 3.1], [0.4, -2.1, 0.9, 1.3], [-1.5, 0.8, 2.7, -0.4]])
+    w_down = torch.arange(16.0).view(4, 4)
+    config = OPTConfig(
+        vocab_size=258, hidden_size=4, ffn_dim=4, num_attention_heads=1, num_hidden_layers=1, word_embed_proj_dim=4,
+        max_position_embeddings=32, bos_token_id=None, eos_token_id=tiny.END, pad_token_id=tiny.PAD,
+    )  # fmt: skip
+    hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    (layer,) = tiny.layers(hf)
+    layer.fc1.weight.copy_(w_up)
+    layer.fc2.weight.copy_(w_down)
+    compressed = Given(ratio=0.25).compress(wrap(hf, tiny.tokenizer(), "notes"))
+    assert compressed.kept[0].tolist() == [0, 2, 3]
+    (block,) = feed_forwards(compressed.model)
+    assert torch.equal(block.up, w_up[[0, 2, 3]])
+    assert torch.equal(block.down, w_down[:, [0, 2, 3]])
+    by_name = {item.matrix: item for item in compressed.spectra}
+    assert by_name["up"].ks == pytest.approx(ks_by_svd(w_up, compressed.kept[0]))
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_seed_decides_everything(variant):
+    again = train_policy(tiny.model(), variant=variant, seed=0, episodes=3)
+    assert equal(again, trained(variant))
+    assert not torch.equal(trained(variant, seed=1).parameters, again.parameters)
+
+
+def test_what_is_kept_is_the_best_seen_and_not_the_last():
+    lasts = []
+    for seed in range(3):
+        policy = trained(seed=seed)
+        history = policy.recipe["history"]
+        seen = {name: np.mean(ks) for name, ks in history["ks_of_starts"].items()}
+        seen |= {episode: np.mean(ks) for episode, ks in enumerate(history["ks"], 1)}
+        blocks = feed_forwards(tiny.model())
+        own = [ks_by_svd(b.first, kept.numpy()) for b, kept in zip(blocks, policy.kept, strict=True)]
+        assert np.mean(own) == pytest.approx(min(seen.values()), abs=1e-5)
+        lasts.append(np.mean(history["ks"][-1]) - np.mean(own))
+    assert max(lasts) > 1e-3  # some last one was worse, so keeping the best made a difference
+
+
+def test_the_history_has_every_layer_of_every_episode():
+    for variant in VARIANTS:
+        recipe = trained(variant).recipe
+        assert np.shape(recipe["history"]["ks"]) == np.shape(recipe["history"]["reward"]) == (3, 3)
+        assert recipe["fingerprint"] == tiny.model().fingerprint
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_spectrum_that_does_not_move_is_rewarded_by_the_floor(variant):
+    policy = train_policy(with_gate(torch.nn.init.zeros_), variant=variant, episodes=2)
+    assert np.max(policy.recipe["history"]["ks"]) == 0.0
+    assert set(np.ravel(policy.recipe["history"]["reward"])) == {64.0}  # the smaller side of 96 × 64
+    assert bool(policy.parameters.isfinite().all())
+
+
+def test_neurons_of_zeros_go_first():
+    model = with_gate(lambda gate: gate[10:34].zero_())  # 24 of 96: the ratio
+    policy = train_policy(model, episodes=2)
+    assert not policy.kept[:, 10:34].any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("after", [2, 14, 20])  # in the first pass, and in later episodes
+def test_a_cancelled_training_goes_on_as_if_nothing_had_happened(variant, after, tmp_path):
+    checkpoint = tmp_path / "training.part"
+    while True:
+        try:
+            policy = train_policy(
+                tiny.model(), variant=variant, episodes=3, progress=cancelling(after), checkpoint=checkpoint
+            )
+            break
+        except Cancelled:
+            if after == 2:
+                assert not checkpoint.exists()
+            after = 10_000
+    assert equal(policy, trained(variant))
+    assert not checkpoint.exists()
+
+
+def test_a_training_that_goes_on_does_not_start_again(tmp_path):
+    told = []
+    checkpoint = tmp_path / "training.part"
+    with pytest.raises(Cancelled):
+        train_policy(tiny.model(), episodes=3, progress=cancelling(6 + 3 + 6 + 1), checkpoint=checkpoint)
+    assert checkpoint.exists()
+    train_policy(
+        tiny.model(), episodes=3, progress=lambda share, doing: told.append((share, doing)), checkpoint=checkpoint
+    )
+    assert told[0][1].startswith("episode 2")
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+
+
+def test_a_checkpoint_that_is_not_this_training_is_refused(tmp_path):
+    checkpoint = tmp_path / "training.part"
+    with pytest.raises(Cancelled):
+        train_policy(tiny.model(), episodes=3, progress=cancelling(17), checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"with ratio 0\.25, not 0\.5: delete it"):
+        train_policy(tiny.model(), ratio=0.5, episodes=3, checkpoint=checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(ValueError, match="delete it to start again"):
+        train_policy(tiny.model(), episodes=3, checkpoint=checkpoint)
+
+
+def test_what_cannot_be_trained_is_refused():
+    with pytest.raises(ValueError, match="one of corrected, official"):
+        train_policy(tiny.model(), variant="paper")
+    with pytest.raises(ValueError, match="at least 1"):
+        train_policy(tiny.model(), episodes=0)
+    with pytest.raises(ValueError, match="share removed"):
+        train_policy(tiny.model(), ratio=1.0)
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_policy_comes_back_from_its_file(variant, tmp_path):
+    path = trained(variant).save(tmp_path / "deep" / "p.safetensors")
+    back = Policy.load(path)
+    assert equal(back, trained(variant)) and back.dims == (96, 64) and back.variant == variant
+    block = feed_forwards(tiny.model())[1]
+    assert torch.equal(back.scores(block), trained(variant).scores(block))
+
+
+def test_a_damaged_changed_or_missing_file_is_refused(tmp_path):
+    path = trained().save(tmp_path / "p.safetensors")
+    card, data = path.with_suffix(".json").read_text(), path.read_bytes()
+    path.write_bytes(data[:-4] + bytes([data[-4] ^ 1]) + data[-3:])
+    with pytest.raises(ValueError, match=r"is not the file that p\.json was written with: train it again"):
+        Policy.load(path)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="is not the file"):
+        Policy.load(path)
+    path.write_bytes(data)
+    for wrong in (card[:200], "[]", "{}"):
+        path.with_suffix(".json").write_text(wrong)
+        with pytest.raises(ValueError, match="train it again"):
+            Policy.load(path)
+    path.with_suffix(".json").write_text(json.dumps({**json.loads(card), "dims": [96, 32]}))
+    with pytest.raises(ValueError, match="does not hold what its recipe says"):
+        Policy.load(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="there is no policy"):
+        Policy.load(path)
+    with pytest.raises(ValueError, match="two files"):
+        Policy.load(tmp_path / "p.pt")
+
+
+# ---- the method
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_policy_serves_another_model_of_equal_size_at_another_ratio(variant, tmp_path):
+    path = trained(variant).save(tmp_path / "a policy's file.safetensors")
+    method = methods.PruneNet(ratio=0.5, policy=str(path))
+    compressed = method.compress(tiny.model("qwen2"))
+    assert [len(kept) for kept in compressed.kept] == [48, 48, 48]
+    narrower = methods.PruneNet(ratio=0.75, policy=str(path)).compress(tiny.model("qwen2"))
+    assert all(set(few) < set(many) for few, many in zip(narrower.kept, compressed.kept, strict=True))
+    own = methods.PruneNet(policy=str(path)).compress(tiny.model())
+    assert all(np.array_equal(np.flatnonzero(k), kept) for k, kept in zip(trained(variant).kept, own.kept, strict=True))
+
+
+def test_a_policy_of_other_dimensions_is_refused(tmp_path):
+    path = trained().save(tmp_path / "p.safetensors")
+    with pytest.raises(ValueError, match="96 neurons over 64 channels and layer 0 has 256 over 64: train one"):
+        methods.PruneNet(policy=str(path)).compress(tiny.model("gpt2"))
+
+
+def test_a_path_survives_the_pipelines_spelling():
+    for path in ("/a b/it's (one).safetensors", r"C:\policies\p.safetensors", 'x"y', "auto"):
+        pipeline = Pipeline(weights=methods.PruneNet(ratio=0.3, variant="official", policy=path))
+        assert Pipeline.parse(str(pipeline)) == pipeline
+    assert str(methods.PruneNet()) == "prunenet(ratio=0.25)"
+    for wrong in ("prunenet(policy=3)", "prunenet(policy='')", "prunenet(variant=paper)"):
+        with pytest.raises(ValueError, match="prunenet: "):
+            Pipeline.parse(f"weights={wrong}")
+
+
+def test_auto_trains_once_and_keeps_what_it_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path))
+    first = methods.PruneNet().compress(tiny.model())
+    (stored,) = (tmp_path / "policies").glob("*.safetensors")
+    told: list[str] = []
+    again = find_policy(tiny.model(), "corrected", progress=lambda share, doing: told.append(doing))
+    assert not told
+    assert all(np.array_equal(np.flatnonzero(k), kept) for k, kept in zip(again.kept, first.kept, strict=True))
+    stored.write_bytes(b"damaged")
+    stored.with_suffix(".part").write_bytes(b"damaged too")
+    assert equal(find_policy(tiny.model(), "corrected"), again)
+
+
+# ---- what ships
+
+
+def test_the_shipped_policy_moves_the_spectra_less_than_row_norm_and_leverage(smollm):
+    policy = find_policy(smollm, "corrected", progress=cancelling(1))  # it ships, so nothing is trained
+    blocks = feed_forwards(smollm)
+    choices = {
+        "policy": policy.scores,
+        "row_norm": methods.RowNorm().importance,
+        "leverage": methods.Leverage().importance,
+        "random": methods.RandomNeurons(seed=0).importance,
+    }
+    distances: dict[str, list[float]] = {name: [] for name in choices}
+    for block in blocks:
+        gram = Gram(block.first)
+        before = gram.singular_values()
+        for name, importance in choices.items():
+            kept = torch.zeros(block.n_neurons, dtype=torch.bool)
+            kept[importance(block).topk(1152).indices] = True
+            distances[name].append(ks_distance(before, gram.singular_values(kept)).statistic)
+    mean = {name: np.mean(values) for name, values in distances.items()}
+    assert mean["policy"] < mean["leverage"] < mean["row_norm"] < mean["random"]
+    history = policy.recipe["history"]
+    assert mean["policy"] == pytest.approx(min(np.mean(ks) for ks in history["ks"]), abs=1e-5)
+    assert np.mean(history["sampled_ks"][-1]) < np.mean(history["sampled_ks"][0])
