@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from sparselens_kernels.rows import causal_rows
 
+from sparsity_core.models import AttentionCall
+
 _PROBES = 256
 
 
@@ -46,23 +48,14 @@ class AgainstDense:
         self.mass = np.ones_like(self.recall)
         self._evicted_at, self._on_layer = evicted_at, on_layer
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        q, k, v, layer = call.q, call.k, call.v, call.layer
         self._on_layer(layer)
         out = q.new_empty(*q.shape[:3], v.shape[3])
         evicted_at = torch.tensor(self._evicted_at[layer], device=q.device)
         dropped_here = bool((evicted_at < evicted_at.shape[1]).any())
         group = q.shape[1] // k.shape[1]
-        for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window):
+        for tile in causal_rows(q, k, **call.how):
             heads, start, end = tile.heads, tile.start, tile.end
             own = slice(heads.start * group, heads.stop * group)
             out[:, own, start:end] = tile.attend(v)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from sparsity_core.models import Model
+    from sparsity_core.models import AttentionCall, Model
 
 from sparsity_core.models import Enough, block_input, is_attention, recording, residual_stream
 
@@ -41,6 +41,6 @@ def predicted_query(model: Model, layer: int) -> torch.Tensor | None:
 class _CatchQuery:
     query: torch.Tensor | None = None
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **own: Any) -> torch.Tensor:
-        self.query = q
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        self.query = call.q
         raise Enough

@@ -13,7 +13,7 @@ from sparselens_kernels import LATE, NEVER, evict_scan, flash_column_score, gate
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparsity_core.kinds import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
-from sparsity_core.models import Enough, attention_input
+from sparsity_core.models import AttentionCall, Enough, attention_input
 
 if TYPE_CHECKING:
     from sparsity_core.attention.reading import Reading
@@ -102,23 +102,13 @@ class Recorder:
         self._states: dict[int, LayerState] = {}
         self._left: dict[int, torch.Tensor] = {}  # what this forward's evictions left of a layer's cache
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        layer, q, k, v, own = call.layer, call.q, call.k, call.v, call.how
         if q.shape[0] != 1:
             raise ValueError(f"a recorder follows one text at a time; got a batch of {q.shape[0]}")
         self.on_layer(layer)
         self.calls[layer] += 1
         state = self._state(layer, k)
-        own = {"scale": scale, "softcap": softcap, "window": window}
         if self.reading is not None:
             out = self.reading.from_host(layer, self.start, q, k, v, own)
             if out is not None:

@@ -409,8 +409,3 @@ def _methods(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         lines.append(f"{cls.stage}={name}  {(cls.__doc__ or '').strip().splitlines()[0]}  [{cls.source}]")
         lines += [f"    {knob}={item['default']}  {item['help']}" for knob, item in knobs.items()]
     return found, "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a console without Σ gets the rest
-    sys.exit(main())

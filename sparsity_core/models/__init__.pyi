@@ -1,3 +1,4 @@
+from .call import AttentionCall as AttentionCall
 from .compat import quiet as quiet
 from .embedded import describe_embedded as describe_embedded
 from .families import decoder_layers as decoder_layers

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sparsity_core.models.call import AttentionCall
+
 if TYPE_CHECKING:
     from sparsity_core.models.model import Model
 
@@ -40,19 +42,9 @@ class BlockInput:
 
 
 class Attends(Protocol):
-    """What the hook calls: q [B, H, Tq, D] against k, v [B, Hkv, Tk, D] → out [B, H, Tq, D]."""
+    """What the hook calls: it answers with the output [B, H, Tq, Dv]."""
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor: ...
+    def attend(self, call: AttentionCall) -> torch.Tensor: ...
 
 
 @contextlib.contextmanager
@@ -84,16 +76,9 @@ def _attention(
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return _eager(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    out = recorder.attend(
-        module.layer_idx,
-        query,
-        key,
-        value,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=softcap,
-        window=kwargs.get("sliding_window"),
-    )
-    return out.transpose(1, 2).contiguous(), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = AttentionCall(module.layer_idx, query, key, value, scale, softcap, kwargs.get("sliding_window"))
+    return recorder.attend(call).transpose(1, 2).contiguous(), None
 
 
 def attention_input(layer: int) -> torch.Tensor:
@@ -161,19 +146,9 @@ class _Probe:
     def __init__(self) -> None:
         self.layers: list[int] = []
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        self.layers.append(layer)
-        return flash_column_score(q, k, v, scale=scale, softcap=softcap, window=window).out
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        self.layers.append(call.layer)
+        return flash_column_score(call.q, call.k, call.v, **call.how).out
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from sparselens_kernels.rows import logits
 from sparsity_core.methods.decode.double_sparsity.calibration import calibrate, channels_for
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
 from sparsity_core.methods.decode.double_sparsity.labels import LabelSelector
-from sparsity_core.models import Enough, Model, recording
+from sparsity_core.models import AttentionCall, Enough, Model, recording
 from sparsity_core.studies.channel_records import SHARES, ChannelStudy, Read, channel_counts
 from sparsity_core.work import Progress, silent
 
@@ -137,27 +137,20 @@ class _Look:
     ) -> None:
         self._n_layers, self._queries, self._look, self._progress = n_layers, queries, look, progress
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        q, k, layer = call.q, call.k, call.layer
         self._progress(0.3 + 0.7 * layer / self._n_layers, f"layer {layer + 1} of {self._n_layers}")
         rows = self._queries.to(q.device)
         key = torch.arange(k.shape[2], device=q.device)
         visible = key <= rows[:, None]
-        if window is not None:
-            visible &= key > rows[:, None] - window
+        if call.window is not None:
+            visible &= key > rows[:, None] - call.window
         own = q[:, :, rows]
-        exact = torch.softmax(logits(own, k, scale, softcap)[0].masked_fill(~visible, float("-inf")), dim=-1).mean(1)
-        self._look(_Sample(layer, own, k, exact, visible, scale))
-        return flash_column_score(q, k, v, scale=scale, softcap=softcap, window=window).out
+        exact = torch.softmax(
+            logits(own, k, call.scale, call.softcap)[0].masked_fill(~visible, float("-inf")), dim=-1
+        ).mean(1)
+        self._look(_Sample(layer, own, k, exact, visible, call.scale))
+        return flash_column_score(q, k, call.v, **call.how).out
 
 
 def _places(scores: torch.Tensor) -> torch.Tensor:

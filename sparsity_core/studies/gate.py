@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import torch
 
 from sparsity_core.inference import gate_arguments, replaying
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import Attends, Enough, Model, attention_input, recording
+from sparsity_core.models import Attends, AttentionCall, Enough, Model, attention_input, recording
 from sparsity_core.record import Trace
 from sparsity_core.studies.gate_look import GateLook
 from sparsity_core.work import Progress, silent
@@ -23,11 +22,11 @@ class _Peek:
         self.recorder, self.layer = recorder, layer
         self.hidden: torch.Tensor | None = None
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **own: Any) -> torch.Tensor:
-        if layer == self.layer:
-            self.hidden = attention_input(layer)
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        if call.layer == self.layer:
+            self.hidden = attention_input(call.layer)
             raise Enough
-        return self.recorder.attend(layer, q, k, v, **own)
+        return self.recorder.attend(call)
 
 
 @torch.inference_mode()

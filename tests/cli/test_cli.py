@@ -228,7 +228,7 @@ def test_a_failed_run_is_a_sentence_and_status_1(capsys, monkeypatch, error, sen
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(SPECS, "execute", fail)
+    monkeypatch.setattr("sparsity_core.inference.execute", fail)
     status, out, err = call(capsys, "run", "--prompt", "x", "--json")
     assert status == 1
     assert sentence in json.loads(out)["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_the_probe_sees_attention_that_leaves_out_what_the_model_adds(monkeypatc
     plain = probe_logits(tiny.transformer("gemma2"))
     assert probe(model, plain) is None
     attend = _Probe.attend
-    monkeypatch.setattr(_Probe, "attend", lambda self, *args, **own: attend(self, *args, **own | {"softcap": None}))
+    monkeypatch.setattr(_Probe, "attend", lambda self, call: attend(self, dataclasses.replace(call, softcap=None)))
     assert "other logits" in str(probe(model, plain))
 
 

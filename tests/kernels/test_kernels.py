@@ -657,9 +657,9 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
 
 def test_the_references_import_no_triton_kernel():
     code = (
-        "import sys, torch, kernels; x = torch.ones(1, 1, 3, 4)\n"
+        "import sys, torch, sparselens_kernels; x = torch.ones(1, 1, 3, 4)\n"
         "sparselens_kernels.evict_scan(x, x, x, budget=2); sparselens_kernels.flash_column_score(x, x, x)\n"
-        "print([name for name in sys.modules if name.endswith('.kernel') and name.startswith('kernels.')])"
+        "print([name for name in sys.modules if name.endswith('.kernel') and name.startswith('sparselens_kernels.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr

@@ -23,9 +23,11 @@ def captured(family: str, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.T
     seen = []
 
     class Keep:
-        def attend(self, layer, q, k, v, **own):
-            seen.append((q[0].clone(), k[0].clone()))
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        def attend(self, call):
+            seen.append((call.q[0].clone(), call.k[0].clone()))
+            return torch.nn.functional.scaled_dot_product_attention(
+                call.q, call.k, call.v, is_causal=True, enable_gqa=True
+            )
 
     model = tiny.model(family)
     with recording(Keep()), torch.inference_mode():

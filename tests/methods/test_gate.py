@@ -296,13 +296,14 @@ def test_a_trace_says_which_token_dropped_which(tmp_path):
     gate, seen = Gate.load(path), {}
 
     class Watch:
-        def attend(self, layer, q, k, v, *, scale, softcap, window):
+        def attend(self, call):
             from sparsity_core.models.seam import attention_input
 
+            layer = call.layer
             hidden = attention_input(layer)[0]
             x = (hidden @ gate.query[layer].double().T) @ (hidden @ gate.key[layer].double().T).T / gate.rank**0.5
             seen[layer] = x + gate.bias[layer].double()
-            return flash_column_score(q, k, v, scale=scale).out
+            return flash_column_score(call.q, call.k, call.v, scale=call.scale).out
 
     with recording(Watch()):
         model.hidden(torch.tensor([ids]), use_cache=False)

@@ -18,6 +18,7 @@ from sparsity_core.attention.recorder import Recorder
 from sparsity_core.kinds.eviction import FORGETTING_CLASSES, EvictionMethod, LayerShape
 from sparsity_core.kinds.knobs import REDUCTIONS, RULES
 from sparsity_core.kinds.registry import register
+from sparsity_core.models import AttentionCall
 from sparsity_core.models.model import Architecture
 
 ONE_LAYER = Architecture("hand", n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, hidden_size=8, max_positions=8)
@@ -33,7 +34,7 @@ def follow(method, rows, n_prefill=0, values=None, classes=None):
     recorder = Recorder(
         SimpleNamespace(arch=ONE_LAYER), method, n_tokens=n, n_prefill=n_prefill, token_classes=classes or ["word"] * n
     )
-    recorder.attend(0, q, k, v, scale=1.0, softcap=None, window=None)
+    recorder.attend(AttentionCall(0, q, k, v, scale=1.0))
     return recorder.evicted_at(n)[0, 0].tolist(), recorder.threshold(n)[0, 0]
 
 

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-import sparsity_core.studies.gate
 from sparsity_core.methods.gate.dcp.records import ASSETS, Training, command_of, family, recipe_of, sparse_sigmoid
 from sparsity_core.record.spec import RunSpec
 from sparsity_core.record.store import Store
@@ -192,7 +191,7 @@ def test_a_look_that_fails_says_so_and_waits_for_a_button(tmp_path, monkeypatch)
     def fails(*args):
         raise ValueError("the look failed on purpose")
 
-    monkeypatch.setattr(sparsity_core.studies.gate, "look_at_gate", fails)
+    monkeypatch.setattr("sparsity_core.studies.look_at_gate", fails)
     open_page(at, "gate")
     finish(at, purpose="gate_look")
     assert not at.exception

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparsity_core.methods.decode.double_sparsity.channels import Channels, find_channels, keep_channels
-from sparsity_core.models import Model, calibration_text, recording, windows
+from sparsity_core.models import AttentionCall, Model, calibration_text, recording, windows
 from sparsity_core.work import Progress, silent
 
 
@@ -81,19 +81,10 @@ class _Statistics:
         self._sums: dict[int, dict[str, torch.Tensor]] = {}
         self._n_heads = model.arch.n_heads
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: AttentionCall) -> torch.Tensor:
         from sparselens_kernels import flash_column_score
 
+        q, k = call.q, call.k
         group = q.shape[1] // k.shape[1]
         queries, keys = q[0].double(), k[0].double().repeat_interleave(group, 0)  # [H, T, D]
         n = queries.shape[1]
@@ -107,10 +98,10 @@ class _Statistics:
             "sum": pairs.sum(1),
             "square": squares.sum(1),
         }
-        own = self._sums.setdefault(layer, {})
+        own = self._sums.setdefault(call.layer, {})
         for name, value in found.items():
             own[name] = own.get(name, 0.0) + value.cpu()
-        return flash_column_score(q, k, v, scale=scale, softcap=softcap, window=window).out
+        return flash_column_score(q, k, call.v, **call.how).out
 
     def magnitudes(self) -> dict[str, np.ndarray]:
         def stacked(of: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> np.ndarray:

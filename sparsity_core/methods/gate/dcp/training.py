@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from sparsity_core.methods.gate.dcp.adapter import Gate
 from sparsity_core.methods.gate.dcp.records import Training
 from sparsity_core.methods.gate.dcp.sigmoid import log_keep
-from sparsity_core.models import Model, attention_input, calibration_text, recording, windows, wrap
+from sparsity_core.models import AttentionCall, Model, attention_input, calibration_text, recording, windows, wrap
 from sparsity_core.work import Progress, read_checkpoint, silent, write_checkpoint
 
 _INITIAL_BIAS = 2.0
@@ -38,17 +38,8 @@ class SoftGate:
         self.kept: list[torch.Tensor] = []  # each layer's mean of I below the diagonal
         self._above: torch.Tensor | None = None  # log I of the layers so far, where drops propagate
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        q, k, layer, window = call.q, call.k, call.layer, call.window
         gate_q, gate_k = self.gate.project(layer, attention_input(layer))
         log_i = log_keep((gate_q @ gate_k.mT).float() + self.gate.bias[layer], self.a)  # [B, T, T]
         if self.gate.propagate_in_depth:
@@ -61,9 +52,9 @@ class SoftGate:
         hidden_keys = (key > query) if window is None else (key > query) | (key <= query - window)
         mask = log_i.masked_fill(hidden_keys, -math.inf)[:, None, None]
         grouped = q.unflatten(1, (k.shape[1], -1))
-        logits = (grouped @ k.mT[:, :, None]).float() * scale
-        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-        return (torch.softmax(logits + mask, -1).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+        logits = (grouped @ k.mT[:, :, None]).float() * call.scale
+        logits = logits if call.softcap is None else call.softcap * torch.tanh(logits / call.softcap)
+        return (torch.softmax(logits + mask, -1).to(call.v.dtype) @ call.v[:, :, None]).flatten(1, 2)
 
 
 def initial_gate(model: Model, training: Training) -> Gate:
