@@ -16,17 +16,8 @@ from sparsity_core.record import RunSpec, Trace
 from ui.clicks import hear_clicks
 from ui.first_look import painted
 from ui.literal import literal
-from viz import paper
-from viz.theme import style
+from viz import paper, style
 
-_LABELS = {"pdf": "PDF", "svg": "SVG", "png": "PNG", "html": "HTML", "csv": "CSV"}
-_MIME = {
-    "pdf": "application/pdf",
-    "svg": "image/svg+xml",
-    "png": "image/png",
-    "html": "text/html",
-    "csv": "text/csv",
-}
 _TABLE_ROWS = 2000
 _HEIGHT = 450  # px of a figure that names none
 
@@ -111,14 +102,14 @@ def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: O
         figure, height = draw(paper.WIDTHS[width])
         return paper.export(figure, table, form, provenance, width=paper.WIDTHS[width], height=height)
 
-    for form in paper.FORMATS:
+    for form in paper.FORMATS.values():
         st.download_button(
-            _LABELS[form],
-            data=partial(export, form),
-            file_name=f"{name}.{form}",
-            mime=_MIME[form],
-            key=f"{form}_{name}",
-            disabled=not rendered and form in ("pdf", "svg", "png"),
+            form.label,
+            data=partial(export, form.name),
+            file_name=f"{name}.{form.name}",
+            mime=form.mime,
+            key=f"{form.name}_{name}",
+            disabled=form.rendered and not rendered,
             on_click="ignore",
             width="stretch",
         )

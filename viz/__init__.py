@@ -1,1 +1,5 @@
-"""Figures of a Trace: a table first, then a Plotly figure drawn from it, themed for the screen or for paper."""
+"""viz: figures. x_table(trace) makes a table, plot_x(table) draws it, `style` gives it a theme, `paper` makes files of it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

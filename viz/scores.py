@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.theme import OKABE_ITO, plain
+from viz.looks import OKABE_ITO
+from viz.text import plain
 
 _LINES = [OKABE_ITO[i] for i in (6, 5, 3, 1, 7, 2)]
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from viz.theme import SEQUENTIAL
+from viz.looks import SEQUENTIAL
 
 
 def plot_shares(z: pd.DataFrame, what: str, hover: str, least: float = 0.0) -> go.Figure:

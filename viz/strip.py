@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.theme import STATE_STYLE, plain
+from viz.looks import STATE_STYLE
+from viz.text import plain
 
 _COLUMNS = 84  # characters to a line
 _PER_INCH = 15  # of a paper's width

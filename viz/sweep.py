@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.theme import method_colour
+from viz.looks import method_colour
 
 COSTS = {
     "perplexity": "perplexity ÷ dense",

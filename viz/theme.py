@@ -2,116 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
-import zlib
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-SEQUENTIAL = "cividis"
-OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
+from viz.looks import HUES, SEQUENTIAL
 
 PX_PER_INCH = 96
+
 PX_PER_PT = PX_PER_INCH / 72
-
-_HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")  # black and yellow vanish on dark and white
-# in pixels: Plotly's named dashes are too long for a line of 1.2 pt
-_DASHES = ("solid", "5px,2px", "1.5px,1.5px", "5px,2px,1.5px,2px", "9px,2px", "9px,2px,1.5px,2px")
-_METHODS = {
-    "a2sf": ("#D55E00", _DASHES[0]),
-    "h2o": ("#0072B2", _DASHES[1]),
-    "tova": ("#009E73", _DASHES[3]),
-    "streaming_llm": ("#CC79A7", _DASHES[4]),
-    "local_window": ("#E69F00", _DASHES[5]),
-    "snapkv": ("#56B4E9", _DASHES[0]),
-    "dcp": ("#56B4E9", _DASHES[0]),
-    "random": ("#A0A0A0", _DASHES[2]),  # the two references are greys, readable on both grounds; methods have hues
-    "dense": ("#707070", _DASHES[0]),
-    "prunenet": ("#D55E00", _DASHES[0]),
-    "leverage": ("#0072B2", _DASHES[1]),
-    "row_norm": ("#009E73", _DASHES[3]),
-    "column_norm": ("#E69F00", _DASHES[5]),
-    "wanda_sp": ("#56B4E9", _DASHES[0]),
-    "flap": ("#CC79A7", _DASHES[4]),
-    "llm_pruner": ("#009E73", _DASHES[1]),
-    "svd_truncation": ("#E69F00", _DASHES[1]),
-    "svd_llm": ("#0072B2", _DASHES[4]),
-    "head_pruning": ("#CC79A7", _DASHES[5]),
-    "slicegpt": ("#56B4E9", _DASHES[3]),
-    "random_neurons": ("#A0A0A0", _DASHES[2]),
-}
-_SYMBOLS = {
-    "prunenet": "star",
-    "leverage": "square",
-    "row_norm": "diamond",
-    "column_norm": "triangle-up",
-    "wanda_sp": "circle",
-    "flap": "pentagon",
-    "llm_pruner": "triangle-down",
-    "svd_truncation": "hourglass",
-    "svd_llm": "bowtie",
-    "head_pruning": "cross",
-    "slicegpt": "hexagram",
-    "random_neurons": "x",
-}
-
-
-def _look(name: str) -> tuple[str, str]:
-    code = zlib.crc32(name.encode())  # hash() differs from process to process
-    return _METHODS.get(name) or (_HUES[code % len(_HUES)], _DASHES[code // len(_HUES) % len(_DASHES)])
-
-
-def method_colour(name: str) -> str:
-    """The colour of a method, the same in every figure, theme and process."""
-    return _look(name)[0]
-
-
-def method_dash(name: str) -> str:
-    """The line dash of a method, which tells two lines apart without colour and where two names share a hue."""
-    return _look(name)[1]
-
-
-def method_symbol(name: str) -> str:
-    """The marker of a method, which tells two points apart without colour."""
-    shapes = ("hexagon", "hexagram", "star-diamond", "star-square")
-    return _SYMBOLS.get(name) or shapes[zlib.crc32(name.encode()) % len(shapes)]
-
-
-@dataclass(frozen=True)
-class StateStyle:
-    """How one token state is drawn; `symbol` is Plotly's, `decoration` is CSS text-decoration."""
-
-    light: str
-    dark: str
-    symbol: str
-    glyph: str
-    decoration: str
-
-
-STATE_STYLE: dict[str, StateStyle] = {
-    "kept": StateStyle("#0072B2", "#56B4E9", "square", "■", "none"),
-    "dropped": StateStyle("#B84A00", "#F58A4B", "x", "×", "line-through"),
-    "sink": StateStyle("#9A3F77", "#DE9BC1", "diamond", "◆", "underline double"),
-    "recent": StateStyle("#00795A", "#2FC9A0", "triangle-up", "▲", "underline"),
-    "future": StateStyle("#666C76", "#9AA1AC", "circle-open", "○", "underline dotted"),
-}
-
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
-
-
-def printable(text: str) -> str:
-    """Text with control characters as escapes such as \\x00, and what XML cannot hold as �; tab and line ends stay."""
-    return _NOT_XML.sub("\ufffd", _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text))
-
-
-def plain(text: str) -> str:
-    """Text that Plotly shows as it is, wherever it shows text: no tag, entity, TeX or hover variable in it acts."""
-    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
-    escaped = re.sub(r"[&<>$]", lambda match: entities[match[0]], printable(text))
-    return escaped.replace("%{", "&#37;{")
 
 
 def _template(
@@ -161,7 +61,7 @@ def _template(
             "paper_bgcolor": ground,
             "plot_bgcolor": ground,
             "font": {"family": family, "size": text, "color": ink},
-            "colorway": list(_HUES),
+            "colorway": list(HUES),
             "colorscale": {"sequential": SEQUENTIAL, "sequentialminus": SEQUENTIAL},
             "coloraxis": coloured,
             "xaxis": {**axes, "showgrid": False},
@@ -212,7 +112,9 @@ def _screen(*, ink: str, soft: str, grid: str, axis: str, hover: str) -> go.layo
 
 
 LIGHT = _screen(ink="#1F2430", soft="#4B5262", grid="#E4E7EC", axis="#B4BAC5", hover="#FFFFFF")
+
 DARK = _screen(ink="#F2F4F8", soft="#BAC1CE", grid="#2B303C", axis="#565D6C", hover="#1B1F29")
+
 PAPER = _template(
     family="Arial, 'Liberation Sans', Helvetica, 'DejaVu Sans', sans-serif",
     text=8 * PX_PER_PT,
@@ -244,7 +146,9 @@ PAPER = _template(
 )
 
 _TEMPLATES = {"light": LIGHT, "dark": DARK, "paper": PAPER}
+
 _NAME = 42  # characters of a legend's line, as a column of 3 inches holds them
+
 _SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
 
 

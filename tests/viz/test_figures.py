@@ -23,7 +23,9 @@ from sparsity_core.record.trace import Trace
 from tests import tiny
 from tests.traces import HOSTILE, NEVER, TOKENS, kept_all, named, trace
 from viz import atlas, cost, scores, strip, sweep
-from viz.theme import DARK, LIGHT, PAPER, SEQUENTIAL, STATE_STYLE, method_colour, method_dash, plain, style
+from viz.looks import SEQUENTIAL, STATE_STYLE, method_colour, method_dash
+from viz.text import plain
+from viz.theme import DARK, LIGHT, PAPER, style
 
 NAN = np.nan
 HEADS: list[int | str] = [0, 1, "first", "last"]

@@ -22,8 +22,13 @@ from plotly.subplots import make_subplots
 from pypdf import PdfReader
 
 from viz import paper
-from viz.theme import DARK, LIGHT, PAPER, PX_PER_PT, STATE_STYLE, method_colour, method_dash, plain, style
+from viz.looks import STATE_STYLE, method_colour, method_dash
+from viz.paper import browser as browser_module
+from viz.paper import compat
+from viz.text import plain
+from viz.theme import DARK, LIGHT, PAPER, PX_PER_PT, style
 
+ROOT = Path(__file__).parents[2]
 NASTY = [
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
@@ -215,7 +220,7 @@ def test_import_of_streamlit_changes_no_style() -> None:
         "assert plotly.io.templates.default != 'plotly', plotly.io.templates.default\n"
         "assert style(go.Figure(), 'paper').layout.template == PAPER\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(paper.__file__).parents[1], timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
 def test_paper_style_has_final_sizes_and_no_interface(heatmap: go.Figure) -> None:
@@ -264,11 +269,11 @@ def test_a_method_looks_the_same_in_every_process() -> None:
     known = ["a2sf", "h2o", "tova", "streaming_llm", "local_window", "snapkv", "random", "dense"]
     assert len({method_colour(name) for name in known}) == len(known)
     names = [*known, "quest", "sparq", "someone's own"]
-    code = "import sys; from viz.theme import *; print([(method_colour(n), method_dash(n)) for n in sys.argv[1:]])"
+    code = "import sys; from viz.looks import *; print([(method_colour(n), method_dash(n)) for n in sys.argv[1:]])"
     done = subprocess.run(
         [sys.executable, "-c", code, *names],
         env={"PYTHONHASHSEED": "7"},
-        cwd=Path(paper.__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -304,7 +309,7 @@ def test_provenance_refuses_keys_that_no_container_holds() -> None:
 def test_without_a_browser_pictures_say_so_and_html_and_csv_work(
     monkeypatch: pytest.MonkeyPatch, heatmap: go.Figure, table: pd.DataFrame
 ) -> None:
-    monkeypatch.setattr(paper, "_renderer", paper._Renderer())
+    monkeypatch.setattr(browser_module, "_renderer", browser_module.Renderer())
     monkeypatch.setenv("BROWSER_PATH", "/nonexistent/chromium")
     assert not paper.can_render()
     for fmt in ("pdf", "svg", "png"):
@@ -317,8 +322,8 @@ def test_without_a_browser_pictures_say_so_and_html_and_csv_work(
 def test_a_browser_that_does_not_start_is_named(
     monkeypatch: pytest.MonkeyPatch, heatmap: go.Figure, table: pd.DataFrame
 ) -> None:
-    monkeypatch.setattr(paper, "_renderer", paper._Renderer())
-    monkeypatch.setattr(paper, "_browser_path", lambda: "/bin/false")
+    monkeypatch.setattr(browser_module, "_renderer", browser_module.Renderer())
+    monkeypatch.setattr(compat, "browser_path", lambda: "/bin/false")
     with pytest.raises(paper.NoBrowser, match="/bin/false does not start"):
         paper.export(heatmap, table, "pdf", PROVENANCE)
 
@@ -482,15 +487,15 @@ def test_threads_export_each_their_own_figure(browser: None, table: pd.DataFrame
 def test_a_killed_browser_is_replaced_and_exit_is_silent(browser: None) -> None:
     code = (
         "import os, threading, pandas, plotly.graph_objects as go\n"
-        "from viz import paper\n"
+        "from viz import paper\nfrom viz.paper import browser\n"
         "def draw(): return paper.export(go.Figure(), pandas.DataFrame({'a': [1]}), 'svg', paper.Provenance('c', {}))\n"
         "thread = threading.Thread(target=draw); thread.start(); thread.join()\n"
-        "os.kill(paper._renderer._kaleido.subprocess.pid, 9)\n"
-        "print(draw()[:4].decode(), paper._renderer._kaleido.subprocess.pid)\n"
+        "os.kill(browser._renderer._kaleido.subprocess.pid, 9)\n"
+        "print(draw()[:4].decode(), browser._renderer._kaleido.subprocess.pid)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(paper.__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

@@ -20,7 +20,8 @@ from sparsity_core.weights.ffn import feed_forwards
 from sparsity_core.weights.spectrum import ks_distance, singular_values
 from tests import tiny
 from viz import spectra
-from viz.theme import method_colour, method_symbol, style
+from viz.looks import method_colour, method_symbol
+from viz.theme import style
 
 FAMILIES = ("llama", "gpt2")  # three matrices, and two
 

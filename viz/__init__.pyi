@@ -1,0 +1,10 @@
+from . import atlas as atlas
+from . import channels as channels
+from . import cost as cost
+from . import gate as gate
+from . import paper as paper
+from . import scores as scores
+from . import spectra as spectra
+from . import strip as strip
+from . import sweep as sweep
+from .theme import style as style

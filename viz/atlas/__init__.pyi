@@ -1,0 +1,11 @@
+from .atlas import MARGIN as MARGIN
+from .atlas import atlas_table as atlas_table
+from .atlas import cells_png as cells_png
+from .atlas import height as height
+from .atlas import plot_atlas as plot_atlas
+from .difference import agreement as agreement
+from .difference import common_length as common_length
+from .difference import difference_table as difference_table
+from .difference import plot_difference as plot_difference
+from .overview import plot_overview as plot_overview
+from .overview import pooled_table as pooled_table

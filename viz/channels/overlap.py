@@ -1,0 +1,40 @@
+"""Whether the statistics choose the same channels."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
+from viz.looks import SEQUENTIAL
+
+
+def overlap_table(channels: Channels, r: int) -> pd.DataFrame:
+    """One row per pair of statistics: the share of the r largest channels that both choose, mean over layers and heads."""
+    return pd.DataFrame(
+        [
+            {"statistic": a, "beside": b, "overlap": float(channels.overlap(channels, a, b, r).mean())}
+            for a in STATISTICS
+            for b in STATISTICS
+        ]
+    )
+
+
+def plot_overlap(table: pd.DataFrame, chance: float) -> go.Figure:
+    """The pairs as a heatmap with their numbers; `chance` is what random channels would share."""
+    z = table["overlap"].to_numpy().reshape(len(STATISTICS), -1)
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            x=list(STATISTICS),
+            y=list(STATISTICS),
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            zmax=1,
+            text=[[f"{v:.2f}" for v in row] for row in z],
+            texttemplate="%{text}",
+            colorbar={"title": {"text": f"shared (chance {chance:.2f})"}},
+            hovertemplate="%{y} and %{x} share %{z:.1%}<extra></extra>",
+        )
+    )
+    return figure.update_layout(height=300).update_yaxes(autorange="reversed")

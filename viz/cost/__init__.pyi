@@ -1,0 +1,11 @@
+from .loss import loss_table as loss_table
+from .loss import plot_loss as plot_loss
+from .names import label as label
+from .names import method_of as method_of
+from .names import pair_colours as pair_colours
+from .names import prompt_perplexity as prompt_perplexity
+from .regret import plot_regret as plot_regret
+from .regret import regret_table as regret_table
+from .similarity import MEASURES as MEASURES
+from .similarity import plot_similarity as plot_similarity
+from .similarity import similarity_table as similarity_table

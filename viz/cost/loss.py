@@ -1,0 +1,52 @@
+"""What each token's prediction lost against the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsity_core.record import Trace
+from viz.looks import method_colour, method_dash
+from viz.text import plain
+
+
+def loss_table(trace: Trace) -> pd.DataFrame:
+    """One row per predicted token: −log p dense and pruned, their difference, KL to dense, whether the top token agrees."""
+    n = trace.n_tokens
+    return pd.DataFrame(
+        {
+            "position": np.arange(1, n),
+            "token": trace.tokens[1:],
+            "nll": trace.nll[:-1],
+            "dense_nll": trace.dense_nll[:-1],
+            "extra_nll": trace.nll[:-1] - trace.dense_nll[:-1],
+            "kl_to_dense": trace.kl_to_dense[:-1],
+            "top1_agrees": trace.top1_agrees[:-1],
+        }
+    )
+
+
+def plot_loss(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str], step: int | None = None) -> go.Figure:
+    """KL of the next-token distribution to the dense model's at each token: where forgetting hurts."""
+    figure = go.Figure()
+    for name, table in tables.items():
+        method = methods[name]
+        drawn = any(line.line.color == method_colour(method) for line in figure.data)
+        figure.add_scatter(
+            x=table["position"],
+            y=table["kl_to_dense"],
+            mode="lines",
+            line={"color": method_colour(method), "dash": "2px,2px" if drawn else method_dash(method), "width": 1.2},
+            name=plain(name),
+            customdata=np.stack([[plain(t) for t in table["token"]], table["extra_nll"].round(3).astype(str)], axis=1),
+            hovertemplate="before token %{x} “%{customdata[0]}”<br>KL %{y:.3f} nats, −log p %{customdata[1]} above dense"
+            "<extra></extra>",
+        )
+    if step is not None:
+        figure.add_vline(step, line={"width": 1, "dash": "dot"})
+    figure.update_xaxes(title="token position")
+    figure.update_yaxes(title="KL to dense (nats)")
+    return figure.update_layout(height=240, showlegend=len(tables) > 1)

@@ -1,0 +1,77 @@
+"""How close the kept keys are to the ideal ones, by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsity_core.record import Trace
+from viz.cost.names import method_of
+from viz.looks import method_colour, method_dash
+from viz.text import plain
+
+MEASURES = {
+    "ideal_cosine": "cosine with the ideal mask",
+    "ideal_recall": "share of the ideal keys that is kept",
+    "retained": "dense attention mass retained",
+}
+
+
+def similarity_table(traces: Mapping[str, Trace], head: int | str = "mean") -> pd.DataFrame:
+    """One row per pipeline and layer: cosine and recall against the ideal mask, mass retained, and the ideal's own mass.
+
+    Means over the queries at which something had been dropped. `head` is a KV head, or "mean" over them.
+    """
+    rows = []
+    for name, trace in traces.items():
+        if not trace.compared:
+            continue
+        first = int(trace.evicted_at.min())
+        late = trace.probe_steps >= first
+        heads = slice(None) if head in ("mean", "first", "last") else slice(int(head), int(head) + 1)
+        group = trace.n_heads // trace.n_kv_heads
+        query_heads = slice(None) if heads == slice(None) else slice(int(head) * group, (int(head) + 1) * group)
+        for layer in range(trace.n_layers):
+            if not late.any():
+                values = (1.0, 1.0, 1.0, 1.0)
+            else:
+                values = (
+                    float(trace.ideal_cosine[layer, heads][:, late].mean()),
+                    float(trace.ideal_recall[layer, heads][:, late].mean()),
+                    float(1 - trace.regret[layer, query_heads, first:].mean()),
+                    float(trace.ideal_mass[layer, heads][:, late].mean()),
+                )
+            rows.append((name, method_of(trace), layer, *values))
+    columns = ["pipeline", "method", "layer", "ideal_cosine", "ideal_recall", "retained", "ideal_retained"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def plot_similarity(table: pd.DataFrame, measure: str = "ideal_cosine", layer: int | None = None) -> go.Figure:
+    """A line per pipeline over the layers; for the mass retained also the ideal's, which no method of its size can pass."""
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(table.groupby("pipeline", sort=False)):
+        method = str(rows["method"].iloc[0])
+        figure.add_scatter(
+            x=rows["layer"],
+            y=rows[measure],
+            mode="lines+markers",
+            line={"color": method_colour(method), "dash": method_dash(method)},
+            marker={"symbol": ("circle", "square", "diamond", "cross")[i % 4]},
+            name=plain(str(name)),
+            hovertemplate="layer %{x}: %{y:.3f}<extra></extra>",
+        )
+        if measure == "retained":
+            figure.add_scatter(
+                x=rows["layer"],
+                y=rows["ideal_retained"],
+                mode="lines",
+                line={"color": method_colour(method), "dash": "dot", "width": 1},
+                name=f"ideal set of equal size, {plain(str(name))}",
+            )
+    if layer is not None:
+        figure.add_vline(layer, line={"width": 1, "dash": "dot"})
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(title=MEASURES[measure])
+    return figure.update_layout(height=340, showlegend=True)

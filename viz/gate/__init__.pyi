@@ -1,0 +1,15 @@
+from .family import family_table as family_table
+from .family import plot_family as plot_family
+from .family import point_of as point_of
+from .interactions import interaction_table as interaction_table
+from .interactions import plot_interactions as plot_interactions
+from .kept import kept_table as kept_table
+from .kept import plot_kept as plot_kept
+from .kinds import kinds_table as kinds_table
+from .kinds import plot_kinds as plot_kinds
+from .links import link_table as link_table
+from .links import plot_links as plot_links
+from .sigmoid import plot_sigmoid as plot_sigmoid
+from .sigmoid import sigmoid_table as sigmoid_table
+from .training import plot_training as plot_training
+from .training import training_table as training_table

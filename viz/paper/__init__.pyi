@@ -1,0 +1,10 @@
+from .browser import NoBrowser as NoBrowser
+from .browser import can_render as can_render
+from .export import FORMATS as FORMATS
+from .export import export as export
+from .export import missing_glyphs as missing_glyphs
+from .fonts import say_missing as say_missing
+from .provenance import Provenance as Provenance
+from .readers import read_csv as read_csv
+from .readers import read_pdf as read_pdf
+from .sheet import WIDTHS as WIDTHS

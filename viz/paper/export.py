@@ -1,0 +1,50 @@
+"""Makes a file of a figure and its table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from viz.paper.drawing import drawn_text
+from viz.paper.fonts import say_missing, without_glyph
+from viz.paper.formats import FORMATS
+from viz.paper.provenance import Provenance
+from viz.paper.sheet import Sheet
+
+__all__ = ["FORMATS", "export", "missing_glyphs"]
+
+_SHAPE = 0.62  # of a figure that has no height of its own: height over width
+
+
+def export(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    fmt: str,
+    provenance: Provenance,
+    *,
+    width: float = 5.5,
+    height: float | None = None,
+    scale: float = 4,
+) -> bytes:
+    """The figure as a file of the format, in the paper look whatever the screen's theme.
+
+    width, height: inches at final size; height is 0.62 of the width unless given. scale: PNG dots per 1/96 inch.
+    HTML keeps the figure's own size and interaction in the light theme; CSV is the table (see `read_csv`).
+    Traces that nobody can see (opacity 0, as selection layers have) are left out of PDF, SVG and PNG. Where no font of
+    this machine has a character, the provenance of a PDF or PNG says so under "missing glyphs".
+    """
+    if fmt not in FORMATS:
+        raise ValueError(f"format is {fmt!r}; allowed are {', '.join(FORMATS)}")
+    form = FORMATS[fmt]
+    if form.embeds and (missing := missing_glyphs(figure)):
+        fields = {**provenance.fields, "missing glyphs": say_missing(missing)}
+        provenance = replace(provenance, fields=fields)
+    sheet = Sheet(figure, table, provenance, width, _SHAPE * width if height is None else height, scale)
+    return form.write(sheet)
+
+
+def missing_glyphs(figure: go.Figure) -> str:
+    """The characters of a figure's text that no font of this machine has, each once; empty where that is not known."""
+    return without_glyph(drawn_text(figure))

@@ -1,0 +1,28 @@
+"""PNG: at the exact size and resolution, with its provenance as text chunks."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, PngImagePlugin
+
+from viz.paper.browser import render
+from viz.paper.sheet import CREATOR, Format, Sheet
+from viz.theme import PX_PER_INCH
+
+
+def _write(sheet: Sheet) -> bytes:
+    """The picture at its size, with the provenance in text chunks."""
+    dpi, provenance = PX_PER_INCH * sheet.scale, sheet.provenance
+    about = PngImagePlugin.PngInfo()
+    notes = {"Title": provenance.caption, "Software": CREATOR, **provenance.fields, "provenance": provenance.to_json()}
+    for key, value in notes.items():
+        about.add_text(key, value.encode("utf-8", "replace").decode())
+    image = Image.open(io.BytesIO(render(sheet, "png", sheet.scale))).convert("RGB")
+    image = image.crop((0, 0, round(sheet.width * dpi), round(sheet.height * dpi)))
+    out = io.BytesIO()
+    image.save(out, "PNG", pnginfo=about, dpi=(dpi, dpi))
+    return out.getvalue()
+
+
+FORMAT = Format("png", "image/png", place=3, write=_write, rendered=True, embeds=True)

@@ -1,0 +1,42 @@
+"""SVG: in inches, described, with heatmap cells that stay sharp. The program that shows it brings the fonts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import re
+
+from PIL import Image
+
+from viz.paper.browser import render
+from viz.paper.sheet import Format, Sheet
+from viz.text import printable
+from viz.theme import PX_PER_INCH
+
+
+def _write(sheet: Sheet) -> bytes:
+    """The SVG in inches (a pixel is 1/96 inch in some programs and 1/72 in others), described, with sharp cells."""
+    rendered, provenance = render(sheet, "svg").decode(), sheet.provenance
+    text = re.sub(r'xlink:href="data:image/png;base64,([^"]+)"', lambda m: f'xlink:href="{_sharp_png(m[1])}"', rendered)
+    opening, drawing = text[: text.index(">") + 1], text[text.index(">") + 1 :]
+    for name, value in (("width", f"{sheet.width:g}in"), ("height", f"{sheet.height:g}in")):
+        opening = re.sub(rf'\s{name}="[^"]*"', f' {name}="{value}"', opening, count=1)
+    box = f' viewBox="0 0 {sheet.width * PX_PER_INCH:.6g} {sheet.height * PX_PER_INCH:.6g}"'
+    opening = re.sub(r'\sviewBox="[^"]*"', box, opening, count=1)
+    record, caption = html.escape(provenance.to_json()), html.escape(printable(provenance.caption))
+    fields = html.escape(printable("\n".join(f"{key}: {value}" for key, value in provenance.fields.items())))
+    about = f"<title>{caption}</title><desc>{fields}</desc><metadata>{record}</metadata>"
+    return (opening + about + drawing).encode()
+
+
+def _sharp_png(encoded: str) -> str:
+    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    across, down = (max(1, math.ceil(1000 / size)) for size in image.size)
+    out = io.BytesIO()
+    image.resize((image.width * across, image.height * down), Image.Resampling.NEAREST).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+FORMAT = Format("svg", "image/svg+xml", place=2, write=_write, rendered=True)

@@ -1,0 +1,5 @@
+"""spectra: what cutting neurons does to singular values, and what it costs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,14 @@
+from .comparison import comparison_table as comparison_table
+from .comparison import plot_comparison as plot_comparison
+from .distances import distance_table as distance_table
+from .distances import plot_distances as plot_distances
+from .history import history_table as history_table
+from .history import plot_history as plot_history
+from .names import DISTANCES as DISTANCES
+from .names import VIEWS as VIEWS
+from .names import method_name as method_name
+from .neurons import neuron_table as neuron_table
+from .neurons import plot_neurons as plot_neurons
+from .spectrum import plot_spectrum as plot_spectrum
+from .spectrum import risen as risen
+from .spectrum import spectrum_table as spectrum_table
