@@ -89,7 +89,7 @@ def generate(
         cache=cache,
         reading=reading_of(model, pipeline, total, n_prompt, progress, offload),
         **gate_arguments(reference, pipeline),
-        **rules_of(pipeline, pieces(model.tokenizer, ids)[0], total),
+        **rules_of(pipeline, *pieces(model.tokenizer, ids), total),
         on_layer=lambda i: (
             progress(read * step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
         ),

@@ -54,6 +54,6 @@ def replaying(
         only_layer=only_layer,
         on_layer=lambda i: progress(i / model.arch.n_layers, f"layer {i + 1}"),
         **gate_arguments(reference, pipeline),
-        **rules_of(pipeline, trace.texts[: trace.n_prompt], trace.n_tokens),
+        **rules_of(pipeline, trace.texts[: trace.n_prompt], trace.groups[: trace.n_prompt].tolist(), trace.n_tokens),
         reading=reading_of(model, pipeline, trace.n_tokens, trace.n_prompt if trace.continuation else 0, silent),
     )

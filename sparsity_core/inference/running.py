@@ -74,7 +74,7 @@ def run(
         seed=seed,
         reading=reading_of(model, pipeline, n, 0, progress),
         **gate_arguments(reference, pipeline),
-        **rules_of(pipeline, texts, n),
+        **rules_of(pipeline, texts, groups, n),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
     )
     progress(0.0, "reading the prompt")

@@ -80,12 +80,12 @@ def gate_arguments(model: Model, pipeline: Pipeline) -> dict[str, Any]:
     return {"gate": gate, "threshold": pipeline.gate.drops_at}
 
 
-def rules_of(pipeline: Pipeline, texts: Sequence[str], n: int) -> dict[str, Any]:
+def rules_of(pipeline: Pipeline, texts: Sequence[str], groups: Sequence[int], n: int) -> dict[str, Any]:
     """The recorder's arguments for the user's rules, over a text of n tokens of which some are known."""
     found: dict[str, Any] = {}
     methods = [method for method in (pipeline.gate, pipeline.eviction) if method is not None]
     for name, rules in (("protected", [m.protect for m in methods]), ("dropped", [m.drop for m in methods])):
-        named = [ruled(text, texts, n) for text in rules if text]
+        named = [ruled(text, texts, groups, n) for text in rules if text]
         if named:
             found[name] = np.logical_or.reduce(named)
     if "protected" in found and "dropped" in found:

@@ -49,10 +49,11 @@ def _compiled(expression: str) -> Any:
         raise ValueError(f"/{expression}/ is no regular expression that RE2 reads: {reason}") from None
 
 
-def ruled(text: str, texts: Sequence[str], n: int) -> np.ndarray:
-    """bool [n]: the tokens that the rules name, of which `texts` [T ≤ n] are known.
+def ruled(text: str, texts: Sequence[str], groups: Sequence[int], n: int) -> np.ndarray:
+    """bool [n]: the tokens that the rules name, of which `texts` and `groups` [T ≤ n] are known (see `models.pieces`).
 
-    A regular expression names every token that it touches, of the known text alone; positions may lie beyond it.
+    A regular expression names every token that it touches, all pieces of a character included. It reads the known text
+    alone; positions may lie beyond it.
     """
     out = np.zeros(n, bool)
     edges = np.cumsum([0, *(len(t) for t in texts)])
@@ -63,6 +64,6 @@ def ruled(text: str, texts: Sequence[str], n: int) -> np.ndarray:
             continue
         for match in rule.finditer(whole):
             if match.end() > match.start():
-                first = np.searchsorted(edges, match.start(), side="right") - 1
+                first = groups[np.searchsorted(edges, match.start(), side="right") - 1]
                 out[first : np.searchsorted(edges, match.end(), side="left")] = True
     return out

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 _VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _JOINERS = {"\u200c", "\u200d"}  # they shape emoji and scripts, and are shown inside them
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # how tokenizers with byte fallback spell a byte
+_LONGEST = 8  # tokens that are read together in search of one character
+_CONTEXT = 8  # tokens before a group that are decoded with it, where those nearer have no text
 _FUNCTION_WORDS = frozenset(
     "a an the this that these those some any each every no not nor and or but so yet if then than because while of in on "
     "at by for from to with without into onto over under between among through during before after about as is are was "
@@ -18,33 +23,93 @@ _FUNCTION_WORDS = frozenset(
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[list[str], list[int]]:
-    """The text that each token adds, and its group: tokens of one group spell one character together.
+    """The text that each token adds to the decoded text, and its group: tokens of one group spell one character together.
 
-    A byte piece of a character has the text "" until the last piece of its group, which has the character.
+    A piece of a character has the text "" until the last piece of its group, which has the character. The texts joined
+    are the decoded text, for every kind of tokenizer.
     """
-
-    def decode(part: Sequence[int]) -> str:
-        return tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
+    reader = _Reader(tokenizer, ids)
     texts: list[str] = []
     groups: list[int] = []
-    group = 0  # the first token of the group that is being read
-    for i in range(len(ids)):
-        # One token of context, because a first token may lose its leading space.
-        before = decode(ids[max(0, group - 1) : group])
-        text = decode(ids[max(0, group - 1) : i + 1])[len(before) :]
-        groups.append(group)
-        incomplete = text.endswith("\ufffd") and i + 1 < len(ids)
-        texts.append("" if incomplete else text)
-        if not incomplete:
-            group = i + 1
-        elif i - group >= 7:  # bytes that are no text, cut before the up to three that may begin a character
-            begins = max((n for n in (1, 2, 3) if decode(ids[i + 1 - n : i + 1]).count("\ufffd") == 1), default=1)
-            cut = i + 1 - begins
-            texts[cut - 1] = decode(ids[max(0, group - 1) : cut])[len(before) :]
-            groups[cut:] = [cut] * begins
-            group = cut
-    return texts, groups
+    while len(texts) < len(ids):
+        start = len(texts)
+        sizes, spelled = _characters(reader, start) if reader.byte(start) is not None else _grown(reader, start)
+        for size, text in zip(sizes, spelled, strict=True):
+            groups += [len(texts)] * size
+            texts += [*[""] * (size - 1), text]
+    whole = reader.decode(0, len(ids))
+    return (texts, groups) if "".join(texts) == whole else (_aligned(reader, whole), list(range(len(ids))))
+
+
+class _Reader:
+    """Some token ids, and what stretches of them decode to."""
+
+    def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
+        self.ids = [int(i) for i in ids]
+        self.names: list[str | None] = tokenizer.convert_ids_to_tokens(self.ids)
+        self._tokenizer = tokenizer
+
+    def decode(self, start: int, end: int) -> str:
+        return _decoded(self._tokenizer, self.ids[start:end])
+
+    def added(self, start: int, end: int) -> str:
+        """The text of tokens `start` to `end` within the whole text, whose first token may lose its leading space."""
+        before, context = "", start
+        while context and not before and start - context < _CONTEXT:
+            context -= 1
+            before = self.decode(context, start)
+        return self.decode(context, end)[len(before) :]
+
+    def byte(self, at: int) -> int | None:
+        """The value of a token that is spelled <0xE4> and decoded as that byte; None of every other token."""
+        found = _BYTE.fullmatch(self.names[at] or "") if at < len(self.ids) else None
+        return int(found[1], 16) if found and self.decode(at, at + 1) != found[0] else None
+
+
+def _characters(reader: _Reader, start: int) -> tuple[list[int], list[str]]:
+    """(tokens of each character, its text) of a run of byte tokens, which a decoder takes as a whole or not at all."""
+    values: list[int] = []
+    while (value := reader.byte(start + len(values))) is not None:
+        values.append(value)
+    text = reader.added(start, start + len(values))
+    try:
+        characters = bytes(values).decode()
+    except UnicodeDecodeError:
+        signs = len(text) == len(values)  # one replacement sign a byte
+        return ([1] * len(values), list(text)) if signs else ([len(values)], [text])
+    lost = len(characters) - len(text)  # a leading space that the decoder strips
+    return [len(c.encode()) for c in characters], ["" if i < lost else c for i, c in enumerate(characters)]
+
+
+def _grown(reader: _Reader, start: int) -> tuple[list[int], list[str]]:
+    """(tokens, text) of the next group, which grows until its text does not end within a character."""
+    for end in range(start + 1, len(reader.ids) + 1):
+        text = reader.added(start, end)
+        inside = text.endswith("\ufffd") and "\ufffd" not in (reader.names[end - 1] or "")
+        if not inside or end == len(reader.ids):
+            return [end - start], [text]
+        if end - start == _LONGEST:  # bytes that are no text, cut before the up to three that may begin a character
+            begins = (n for n in (1, 2, 3) if reader.decode(end - n, end).count("\ufffd") == 1)
+            cut = end - max(begins, default=1)
+            return [cut - start], [reader.added(start, cut)]
+    raise IndexError(f"there are {len(reader.ids)} tokens; token {start} is none of them")
+
+
+def _aligned(reader: _Reader, whole: str) -> list[str]:
+    """Each token's text where decoding looks further than to the token before: up to where the text so far agrees."""
+    ends = [0]
+    for end in range(1, len(reader.ids)):
+        ends.append(max(ends[-1], _agreeing(reader.decode(0, end), whole)))
+    return [whole[a:b] for a, b in pairwise([*ends, len(whole)])]
+
+
+def _agreeing(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def shown(texts: Sequence[str], groups: Sequence[int]) -> list[str]:
@@ -78,7 +143,7 @@ def _visible_character(c: str, alone: bool) -> str:
 
 def token_classes(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The class of each token on its own, so that no later token changes an earlier one's."""
-    return [token_class(tokenizer.decode([i])) for i in ids]
+    return [token_class(_decoded(tokenizer, [i])) for i in ids]
 
 
 def token_class(text: str) -> str:
