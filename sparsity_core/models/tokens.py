@@ -46,7 +46,9 @@ class _Reader:
 
     def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
         self.ids = [int(i) for i in ids]
-        self.names: list[str | None] = tokenizer.convert_ids_to_tokens(self.ids)
+        known = sorted(set(self.ids))
+        names = dict(zip(known, tokenizer.convert_ids_to_tokens(known), strict=True))
+        self.names: list[str | None] = [names[i] for i in self.ids]
         self._tokenizer = tokenizer
 
     def decode(self, start: int, end: int) -> str:
