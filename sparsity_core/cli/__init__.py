@@ -1,4 +1,4 @@
-"""cli: the command line, one file a command."""
+"""cli: the command line, one file a command, each found by itself in `commands/`."""
 
 import lazy_loader
 

@@ -1,1 +1,2 @@
 from .main import main as main
+from .main import start as start

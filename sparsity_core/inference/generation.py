@@ -156,9 +156,8 @@ def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offl
 def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:
     if temperature <= 0:
         return int(logits.argmax())
-    weights = torch.softmax(
-        (logits.cpu() - logits.max().cpu()) / temperature, -1
-    )  # the largest is 0: nothing overflows
+    logits = logits.cpu().double()  # in float32 a temperature below 1e-45 would be 0
+    weights = torch.softmax((logits - logits.max()) / temperature, -1)  # the largest is 0: nothing overflows
     return int(torch.multinomial(weights, 1, generator=sampler))
 
 

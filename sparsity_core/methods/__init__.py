@@ -10,6 +10,7 @@ import pkgutil
 from typing import Any
 
 from sparsity_core.kinds import get, names
+from sparsity_core.work import plugins
 
 __all__ = ["get", "names"]
 
@@ -17,6 +18,7 @@ for _stage in pkgutil.iter_modules(__path__):
     _room = importlib.import_module(f"{__name__}.{_stage.name}")
     for _method in pkgutil.iter_modules(_room.__path__):
         importlib.import_module(f"{_room.__name__}.{_method.name}")
+plugins("methods")  # of a user's own, from outside the library
 
 
 def __getattr__(name: str) -> Any:

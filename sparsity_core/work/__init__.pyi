@@ -9,6 +9,7 @@ from .checkpoints import write_trained as write_trained
 from .files import MOST_BYTES as MOST_BYTES
 from .files import hub_text as hub_text
 from .files import npz_bytes as npz_bytes
+from .files import read_file as read_file
 from .files import read_text as read_text
 from .files import too_large as too_large
 from .files import write_whole as write_whole
@@ -17,5 +18,6 @@ from .jobs import JobQueue as JobQueue
 from .jobs import explain as explain
 from .kept_prompts import keep_prompt as keep_prompt
 from .kept_prompts import kept_prompt as kept_prompt
+from .plugins import plugins as plugins
 from .progress import Progress as Progress
 from .progress import silent as silent

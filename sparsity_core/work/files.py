@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import select
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +14,44 @@ from pathlib import Path
 import numpy as np
 
 MOST_BYTES = 5 * 1024**2
+_PATIENCE = 10  # seconds in which a pipe sends something
+
+
+def read_file(path: Path) -> str:
+    """The text of a file or a pipe that a user names. Raises ValueError for what cannot be read, or is no text.
+
+    At most MOST_BYTES + 1 bytes are read, whatever the file says of its size: a device's is 0 and it never ends.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # else a pipe without a writer waits here
+        try:
+            found = os.fstat(handle)
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if stat.S_ISREG(found.st_mode) and found.st_size > MOST_BYTES:
+                raise ValueError(too_large(path.name, found.st_size))
+            if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+                raise ValueError(f"{path} is a device: give a file of text, or a pipe")
+            return read_text(path.name, _read_some(handle, path, piped=stat.S_ISFIFO(found.st_mode)))
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror})") from None
+
+
+def _read_some(handle: int, path: Path, *, piped: bool) -> bytes:
+    """All bytes up to MOST_BYTES + 1. Raises ValueError for a pipe that stays open and sends nothing."""
+    parts: list[bytes] = []
+    room = MOST_BYTES + 1
+    while room:
+        if piped and not select.select([handle], [], [], _PATIENCE)[0]:
+            raise ValueError(f"{path} has sent nothing for {_PATIENCE} s: give a file of text, or a pipe that ends")
+        part = os.read(handle, min(room, 2**16))
+        if not part:
+            break
+        parts.append(part)
+        room -= len(part)
+    return b"".join(parts)
 
 
 def read_text(name: str, data: bytes) -> str:

@@ -19,7 +19,7 @@ from sparsity_core.work.files import read_text
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-SPECS = importlib.import_module("sparsity_core.inference.specs")
+MODELS = importlib.import_module("sparsity_core.models")
 A2SF = "eviction=a2sf(budget=8, forgetting_factor=0.5)"
 PROMPT = "The harbour office opens at six, when the fog still hides the far pier."
 
@@ -27,7 +27,7 @@ PROMPT = "The harbour office opens at six, when the fog still hides the far pier
 @pytest.fixture
 def with_tiny(monkeypatch):
     """The tiny model in place of the one that is named."""
-    monkeypatch.setattr(SPECS, "load", lambda name, **options: tiny.model())
+    monkeypatch.setattr(MODELS, "load", lambda name, **options: tiny.model())
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_failed_run_is_a_sentence_and_status_1(capsys, monkeypatch, error, sen
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr("sparsity_core.inference.execute", fail)
+    monkeypatch.setattr(MODELS, "load", fail)
     status, out, err = call(capsys, "run", "--prompt", "x", "--json")
     assert status == 1
     assert sentence in json.loads(out)["error"]

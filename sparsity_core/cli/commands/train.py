@@ -1,0 +1,81 @@
+"""Learn what to cut or to drop, and keep it as a file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from sparsity_core.cli import options as shared
+from sparsity_core.methods.gate.dcp.records import Training
+from sparsity_core.work import hub_text
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="what")
+    policy = kinds.add_parser("prunenet", help="PruneNet's policy, from the weights alone")
+    policy.set_defaults(command=train_prunenet)
+    policy.add_argument("--variant", default="corrected", choices=("corrected", "official"))
+    policy.add_argument("--ratio", type=float, default=0.25, metavar="X", help="share of the neurons that are cut")
+    policy.add_argument("--episodes", type=int, default=20, metavar="N", help="passes over all layers")
+    shared.seed_option(policy)
+    gate = kinds.add_parser("dcp", help="a gate of dynamic context pruning, from text")
+    gate.set_defaults(command=train_dcp)
+    text = gate.add_mutually_exclusive_group()
+    shared.file_option(text, "a UTF-8 text to train on, not the default")
+    text.add_argument("--hub", metavar="ID", help="a file of a hub dataset, owner/name/file.txt or .parquet")
+    for item in fields(Training):
+        flag, help = f"--{item.name.replace('_', '-')}", item.metadata["help"]
+        if isinstance(item.default, bool):
+            gate.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=help)
+        else:
+            gate.add_argument(flag, type=type(item.default), default=item.default, metavar="X", help=help)
+    gate.add_argument(
+        "--start", type=shared.path, metavar="GATE", help="go on from a trained gate, with --a-first 3 or so"
+    )
+    for each in (policy, gate):
+        shared.model_options(each)
+        shared.out_option(each)
+        shared.json_option(each)
+
+
+def answer(options: argparse.Namespace) -> shared.Answer:
+    raise ValueError("say what to train: prunenet or dcp")
+
+
+def train_prunenet(options: argparse.Namespace) -> shared.Answer:
+    from sparsity_core.methods.weights.prunenet.training import train_policy
+
+    with shared.progress_bar() as progress, shared.writing(options.out):
+        model = shared.load_model(options, progress)
+        path = shared.new_file(options.out / f"prunenet-{options.variant}.safetensors")
+        policy = train_policy(
+            model,
+            variant=options.variant,
+            ratio=options.ratio,
+            episodes=options.episodes,
+            seed=options.seed,
+            progress=progress,
+            checkpoint=options.out / "training.part",
+        )
+        policy.save(path)
+    return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
+
+
+def train_dcp(options: argparse.Namespace) -> shared.Answer:
+    training = Training(**{item.name: getattr(options, item.name) for item in fields(Training)})
+    text = hub_text(options.hub) if options.hub is not None else shared.text_of(options)
+    from sparsity_core.methods.gate.dcp.adapter import Gate
+    from sparsity_core.methods.gate.dcp.training import train_gate
+
+    start = None if options.start is None else Gate.load(options.start)
+    with shared.progress_bar() as progress, shared.writing(options.out):
+        model = shared.load_model(options, progress)
+        path = shared.new_file(options.out / f"dcp-{training.gamma:g}.safetensors")
+        found, trained = train_gate(
+            model, training, text=text, start=start, checkpoint=options.out / "training.part", progress=progress
+        )
+        path = found.save(path)
+        if trained is not model:
+            trained.hf.save_pretrained(options.out / "model")
+            trained.tokenizer.save_pretrained(options.out / "model")
+    return {"gate": str(path), "recipe": found.recipe}, f"written to {path}; use it with gate=dcp(adapter='{path}')"

@@ -1,0 +1,59 @@
+"""What `run` and `generate` answer: a trace's numbers, and the trace itself where --out names a folder."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import numpy as np
+
+from sparsity_core.cli.options import Answer, writing
+from sparsity_core.record import Trace
+
+
+def trace_answer(options: argparse.Namespace, trace: Trace, text: str | None = None) -> Answer:
+    """The numbers of a trace and the text that was generated, if any was."""
+    found = summary(trace)
+    if text is not None:
+        found["text"] = text
+    if options.out is not None:
+        with writing(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
+            trace.save(options.out / "trace.npz")
+        found["trace"] = str(options.out / "trace.npz")
+    lines = [f"{key:16} {value}" for key, value in found.items() if key not in ("text", "notes")]
+    return found, "\n".join([*lines, *trace.notes, *([] if text is None else [text])])
+
+
+def summary(trace: Trace) -> dict[str, Any]:
+    """The numbers of a run as plain JSON values; None where a number does not exist."""
+    compared = trace.compared
+    return {
+        "model": trace.provenance.model,
+        "pipeline": trace.provenance.pipeline,
+        "dtype": trace.provenance.dtype,
+        "device": trace.provenance.device,
+        "kernels": ", ".join(trace.provenance.backends),
+        "tokens": trace.n_tokens,
+        "prompt_tokens": trace.n_prompt,
+        "perplexity": _number(trace.perplexity),
+        "dense_perplexity": _number(trace.dense_perplexity),
+        "kl_to_dense": _mean(trace.kl_to_dense[~np.isnan(trace.kl_to_dense)]),
+        "density": _number(trace.density()),
+        "regret": _mean(trace.regret) if compared else None,
+        "ideal_recall": _mean(trace.ideal_recall) if compared else None,
+        "ideal_cosine": _mean(trace.ideal_cosine) if compared else None,
+        "kv_bytes": trace.kv_bytes,
+        "kv_bytes_dense": trace.kv_bytes_dense,
+        "seconds": trace.provenance.seconds,
+        "notes": list(trace.notes),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return _number(float(values.mean())) if values.size else None
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None
