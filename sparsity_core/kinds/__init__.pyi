@@ -10,6 +10,11 @@ from .eviction import forgetting_factor_of as forgetting_factor_of
 from .eviction import normalised_factor as normalised_factor
 from .gate import Gate as Gate
 from .gate import GateMethod as GateMethod
+from .knobs import MOST_CHANNELS as MOST_CHANNELS
+from .knobs import MOST_LAYERS as MOST_LAYERS
+from .knobs import MOST_RATIO as MOST_RATIO
+from .knobs import MOST_SEED as MOST_SEED
+from .knobs import MOST_TOKENS as MOST_TOKENS
 from .knobs import REDUCTIONS as REDUCTIONS
 from .knobs import knob as knob
 from .knobs import per_layer as per_layer

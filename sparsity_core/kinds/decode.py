@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsity_core.kinds.selector import Selector
 
-from sparsity_core.kinds.knobs import REDUCTIONS, knob, per_layer
+from sparsity_core.kinds.knobs import MOST_LAYERS, MOST_TOKENS, REDUCTIONS, knob, per_layer
 from sparsity_core.kinds.method import Method
 from sparsity_core.work import Progress
 
@@ -20,10 +20,19 @@ class SelectionMethod(Method):
 
     stage = "decode"
 
-    tokens: float = knob(0.25, low=0.03, high=1.0, at_most=1.0, help="share of the context that a query reads")
-    dense_layers: int = knob(2, low=0, high=8, at_least=0, help="first layers that read everything")
+    tokens: float = knob(
+        0.25, low=0.03, high=1.0, at_least=0, at_most=1.0, help="share of the context that a query reads"
+    )
+    dense_layers: int = knob(
+        2, low=0, high=8, at_least=0, at_most=MOST_LAYERS, help="first layers that read everything"
+    )
     dense_every: int = knob(
-        0, low=0, high=64, at_least=0, help="every so many steps one reads everything; 0: none does"
+        0,
+        low=0,
+        high=64,
+        at_least=0,
+        at_most=MOST_TOKENS,
+        help="every so many steps one reads everything; 0: none does",
     )
     layer_tokens: str = knob(
         "", help="a share for each layer in place of `tokens`, as in 1, 0.5, 0.25; the last goes on"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsity_core.kinds.knobs import REDUCTIONS, knob
+from sparsity_core.kinds.knobs import MOST_LAYERS, MOST_TOKENS, REDUCTIONS, knob
 from sparsity_core.kinds.method import Ruled
+from sparsity_core.kinds.spelling import told
 
 FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
 
@@ -62,13 +63,15 @@ class EvictionMethod(Ruled):
 
     stage = "eviction"
 
-    budget: int = knob(256, low=8, high=4096, at_least=1, at_most=10**9, help="keys kept per KV head")
+    budget: int = knob(256, low=8, high=4096, at_least=1, at_most=MOST_TOKENS, help="keys kept per KV head")
     layer_budget: str = knob(
         "uniform",
         choices=("uniform", "pyramid"),
         help="the same budget in every layer, or a pyramid: 1.5 × at the bottom to 0.5 × at the top, equal in sum",
     )
-    dense_layers: int = knob(0, low=0, high=8, at_least=0, help="first layers that keep everything")
+    dense_layers: int = knob(
+        0, low=0, high=8, at_least=0, at_most=MOST_LAYERS, help="first layers that keep everything"
+    )
 
     def budget_of(self, layer: LayerShape) -> int:
         if self.layer_budget == "uniform" or layer.n_layers == 1 or self.budget == 1:
@@ -131,7 +134,7 @@ def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
         unknown = sorted(str(key) for key in set(factor) - {*FORGETTING_CLASSES, "other"})
         if unknown:
             raise ValueError(
-                f"{name}: {unknown[0]!r} is no token class; there are {', '.join(FORGETTING_CLASSES)} and other"
+                f"{name}: {told(unknown[0])} is no token class; there are {', '.join(FORGETTING_CLASSES)} and other"
             )
         return {key: _factor_number(name, value) for key, value in sorted(factor.items())}
     factor = _plain(factor)
@@ -153,5 +156,5 @@ def _plain(value: Any) -> Any:
 def _factor_number(name: str, value: Any) -> float:
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {value!r}")
+        raise ValueError(f"{name}: a forgetting factor lies between 0 and 1; got {told(value)}")
     return float(value) + 0.0  # −0 is spelled 0

@@ -8,8 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
 
+from sparsity_core.kinds.spelling import told
+
 REDUCTIONS = ("sum", "mean", "max")  # as the kernels have them; importing those would import torch with every page
 RULES = ("protect", "drop")  # the knobs of a user's own rules, of every method that drops for good
+# The largest values that make sense of any model: a link may bring any number, and no job may grow without bound.
+MOST_TOKENS = 10**9
+MOST_LAYERS = 10_000
+MOST_CHANNELS = 2**16
+MOST_RATIO = 0.999
+MOST_SEED = 2**31 - 1
+MOST_LETTERS = 4096  # of a knob that is a text
 
 
 def knob(
@@ -21,10 +30,12 @@ def knob(
     at_least: float | None = None,
     at_most: float | None = None,
     choices: Sequence[str] | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is a method's setting.
 
-    `low` and `high` are the range that a slider offers; `at_least` and `at_most` what is valid at all.
+    `low` and `high` are the range that a slider offers; `at_least` and `at_most` what is valid at all. `path`: the value
+    is the default word or the path of a file, which is read when the method runs and not before.
     """
     metadata = {
         "help": help,
@@ -33,6 +44,7 @@ def knob(
         "at_least": at_least,
         "at_most": at_most,
         "choices": tuple(choices) if choices else None,
+        "path": path,
     }
     return field(default=default, metadata=metadata)
 
@@ -42,7 +54,7 @@ def per_layer(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
-        raise ValueError(f"{name} is a list of numbers, one per layer, as in 1, 0.5, 0.25; got {text!r}") from None
+        raise ValueError(f"{name} is a list of numbers, one per layer, as in 1, 0.5, 0.25; got {told(text)}") from None
 
 
 def check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
@@ -52,19 +64,21 @@ def check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
         return
     if meta.get("choices"):
         if value not in meta["choices"]:
-            raise ValueError(f"{method}: {knob_.name} is one of {', '.join(meta['choices'])}; got {value!r}")
+            raise ValueError(f"{method}: {knob_.name} is one of {', '.join(meta['choices'])}; got {told(value)}")
     elif isinstance(default, str):
         if not isinstance(value, str) or (default and not value):
-            raise ValueError(f"{method}: {knob_.name} is a word, or a path in quotes; got {value!r}")
+            raise ValueError(f"{method}: {knob_.name} is a word, or a path in quotes; got {told(value)}")
+        if len(value) > MOST_LETTERS:
+            raise ValueError(f"{method}: {knob_.name} has at most {MOST_LETTERS:,} characters; got {len(value):,}")
     elif isinstance(default, bool):
         if not isinstance(value, bool):
-            raise ValueError(f"{method}: {knob_.name} is True or False; got {value!r}")
+            raise ValueError(f"{method}: {knob_.name} is True or False; got {told(value)}")
     elif isinstance(default, (int, float)):
         kind = "a whole number" if isinstance(default, int) else "a number"
         numeric = isinstance(value, int) or (isinstance(default, float) and isinstance(value, float))
         if isinstance(value, bool) or not numeric or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{method}: {knob_.name} is {kind}; got {value!r}")
+            raise ValueError(f"{method}: {knob_.name} is {kind}; got {told(value)}")
         if meta.get("at_least") is not None and value < meta["at_least"]:
-            raise ValueError(f"{method}: {knob_.name} is at least {meta['at_least']}; got {value}")
+            raise ValueError(f"{method}: {knob_.name} is at least {meta['at_least']}; got {told(value)}")
         if meta.get("at_most") is not None and value > meta["at_most"]:
-            raise ValueError(f"{method}: {knob_.name} is at most {meta['at_most']}; got {value}")
+            raise ValueError(f"{method}: {knob_.name} is at most {meta['at_most']}; got {told(value)}")

@@ -13,7 +13,7 @@ from sparsity_core.kinds.gate import GateMethod
 from sparsity_core.kinds.method import Method
 from sparsity_core.kinds.prefill import PrefillMethod
 from sparsity_core.kinds.registry import get
-from sparsity_core.kinds.spelling import nearest, parse_value
+from sparsity_core.kinds.spelling import MOST_SIGNS, nearest, parse_expression, parse_value, told
 from sparsity_core.kinds.weights import WeightMethod
 
 STAGES: dict[str, type[Method]] = {
@@ -62,10 +62,12 @@ class Pipeline:
         text = text.strip()
         if text == "dense":
             return cls()
+        if len(text) > MOST_SIGNS:
+            raise ValueError(f"a pipeline has at most {MOST_SIGNS:,} characters; got {len(text):,}")
         stages: dict[str, Method] = {}
         for stage, call in _split_stages(text):
             if stage not in STAGES:
-                raise ValueError(f"there is no stage {stage!r}; {nearest(stage, list(STAGES))}")
+                raise ValueError(f"there is no stage {told(stage)}; {nearest(stage, list(STAGES))}")
             if stage in stages:
                 raise ValueError(f"the {stage} stage is given twice")
             stages[stage] = _parse_method(call)
@@ -81,7 +83,9 @@ def _split_stages(text: str) -> list[tuple[str, str]]:
     while rest:
         match = _STAGE.match(rest)
         if match is None:
-            raise ValueError(f"cannot read {rest!r}: a pipeline is 'dense' or stages such as eviction=a2sf(budget=64)")
+            raise ValueError(
+                f"cannot read {told(rest)}: a pipeline is 'dense' or stages such as eviction=a2sf(budget=64)"
+            )
         end = _end_of_call(rest, match.end())
         stages.append((match[1], rest[match.end() : end].strip()))
         rest = rest[end:].strip()
@@ -105,28 +109,26 @@ def _end_of_call(text: str, start: int) -> int:
         if depth == 0 and ends:
             return at + 1
     if depth:
-        raise ValueError(f"cannot read {text!r}: a bracket is left open")
+        raise ValueError(f"cannot read {told(text)}: a bracket is left open")
     return len(text)
 
 
 def _parse_method(call: str) -> Method:
-    try:
-        node = ast.parse(call, mode="eval").body
-    except (SyntaxError, MemoryError, RecursionError):  # the last two where brackets are nested without end
-        raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)") from None
+    unreadable = f"cannot read {told(call)}: a method is written name(knob=value, …)"
+    node = parse_expression(call, unreadable)
     if isinstance(node, ast.Name):
         node = ast.Call(func=node, args=[], keywords=[])
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-        raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)")
+        raise ValueError(unreadable)
     cls = get(node.func.id)
     known = [knob_.name for knob_ in cls.knobs()]
     values: dict[str, Any] = {}
     for given in node.keywords:
         if given.arg is None:
-            raise ValueError(f"cannot read {call!r}: a method is written name(knob=value, …)")
+            raise ValueError(unreadable)
         if given.arg in values:
             raise ValueError(f"{cls.name}: {given.arg} is given twice")
         if given.arg not in known:
-            raise ValueError(f"{cls.name} has no knob {given.arg!r}; {nearest(given.arg, known)}")
+            raise ValueError(f"{cls.name} has no knob {told(given.arg)}; {nearest(given.arg, known)}")
         values[given.arg] = parse_value(given.value)
     return cls(**values)

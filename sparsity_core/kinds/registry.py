@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from sparsity_core.kinds.method import Method
-from sparsity_core.kinds.spelling import nearest
+from sparsity_core.kinds.spelling import nearest, told
 
 _REGISTRY: dict[str, type[Method]] = {}
 
@@ -31,5 +31,5 @@ def names(stage: str | None = None) -> list[str]:
 def get(name: str) -> type[Method]:
     """The class of a method. Raises ValueError, with the nearest known name, where there is none."""
     if name not in _REGISTRY:
-        raise ValueError(f"there is no method {name!r}; {nearest(name, names())}")
+        raise ValueError(f"there is no method {told(name)}; {nearest(name, names())}")
     return _REGISTRY[name]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsity_core.kinds.spelling import told
+
 _PART = re.compile(r"\s*(?:/((?:[^/\\]|\\.)+)/|(\d+)(?:\s*-\s*(\d+))?)\s*(?:,|$)")
 
 
@@ -22,12 +24,14 @@ def parse_rules(text: str) -> list[Any]:
         part = _PART.match(text, at)
         if part is None:
             raise ValueError(
-                f"cannot read the rule {text[at:].strip()!r}: give positions, spans and expressions, as in 0-3, 17, /[0-9]+/"
+                f"cannot read the rule {told(text[at:].strip())}: give positions, spans and expressions, as in 0-3, 17, /[0-9]+/"
             )
         expression, first, last = part.groups()
         if expression is not None:
             found.append(_compiled(expression.replace("\\/", "/")))
         else:
+            if len(first) > 9 or len(last or "") > 9:
+                raise ValueError(f"a position has at most nine digits; got {told(text[at:].strip())}")
             end = int(first if last is None else last)
             if end < int(first):
                 raise ValueError(f"the span {first}-{last} ends before it begins")
@@ -45,8 +49,8 @@ def _compiled(expression: str) -> Any:
     try:
         return re2.compile(expression, options=options)
     except (re2.error, UnicodeError) as error:
-        reason = error.args[0].decode() if isinstance(error, re2.error) else "it holds half a surrogate pair"
-        raise ValueError(f"/{expression}/ is no regular expression that RE2 reads: {reason}") from None
+        reason = error.args[0].decode()[:100] if isinstance(error, re2.error) else "it holds half a surrogate pair"
+        raise ValueError(f"{told(expression)} is no regular expression that RE2 reads: {reason}") from None
 
 
 def ruled(text: str, texts: Sequence[str], groups: Sequence[int], n: int) -> np.ndarray:

@@ -8,19 +8,35 @@ import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+TOO_DEEP = (MemoryError, RecursionError)  # of brackets, signs or attributes nested by the hundred
+MOST_SIGNS = 2**15  # of a pipeline: a forgetting factor for every head of a large model has a third of it
+_TOLD = 80
+
+
+def told(value: Any) -> str:
+    """A value as a sentence quotes it: its beginning, where it is long."""
+    try:
+        text = value if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+        text = str(text)
+    except ValueError:  # Python writes no number out whose decimal digits pass 4,300
+        return "a number of thousands of digits"
+    return text if len(text) <= _TOLD else text[: _TOLD - 1] + "…"
+
 
 def nearest(given: str, known: Sequence[str]) -> str:
+    """What to write in place of an unknown name."""
+    given = given[:_TOLD]
     close = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none yet'}"
 
 
 def parse_value(node: ast.expr | str) -> Any:
-    """A knob's value from its spelling: numbers, True, False, bare words, lists and {class: number}."""
+    """A knob's value from its spelling: numbers, True, False, bare words, lists and {class: number}.
+
+    Raises ValueError for any other text.
+    """
     if isinstance(node, str):
-        try:
-            node = ast.parse(node.strip(), mode="eval").body
-        except (SyntaxError, MemoryError, RecursionError):
-            raise ValueError(f"cannot read the value {node!r}") from None
+        node = parse_expression(node.strip(), f"cannot read the value {told(node)}")
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, (ast.List, ast.Tuple)):
@@ -31,8 +47,25 @@ def parse_value(node: ast.expr | str) -> Any:
         }
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        raise ValueError(f"cannot read the value {ast.unparse(node)!r}") from None
+    except (ValueError, TypeError, SyntaxError, *TOO_DEEP):
+        raise ValueError(
+            f"cannot read the value {_written(node)}: write a number, True, False, a word or a list"
+        ) from None
+
+
+def parse_expression(text: str, sentence: str) -> ast.expr:
+    """A Python expression as its tree. Raises ValueError, with this sentence, where the text is none."""
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, *TOO_DEEP):  # ValueError: a NUL, or half a surrogate pair
+        raise ValueError(sentence) from None
+
+
+def _written(node: ast.expr) -> str:
+    try:
+        return told(ast.unparse(node))
+    except TOO_DEEP:
+        return "nested so deep"
 
 
 def spell(value: Any) -> str:

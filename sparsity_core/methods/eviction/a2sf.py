@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsity_core.kinds import (
+    MOST_TOKENS,
     ForgettingFactor,
     LayerShape,
     PrefillRule,
@@ -37,8 +38,8 @@ class A2SF(ScoredEviction):
         "or {number: 0.9, other: 0.3} by token class",
     )
     variant: str = knob("paper", choices=("paper", "prefill"), help="drop at each step, or once when the prompt ends")
-    n_sink: int = knob(0, low=0, high=64, at_least=0, help="first tokens, never dropped")
-    recent: int = knob(0, low=0, high=256, at_least=0, help="last tokens, never dropped")
+    n_sink: int = knob(0, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")
+    recent: int = knob(0, low=0, high=256, at_least=0, at_most=MOST_TOKENS, help="last tokens, never dropped")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forgetting_factor", normalised_factor(self.name, self.forgetting_factor))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import EvictionMethod, LayerShape, ScanRule, knob, register
+from sparsity_core.kinds import MOST_TOKENS, EvictionMethod, LayerShape, ScanRule, knob, register
 
 
 @register
@@ -17,8 +17,8 @@ class Random(EvictionMethod):
     source: ClassVar[str] = "baseline"
     equation: ClassVar[str] = r"A_k \sim U(0, 1),\ \text{drawn once when } k \text{ arrives}"
 
-    n_sink: int = knob(0, low=0, high=64, at_least=0, help="first tokens, never dropped")
-    recent: int = knob(0, low=0, high=256, at_least=0, help="last tokens, never dropped")
+    n_sink: int = knob(0, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")
+    recent: int = knob(0, low=0, high=256, at_least=0, at_most=MOST_TOKENS, help="last tokens, never dropped")
 
     def __post_init__(self) -> None:
         super().__post_init__()

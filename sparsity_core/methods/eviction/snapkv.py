@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import LayerShape, PrefillRule, ScoredEviction, knob, register
+from sparsity_core.kinds import MOST_TOKENS, LayerShape, PrefillRule, ScoredEviction, knob, register
 
 
 @register
@@ -19,7 +19,9 @@ class SnapKV(ScoredEviction):
     source: ClassVar[str] = "arXiv:2404.14469; FasterDecoding/SnapKV"
     equation: ClassVar[str] = r"A_k = \operatorname{pool}\Big(\sum_{q=T-w}^{T-1} S_{q,k}\Big)"
 
-    observation_window: int = knob(32, low=4, high=128, at_least=1, help="last prompt queries, which vote and stay")
+    observation_window: int = knob(
+        32, low=4, high=128, at_least=1, at_most=MOST_TOKENS, help="last prompt queries, which vote and stay"
+    )
     pool: int = knob(
         5, low=1, high=15, at_least=1, at_most=999, help="average pooling of the votes over this many keys (odd)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import knob
+from sparsity_core.kinds import MOST_SEED, knob
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 class Calibrated:
     """The knobs of a method that looks at what the model does on the calibration text."""
 
-    samples: int = knob(32, low=1, high=128, at_least=1, help="stretches of calibration text that are read")
-    length: int = knob(256, low=16, high=2048, at_least=2, help="tokens of a stretch")
-    seed: int = knob(0, low=0, high=99, at_least=0, help="of where the stretches begin")
+    samples: int = knob(
+        32, low=1, high=128, at_least=1, at_most=2048, help="stretches of calibration text that are read"
+    )
+    length: int = knob(256, low=16, high=2048, at_least=2, at_most=8192, help="tokens of a stretch")
+    seed: int = knob(0, low=0, high=99, at_least=0, at_most=MOST_SEED, help="of where the stretches begin")
 
     calibrated: ClassVar[bool] = True
 

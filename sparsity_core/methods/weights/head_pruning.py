@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import WeightMethod, knob, register
+from sparsity_core.kinds import MOST_RATIO, WeightMethod, knob, register
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.work import Progress, silent
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Heads(WeightMethod):
-    ratio: float = knob(0.25, low=0.0, high=0.75, at_least=0.0, help="share of each layer's attention heads removed")
+    ratio: float = knob(
+        0.25, low=0.0, high=0.75, at_least=0.0, at_most=MOST_RATIO, help="share of each layer's attention heads removed"
+    )
     importance: str = knob(
         "gradient",
         choices=("gradient", "norm"),

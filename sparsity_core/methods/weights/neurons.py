@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sparsity_core.models import Model
     from sparsity_core.weights import CompressedModel, FeedForward
 
-from sparsity_core.kinds import WeightMethod, knob
+from sparsity_core.kinds import MOST_CHANNELS, MOST_RATIO, WeightMethod, knob
 from sparsity_core.work import Progress, silent
 
 
@@ -21,14 +21,21 @@ from sparsity_core.work import Progress, silent
 class NeuronMethod(WeightMethod):
     """Ranks the neurons of each feed-forward block; the least important go, with their rows and their column."""
 
-    ratio: float = knob(0.25, low=0.0, high=0.75, at_least=0.0, help="share of each layer's FFN neurons removed")
+    ratio: float = knob(
+        0.25, low=0.0, high=0.75, at_least=0.0, at_most=MOST_RATIO, help="share of each layer's FFN neurons removed"
+    )
     allocation: str = knob(
         "uniform",
         choices=("uniform", "equal_ks"),
         help="the same ratio in every layer, or ratios of equal KS distance whose mean is the ratio",
     )
     multiple: int = knob(
-        1, low=1, high=128, at_least=1, help="kept neurons are rounded to a multiple of this; hardware likes 8, 64"
+        1,
+        low=1,
+        high=128,
+        at_least=1,
+        at_most=MOST_CHANNELS,
+        help="kept neurons are rounded to a multiple of this; hardware likes 8, 64",
     )
 
     calibrated: ClassVar[bool] = False  # whether it reads text

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import knob, register
+from sparsity_core.kinds import MOST_SEED, knob, register
 from sparsity_core.methods.weights.neurons import NeuronMethod
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class RandomNeurons(NeuronMethod):
     source: ClassVar[str] = "baseline"
     equation: ClassVar[str] = r"s_i \sim U(0, 1)"
 
-    seed: int = knob(0, low=0, high=99, at_least=0, help="of the draw; every layer draws its own")
+    seed: int = knob(0, low=0, high=99, at_least=0, at_most=MOST_SEED, help="of the draw; every layer draws its own")
 
     def importance(self, block: FeedForward) -> torch.Tensor:
         import torch

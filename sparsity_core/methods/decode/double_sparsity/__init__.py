@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import REDUCTIONS, SelectionMethod, knob, per_layer, register
+from sparsity_core.kinds import MOST_CHANNELS, MOST_TOKENS, REDUCTIONS, SelectionMethod, knob, per_layer, register
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ class DoubleSparsity(SelectionMethod):
         r"\hat{s}_k = q_{C}\cdot K_{k,C},\quad S = \operatorname{top}_{\lceil\beta T\rceil}\hat{s}"
     )
 
-    channels: int = knob(32, low=4, high=64, at_least=1, help="r: outlier channels of each key in the label cache")
+    channels: int = knob(
+        32, low=4, high=64, at_least=1, at_most=MOST_CHANNELS, help="r: outlier channels of each key in the label cache"
+    )
     statistic: str = knob("qk", choices=("qk", "q", "k", "variance"), help="what the calibration ranks channels by")
     label_dtype: str = knob("fp16", choices=("fp16", "int8", "int4"), help="number format of the label cache")
     per_head: bool = knob(False, help="channels and selection for each query head: an accuracy reference")
@@ -36,13 +38,14 @@ class DoubleSparsity(SelectionMethod):
         choices=("softmax", *REDUCTIONS),
         help="of the scores, over the query heads that share a KV head; softmax: the sum of their approximate attention",
     )
-    calibration: str = knob("auto", help="auto, or a calibration file")
+    calibration: str = knob("auto", path=True, help="auto, or a calibration file")
     layer_channels: str = knob("", help="r for each layer in place of `channels`, as in 32, 16; the last goes on")
     rerank: int = knob(
         0,
         low=0,
         high=256,
         at_least=0,
+        at_most=MOST_TOKENS,
         help="every so many tokens the channels are ranked again by what was read; 0: never",
     )
     mean_value: bool = knob(

@@ -20,7 +20,7 @@ class Quest(SelectionMethod):
     source: ClassVar[str] = "arXiv:2406.10774"
     equation: ClassVar[str] = r"b_P = \sum_c \max\big(q_c \min_{k\in P} K_{k,c},\; q_c \max_{k\in P} K_{k,c}\big)"
 
-    page: int = knob(16, low=4, high=64, at_least=1, help="neighbouring keys of a page")
+    page: int = knob(16, low=4, high=64, at_least=1, at_most=4096, help="neighbouring keys of a page")
 
     @property
     def needs_all_keys(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import SelectionMethod, knob, register
+from sparsity_core.kinds import MOST_CHANNELS, SelectionMethod, knob, register
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ class SparQ(SelectionMethod):
         r"\sqrt{D\,\lVert q_{C}\rVert_1/\lVert q\rVert_1}\Big),\quad C = \operatorname{top}_r |q|"
     )
 
-    channels: int = knob(16, low=4, high=64, at_least=1, help="r: channels that each query chooses")
+    channels: int = knob(
+        16, low=4, high=64, at_least=1, at_most=MOST_CHANNELS, help="r: channels that each query chooses"
+    )
     mean_value: bool = knob(False, help="what is not read counts with the mean value, by its approximate attention")
 
     def __post_init__(self) -> None:

@@ -28,10 +28,20 @@ class DCP(GateMethod):
         low=0.0,
         high=3.0,
         at_least=0.0,
+        at_most=1000.0,
         help="what a kept pair cost in training; the trained gate nearest to it is used",
     )
-    adapter: str = knob("auto", help="auto: the gates that ship with the embedded model; or a file of `train dcp`")
-    threshold: float = knob(0.0, low=-2.0, high=2.0, help="drop where x is at most this; 0 as trained, more drops more")
+    adapter: str = knob(
+        "auto", path=True, help="auto: the gates that ship with the embedded model; or a file of `train dcp`"
+    )
+    threshold: float = knob(
+        0.0,
+        low=-2.0,
+        high=2.0,
+        at_least=-1000.0,
+        at_most=1000.0,
+        help="drop where x is at most this; 0 as trained, more drops more",
+    )
 
     def gate(self, model: Model) -> Gate:
         from sparsity_core.methods.gate.dcp.adapter import find_gate

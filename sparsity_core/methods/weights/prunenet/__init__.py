@@ -38,7 +38,9 @@ class PruneNet(NeuronMethod):
         help="how the policy is trained and what it sees; a policy file brings its own",
     )
     policy: str = knob(
-        "auto", help="auto: the one that ships for this model, or one trained on first use; or a policy file's path"
+        "auto",
+        path=True,
+        help="auto: the one that ships for this model, or one trained on first use; or a policy file's path",
     )
 
     def __post_init__(self) -> None:
