@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,6 +16,13 @@ from sparsity_core.kinds.knobs import RULES
 KNOBS = [(name, knob) for name in methods.names() for knob in methods.get(name).knobs()]
 NUMBERS = [(name, knob) for name, knob in KNOBS if type(knob.default) in (int, float)]
 TEXTS = [(name, knob) for name, knob in KNOBS if isinstance(knob.default, str) and not knob.metadata["choices"]]
+
+
+@pytest.mark.parametrize("room", ["sparsity_core", "sparsity_core.kinds"])
+def test_a_pipeline_is_read_whatever_was_imported_before(room):
+    script = f"from {room} import Pipeline; print(Pipeline.parse('eviction=h2o(budget=8)'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "eviction=h2o(budget=8)\n"
 
 
 def named(item: object) -> str:
@@ -96,7 +105,9 @@ spelled = st.one_of(
     st.text(max_size=80),
     st.integers().map(str),
     st.floats().map(str),
-    st.sampled_from(["-" * 300 + "1", "[" * 40, "{}", "'/no/such'", "True", "None", "1j", "b''", "f'{x}'", "lambda: 1"]),
+    st.sampled_from(
+        ["-" * 300 + "1", "[" * 40, "{}", "'/no/such'", "True", "None", "1j", "b''", "f'{x}'", "lambda: 1"]
+    ),
 )
 
 
