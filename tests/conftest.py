@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def smollm() -> Model:
     """The embedded model in float32 on the CPU, whatever else the machine has."""
     from sparsity_core.models.loading import load
-    from sparsity_core.models.model import ModelError
+    from sparsity_core.models.refusals import ModelError
 
     try:
         model = load(device="cpu", dtype="float32")

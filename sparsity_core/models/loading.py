@@ -5,21 +5,21 @@ Weights come from safetensors or GGUF files only, and no code of a checkpoint is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from sparsity_core.models.compat import quiet
-from sparsity_core.models.embedded import locate_embedded
-from sparsity_core.models.model import Architecture, Model, ModelError
+from sparsity_core.models.compat import is_causal_lm, quiet
+from sparsity_core.models.gguf import plain
+from sparsity_core.models.model import Architecture, Model
+from sparsity_core.models.refusals import ModelError, explained
 from sparsity_core.models.seam import ATTENTION, probe, probe_logits, watch_inputs
-from sparsity_core.work import EMBEDDED, weights_on_disk
+from sparsity_core.models.sources import Source, source_of
+from sparsity_core.work import EMBEDDED, Progress, silent, weights_on_disk
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -28,7 +28,9 @@ _loaded: dict[tuple[str, str, str, str], Model] = {}
 _load_lock = threading.Lock()
 
 
-def load(name: str | os.PathLike[str] = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    name: str | os.PathLike[str] = EMBEDDED, *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
+) -> Model:
     """A decoder model by the name of the embedded one, by hub id, or by local folder or GGUF file.
 
     The model loaded last is kept and returned again for equal arguments.
@@ -37,16 +39,20 @@ def load(name: str | os.PathLike[str] = EMBEDDED, *, device: str = "auto", dtype
         device: "auto" (CUDA where there is one, spread over several GPUs where one is too small), "cpu", "cuda", "cuda:1"…
         dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, float16 where it has none), or its name.
 
-    Raises ModelError, with the next step, for a model that cannot be found, read or recorded.
+    Raises ModelError, with the next step, for a model that cannot be found, read or recorded; and whatever `progress`
+    raises to cancel.
     """
     name = os.fspath(name)
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
     key = (name, weights_on_disk(name), str(place), kind)
+    held = _loaded.get(key)
+    if held is not None:  # without the lock, which a model that takes long to load may hold
+        return held
     with _load_lock:
         if key not in _loaded:
             _loaded.clear()  # one model at a time: the old one's memory must be free before the new one's is taken
-            _loaded[key] = _load(name, place, DTYPES[kind])
+            _loaded[key] = _load(name, place, DTYPES[kind], progress)
         return _loaded[key]
 
 
@@ -74,11 +80,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
     return dtype
 
 
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
-    source, gguf = _locate(name)
-    with _explained(name):
-        hf, tokenizer = _from_pretrained(source, gguf, device, dtype)
-    return wrap(hf, tokenizer, name)
+def _load(name: str, device: torch.device, dtype: torch.dtype, progress: Progress) -> Model:
+    source = source_of(name, progress)
+    with explained(name):
+        hf, tokenizer = _from_pretrained(source, name, device, dtype)
+    return replace(wrap(hf, tokenizer, name), revision=source.revision)
 
 
 def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
@@ -99,7 +105,7 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
         max_positions=getattr(config, "max_position_embeddings", 0) or 2048,
     )
     hf.eval().requires_grad_(False)
-    with _explained(name):
+    with explained(name):
         plain = probe_logits(hf)  # by the attention that it came with, before ours takes its place
     hf.set_attn_implementation(ATTENTION)
     watch_inputs(hf)
@@ -119,85 +125,62 @@ def _fingerprint(hf: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _locate(name: str) -> tuple[str, str | None]:
-    """(what from_pretrained reads, the GGUF file's name or None)."""
-    if name == EMBEDDED:
-        return locate_embedded()
-    if not name.strip():
-        raise ModelError(f"no model is named: give a hub id, a folder, or {EMBEDDED}")
-    path = Path(os.path.expanduser(name))
-    if path.suffix == ".gguf" and os.path.isfile(path):
-        return str(path.parent), path.name
-    if os.path.isdir(path):  # pathlib's raises for a name that is too long
-        found = sorted(p.name for p in path.glob("*.gguf"))
-        if any(path.glob("*.safetensors")):
-            return str(path), None
-        if found:
-            return str(path), found[0]
-        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
-            raise ModelError(
-                f"{name} holds only pickled weights, which can run code when they are read: "
-                "save the model as safetensors first"
-            )
-        raise ModelError(f"{name} holds no model: it needs config.json and *.safetensors, or a *.gguf file")
-    if os.path.isfile(path):
-        raise ModelError(f"the model {name} is a file: give the folder that holds it, or a *.gguf file")
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no folder {name}: give an existing folder, a hub id, or {EMBEDDED}")
-    return name, None
-
-
-def _from_pretrained(source: str, gguf: str | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def _from_pretrained(source: Source, name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    extra: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    if not os.path.isdir(source) and not _hub_answers(source):
-        extra["local_files_only"] = True  # else each file would be asked for again and again, for 20 s
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
-    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+    extra: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
+    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **extra)
+    if config.is_encoder_decoder or not is_causal_lm(config):
         raise ModelError(
-            f"{source} ({config.model_type}) is not a decoder language model: choose one made for text generation"
+            f"{name} ({config.model_type}) is not a decoder language model: choose one made for text generation"
         )
-    placed = _placement(config, device, dtype)
     with quiet():
+        # First, as it is read in a moment, and a model without one is of no use.
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **extra)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            source.folder,
             dtype=dtype,
             trust_remote_code=False,
-            use_safetensors=None if gguf else True,
+            use_safetensors=None if source.gguf else True,
+            local_files_only=True,
+            attn_implementation="eager",  # ours, as a config.json may name code on the hub
+            experts_implementation=None,
             output_loading_info=True,
-            **placed,
+            ignore_mismatched_sizes=True,  # so that _check_complete can name them
+            **_placement(config, device, dtype),
             **extra,
         )
-        hf, found = loaded
-        _check_complete(source, found)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
-    return hf, tokenizer
+    hf, found = loaded
+    _check_complete(name, found)
+    return plain(hf) if source.gguf else hf, tokenizer
 
 
-def _hub_answers(name: str) -> bool:
-    """Whether the hub can be asked for this model. Raises what it raises for one that it does not have."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Raises ModelError where the checkpoint and the model that its config.json describes are not the same.
 
-    try:
-        HfApi().model_info(name, timeout=10)
-    except RepositoryNotFoundError:
-        raise
-    except Exception:  # whatever keeps it away: what is in the cache can still be read
-        return False
-    return True
-
-
-def _check_complete(source: str, found: dict[str, Any]) -> None:
-    """Raises ModelError where weights were not in the checkpoint, which transformers fills with random numbers."""
-    missing = sorted(found["missing_keys"])
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    transformers fills what is missing with random numbers and ignores what is left over. Keys that its model classes
+    declare ignorable are not in `found`.
+    """
+    again = "the checkpoint is not whole, or its weights have other names. Save the model again with save_pretrained"
+    for key, stored, wanted in sorted(found["mismatched_keys"]):
         raise ModelError(
-            f"{source} lacks {missing[0]}{others}: the checkpoint is not whole, or its weights have other names. "
-            "Save the model again with save_pretrained"
+            f"{name} holds {key} in the shape {tuple(stored)} and its config.json asks for {tuple(wanted)}: correct "
+            "config.json, or save the model again with save_pretrained"
         )
+    missing, left = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise ModelError(f"{name} lacks {missing[0]}{_others(missing)}: {again}")
+    if left:
+        raise ModelError(
+            f"{name} holds {left[0]}{_others(left)}, which the model of its config.json does not use: config.json belongs to "
+            "another model (other layers, or a quantisation that is not known). Save the model again with save_pretrained"
+        )
+    if found["error_msgs"]:
+        raise ModelError(f"{name} cannot be loaded: {found['error_msgs'][0].splitlines()[0]}. Save the model again")
+
+
+def _others(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
 def _placement(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -217,50 +200,3 @@ def _placement(config: Any, device: torch.device, dtype: torch.dtype) -> dict[st
 def spreads(weight_bytes: int, free_bytes: int) -> bool:
     """Whether weights need more than one GPU: a fifth of its free memory is left to activations and the cache."""
     return weight_bytes > 0.8 * free_bytes
-
-
-@contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turns what transformers and the hub raise into a sentence with the next step."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        yield
-    except ModelError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"the model {name} does not fit into the device's memory: use device=cpu, or a smaller dtype"
-        ) from error
-    except Exception as error:
-        chain = [error, error.__cause__, error.__context__]
-        if any(isinstance(e, GatedRepoError) for e in chain):
-            reason = f"the model {name} is gated: accept its licence on the hub, then run `hf auth login`"
-        elif any(isinstance(e, RepositoryNotFoundError) for e in chain):
-            reason = f"there is no model {name} on the hub: check the id (owner/name), or give a local folder"
-        elif any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain) or _is_offline(error):
-            reason = f"the model {name} is not on this machine and the hub cannot be reached: go online, or give a local folder"
-        elif any(isinstance(e, HFValidationError) for e in chain):
-            reason = f"the model {name} is neither a folder here nor a hub id: give owner/name, an existing folder, or {EMBEDDED}"
-        elif "custom code" in str(error):
-            reason = f"the model {name} needs code of its own, never run here: choose a model of a family that transformers knows"
-        elif "safetensors" in str(error) and not os.path.exists(os.path.expanduser(name)):
-            reason = (
-                f"the model {name} has no safetensors weights, and pickled ones can run code: choose another checkpoint"
-            )
-        else:
-            said = str(error).strip().splitlines()
-            what = said[0].rstrip(".") if said else type(error).__name__
-            reason = f"the model {name} cannot be loaded: {what}. Check its files, or save it again"
-        raise ModelError(reason) from error
-
-
-def _is_offline(error: BaseException) -> bool:
-    text = str(error)
-    return "couldn't connect" in text or "offline" in text.lower() or "connection" in text.lower()

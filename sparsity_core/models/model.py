@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsity_core.models.refusals import explained
+
 if TYPE_CHECKING:
     from sparsity_core.kinds import Compressed, WeightMethod
 
@@ -19,10 +21,6 @@ _ROTATED_BY_HALVES = frozenset(
 _LOGIT_ELEMENTS = (
     2**25 * 3 // 4
 )  # 100 MB of float32: smaller blocks read the head's weights more often, up to a third slower
-
-
-class ModelError(ValueError):
-    """A model cannot be loaded or used; the message says why and what to do next."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
+    revision: str = ""  # the hub's commit, where the model is from there
 
     @property
     def dtype_name(self) -> str:
@@ -57,14 +56,18 @@ class Model:
         if not text.strip():
             raise ValueError("the prompt is empty: type or choose some text")
         check_characters(text)
-        ids = list(self.tokenizer(text)["input_ids"])
+        ids = self._tokenised(text)
         self.check_length(len(ids))
         return ids
 
     def encode_all(self, text: str) -> list[int]:
         """Token ids of a text of any length without special tokens, for methods that cut it into pieces themselves."""
         check_characters(text)
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._tokenised(text, add_special_tokens=False, verbose=False)
+
+    def _tokenised(self, text: str, **options: Any) -> list[int]:
+        with explained(self.name):
+            return list(self.tokenizer(text, **options)["input_ids"])
 
     def compress(self, method: WeightMethod) -> Compressed:
         """This model with fewer weights, for example `model.compress(methods.PruneNet(ratio=0.25))`; itself unchanged."""

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.cli.main import main
 from sparsity_core.models.loading import wrap
-from sparsity_core.models.model import ModelError
+from sparsity_core.models.refusals import ModelError
 from sparsity_core.weights.ffn import NeuronCut, feed_forwards, without_neurons
 from sparsity_core.weights.neurons import kept_count
 from tests import tiny

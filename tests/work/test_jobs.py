@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sparsity_core.models.model import ModelError
+from sparsity_core.models.refusals import ModelError
 from sparsity_core.work.jobs import Job, JobQueue, explain
 
 PATIENCE = 20  # seconds until a stuck queue fails its test
