@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sparsity_core.kinds import Pipeline
+from sparsity_core.kinds import Pipeline, SelectionMethod
 from sparsity_core.methods.decode.double_sparsity.channels import Channels
 from sparsity_core.studies import Read
 from ui import channels as ui
@@ -158,7 +158,7 @@ def _step(item: Shown, read: Read, at: View, choice: Choice, calibrated: Channel
         viz.plot_read(table),
         table,
         name=f"decode_step_{item.letter}",
-        caption=f"Keys of query {table['query'].iloc[0]} in layer {at.layer}, KV head {head}: read, and worth reading.",
+        caption=f"Keys of query {table['query'].iloc[0]} in layer {at.layer}, KV head {head}: read, and worth viz.",
         read=f"{item.letter}: {int(table['read'].sum())} of {len(table)} keys are read and hold {hit:.0%} of the exact "
         f"attention; the best choice of as many holds {table.loc[table['ideal'], 'exact'].sum():.0%}.",
         sources=ui.origin(item, choice, calibrated),
@@ -181,16 +181,15 @@ def _while_running(item: Shown, choice: Choice, calibrated: Channels) -> None:
         )
     if trace.prefetch_hits.size:
         st.subheader(f"{item.letter}: what was ready when a layer asked for it")
-        table = viz.prefetch_table(trace)
-        moved = (trace.bytes_ahead + trace.bytes_late) / 2**20
         method = Pipeline.parse(item.spec.pipeline).decode
+        assert isinstance(method, SelectionMethod)  # nothing else keeps its cache on the host
+        table = viz.prefetch_table(trace, method.tokens_of)
         show_figure(
-            viz.plot_prefetch(table, getattr(method, "tokens", 0.0)),
+            viz.plot_prefetch(table),
             table,
             name=f"prefetch_{item.letter}",
             caption="Rows of the offloaded cache that had been fetched when a layer's own query asked for them.",
-            read=f"{moved:,.1f} MiB were fetched, {trace.bytes_late / max(1, trace.bytes_ahead + trace.bytes_late):.0%} of it "
-            "late, by what the prediction missed. Dotted: a prediction by chance.",
+            read=f"{ui.tell_fetched(trace)} Dotted: what a prediction by chance would have had ready.",
             sources=[(item.spec, trace)],
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -15,7 +14,7 @@ from ui.figure import offer_figure, show_figure
 from ui.first_look import first_look
 from ui.session import Shown
 from ui.strip import token_strip
-from ui.tokens import strip_cells, tell_token
+from ui.tokens import strip_cells, tell_mass, tell_token
 from ui.view import View
 from viz import atlas, channels, cost, gate, strip
 
@@ -93,14 +92,13 @@ def _selected(item: Shown, at: View) -> None:
     trace = item.trace
     st.subheader(f"{item.letter}: how often each token was read")
     table = channels.selected_table(trace, at.head, at.window(trace.n_tokens))
-    mass = float(np.nanmean(trace.selected_mass)) if np.isfinite(trace.selected_mass).any() else 1.0
     show_figure(
         channels.plot_selected(table, selected=(at.layer, at.token)),
         table,
         name=f"selected_{item.letter}",
-        caption=f"Share of the later queries that read each token, {at.mean_heads} ({cost.label(trace)}).",
-        read=f"A token that is not read stays in the cache and may be read later. What was read held {mass:.0%} of the "
-        "exact attention.",
+        caption="Of the queries that could choose each token, the share that read it: those of the decode stage while the "
+        f"token was cached, {at.all_heads} ({cost.label(trace)}).",
+        read=f"A token that is not read stays in the cache and may be read later, unless it is evicted. {tell_mass(trace)}",
         sources=[(item.spec, trace)],
         on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
     )

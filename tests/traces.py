@@ -86,8 +86,10 @@ def named(pipeline: str, **changes: Any) -> Trace:
 
 def kept_all(**changes: Any) -> Trace:
     """A trace in which nothing is ever dropped."""
-    nothing = np.full((2, 2, NEVER), np.nan, np.float32)
-    return trace(evicted_at=np.full((2, 2, NEVER), NEVER, np.int32), threshold=nothing, **changes)
+    nothing, whole = np.full((2, 2, NEVER), np.nan, np.float32), np.ones((2, 2, NEVER), np.float32)
+    ideal = {name: whole for name in ("ideal_recall", "ideal_cosine", "ideal_mass")}
+    made = trace(regret=np.zeros((2, 4, NEVER), np.float32), threshold=nothing, **ideal)
+    return replace(made, **{"evicted_at": np.full((2, 2, NEVER), NEVER, np.int32)} | changes)
 
 
 def spec(pipeline: str = "eviction=a2sf(budget=3)") -> RunSpec:

@@ -194,6 +194,17 @@ def origin(item: Shown, choice: Choice, calibrated: Channels) -> Origin:
     return Origin(fields, f"{spec.model}, {method_of(choice)}.", command)
 
 
+def tell_fetched(trace: Trace) -> str:
+    """How much an offloaded generation fetched, and how much of that too late, as a sentence."""
+    total = trace.bytes_ahead + trace.bytes_late
+    if not total:
+        return "Nothing was fetched from the host's memory."
+    return (
+        f"{total / 2**20:,.1f} MiB were fetched from the host's memory; {trace.bytes_late / total:.0%} of it only when a "
+        "layer asked, because the prediction had missed it."
+    )
+
+
 @st.cache_resource(show_spinner=False)
 def known_values() -> dict[str, Any]:
     """Studies and looks of this process, the last ones."""

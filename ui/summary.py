@@ -41,7 +41,7 @@ def summary(shown: list[Shown]) -> None:
         row.metric(
             "KV cache",
             _bytes(trace.kv_bytes),
-            f"{trace.kv_bytes / max(1, trace.kv_bytes_dense):.0%} of dense",
+            f"{trace.kv_bytes / trace.kv_bytes_dense:.0%} of dense" if trace.kv_bytes_dense else None,
             delta_color="off",
             delta_arrow="off",
             help="bytes that the keys and values of every layer hold at the end",

@@ -51,11 +51,12 @@ def forgetting_sweep(item: Shown, layer: int) -> None:
     cost = choose_one("Cost", sweep.COSTS, "sweep_cost")
     table = sweep.sweep_table(traces)
     method = Pipeline.parse(item.spec.pipeline).eviction
+    assert method is not None  # else there were no specs
     show_figure(
-        sweep.plot_sweep(table, cost, knob="forgetting factor α", method=method.name if method else "", layer=layer),
+        sweep.plot_sweep(table, cost, knob="forgetting factor α", method=method.name, layer=layer),
         table,
         name="sweep",
-        caption=f"Cost of the forgetting factor at a budget of {method.budget if method else 0} keys.",
+        caption=f"Cost of the forgetting factor at a budget of {method.budget} keys.",
         read="0 looks at the last query alone, as TOVA does; 1 forgets nothing, as H2O without its recent window.",
         sources=[(specs[factor], traces[factor]) for factor in (FACTORS[0], FACTORS[-1])],
     )

@@ -8,6 +8,7 @@ import pandas as pd
 from sparsity_core.record import Trace
 from ui.strip import TokenCell
 from ui.view import View
+from viz.channels import mass_selected
 from viz.strip import strip_table
 
 
@@ -70,6 +71,17 @@ def tell_token(trace: Trace, at: View) -> str:
     return text + (
         f" It dropped {dropped} token{'s' if dropped != 1 else ''} itself, paired with it above." if dropped else ""
     )
+
+
+def tell_mass(trace: Trace) -> str:
+    """How much of the exact attention the decode stage read, as a sentence."""
+    mass = mass_selected(trace)
+    if np.isnan(mass):
+        return (
+            "How much of the exact attention it read was not measured here: a generation reads its cache, and computes nothing "
+            "exact beside it."
+        )
+    return f"In the layers that choose, what was read held {mass:.0%} of the exact attention."
 
 
 def _inert(token: str) -> str:

@@ -33,6 +33,11 @@ class View:
         """The same of a figure that has means where the first or last head to drop is chosen."""
         return "mean of the KV heads" if isinstance(self.head, str) else self.heads
 
+    @property
+    def all_heads(self) -> str:
+        """The same of a figure that counts over all heads there."""
+        return "all KV heads together" if isinstance(self.head, str) else self.heads
+
     def window(self, n_tokens: int) -> tuple[int, int]:
         """The tokens [a, b) around the chosen one that detailed figures draw."""
         if n_tokens <= _WINDOW:

@@ -25,8 +25,9 @@ def score_table(
 ) -> pd.DataFrame:
     """Long table of one KV head: step, series ("token" or "threshold"), position, token, score, event.
 
-    A token's last row is where it was dropped (event "dropped"). The threshold is the score of whatever each query
-    dropped. `refilled` (steps, scores [Hkv, S, T]) replaces the trace's own snapshots of this layer.
+    A token's last row is where it was dropped (event "dropped"), its score nan where the trace has none (see `drop_score`).
+    The threshold is the score of whatever each query dropped, of several the highest.
+    `refilled` (steps, scores [Hkv, S, T]) replaces the trace's own snapshots of this layer.
     """
     steps, scores = refilled if refilled is not None else (trace.snapshot_steps, trace.snapshots[layer])
     rows = []
@@ -36,8 +37,9 @@ def score_table(
         frame["event"] = ""
         gone = int(trace.evicted_at[layer, head, position])
         if gone < trace.n_tokens:
-            last = {"step": gone - 1, "score": trace.threshold[layer, head, gone - 1], "event": "dropped"}
-            frame = pd.concat([frame[frame["step"] < gone - 1], pd.DataFrame([last])], ignore_index=True)
+            step = int(trace.dropped_in(head)[layer, position])
+            last = {"step": step, "score": drop_score(trace, layer, head)[position], "event": "dropped"}
+            frame = pd.concat([frame[frame["step"] < step], pd.DataFrame([last])], ignore_index=True)
         frame["series"], frame["position"], frame["token"] = "token", position, trace.tokens[position]
         rows.append(frame)
     threshold = trace.threshold[layer, head]
@@ -46,6 +48,22 @@ def score_table(
     line["event"], line["series"], line["position"], line["token"] = "", "threshold", -1, ""
     columns = ["step", "series", "position", "token", "score", "event"]
     return pd.concat([*rows, line], ignore_index=True)[columns].astype({"score": np.float64})
+
+
+def drop_score(trace: Trace, layer: int, head: int) -> np.ndarray:
+    """float32 [T]: the score at which a KV head's eviction dropped each key; nan where it did not, or where it is not known.
+
+    A trace has one score for each query, the highest of what that query dropped: a key's own where it was the only one.
+    """
+    evicted_at = trace.evicted_at[layer, head]
+    evicted = evicted_at < trace.n_tokens
+    if trace.gated_at.size:
+        evicted = evicted & (trace.gated_at[layer] != evicted_at)
+    alone = np.bincount(evicted_at[evicted], minlength=trace.n_tokens + 1)[evicted_at] == 1
+    own = evicted & alone & (evicted_at > 0)
+    score = np.full(trace.n_tokens, np.nan, np.float32)
+    score[own] = trace.threshold[layer, head][evicted_at[own] - 1]
+    return score
 
 
 def has_scores(trace: Trace, layer: int, head: int) -> bool:
@@ -91,15 +109,16 @@ def plot_scores(table: pd.DataFrame, *, step: int | None = None, log: bool = Tru
         )
         end = line[line["event"] == "dropped"]
         if len(end):
+            known = bool(end["score"].notna().all())
             figure.add_scatter(
                 x=end["step"],
-                y=end["score"],
+                y=line["score"].ffill().tail(1),  # at the last score where that of the drop is not known
                 mode="markers",
                 marker={"symbol": "x", "size": 9, "color": colour},
                 name=f"{name} dropped",
                 legendgroup=name,
                 showlegend=False,
-                hovertemplate="dropped at step %{x}, score %{y:.4g}<extra>" + name + "</extra>",
+                hovertemplate="dropped at step %{x}" + (", score %{y:.4g}" if known else "") + f"<extra>{name}</extra>",
             )
     if step is not None:
         figure.add_vline(step, line={"width": 1, "dash": "dot"})

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
 from viz.looks import STATE_STYLE
+from viz.scores import drop_score
 from viz.text import plain
 
 _COLUMNS = 84  # characters to a line
@@ -30,7 +31,8 @@ def strip_table(
     where its gate did it, else −1), score, class, ruled (kept by a rule of the user's own).
 
     `state` is kept, dropped, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache.
-    `score` is the accumulated score at the last snapshot up to `step`, or that at which the token was dropped.
+    `score` is the accumulated score at the last snapshot up to `step`, or that at which the token was dropped; nan where the
+    trace has none.
     """
     n = trace.n_tokens
     step = n - 1 if step is None else step
@@ -55,7 +57,7 @@ def strip_table(
             "dropped_at": np.where(dropped, at, np.nan),
             "dropped_while": [trace.tokens[e] if d else "" for e, d in zip(at, dropped, strict=True)],
             "dropped_by": np.where(gated & dropped, by, -1),
-            "score": _score(trace, layer, head, step, dropped & ~gated, evicted_at),
+            "score": _score(trace, layer, head, step, dropped, evicted_at),
             "class": trace.classes,
             "ruled": ruled,
             "group": trace.groups,
@@ -75,7 +77,7 @@ def _score(
         score = np.where(np.isfinite(score), score, np.nan)
     for h in heads:
         own = dropped & (trace.evicted_at[layer, h] == evicted_at)
-        score[own] = trace.threshold[layer, h][evicted_at[own] - 1]
+        score[own] = drop_score(trace, layer, h)[own]
     return score
 
 

@@ -23,18 +23,17 @@ def sweep_table(traces: Mapping[float, Trace]) -> pd.DataFrame:
     """One row per value of the knob and layer: regret, recall, cosine; perplexity relative to dense is the run's."""
     rows = []
     for value, trace in sorted(traces.items()):
-        late = trace.probe_steps >= int(trace.evicted_at.min())
+        late = trace.probe_steps >= int(trace.evicted_at.min()) % trace.n_tokens  # all where nothing was dropped
         ratio = float(np.exp(np.nanmean(trace.nll) - np.nanmean(trace.dense_nll)))
         for layer in range(trace.n_layers):
-            chosen = late if late.any() else slice(None)
             rows.append(
                 {
                     "value": value,
                     "layer": layer,
                     "perplexity": ratio,
                     "regret": float(trace.regret[layer].mean()),
-                    "recall": float(trace.ideal_recall[layer][:, chosen].mean()),
-                    "cosine": float(trace.ideal_cosine[layer][:, chosen].mean()),
+                    "recall": float(trace.ideal_recall[layer][:, late].mean()),
+                    "cosine": float(trace.ideal_cosine[layer][:, late].mean()),
                 }
             )
     return pd.DataFrame(rows)

@@ -143,7 +143,7 @@ def test_how_often_a_token_was_read_is_a_share_of_those_who_could(model):
     assert table["share"].between(0, 1 + 1e-6).all()
     assert table.loc[(1, 79), "share"] == trace.selected[1, 0, 79]  # its own query alone could
     assert (table.loc[0, "share"] == 1).all()  # a dense layer reads everything
-    assert table.loc[(1, 0), "queries"] == trace.selected[1, 0, 0]
+    assert table.loc[(1, 0), "reads"] == trace.selected[1, 0, 0]
 
 
 def test_the_page_opens_on_the_shipped_calibration_and_measures_the_text(tmp_path, monkeypatch):
@@ -210,9 +210,10 @@ def test_drift_and_what_was_ready_are_drawn_as_the_trace_has_them():
     table = viz.drift_table(trace)
     assert table.to_dict("list") == {"layer": [1, 1], "read": [8, 16], "stayed": [0.75, 0.5]}
     assert viz.plot_drift(table).data[0].z.tolist() == [[0.75, 0.5]]
-    ready = viz.prefetch_table(trace)
+    ready = viz.prefetch_table(trace, [0.5, 0.25].__getitem__)
     assert ready["layer"].tolist() == [1] and ready["ready"].tolist() == [pytest.approx(0.8)]
-    assert list(viz.plot_prefetch(ready, 0.25).data[0].y) == [pytest.approx(0.8)]
+    bars, chance = viz.plot_prefetch(ready).data
+    assert list(bars.y) == [pytest.approx(0.8)] and list(chance.y) == [0.25]
 
 
 def test_the_page_shows_what_an_offloaded_generation_had_ready(tmp_path, monkeypatch):

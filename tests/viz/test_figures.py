@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -360,6 +361,23 @@ def test_a_tokens_score_ends_where_it_is_dropped() -> None:
     assert set(falls["series"]) == {"token"}
 
 
+def test_a_key_that_a_gate_dropped_has_no_score_of_another_that_eviction_dropped_then() -> None:
+    gated = trace(gated_at=np.asarray([[8, 8, 8, 5, 8, 8, 8, 8], [8] * 8], np.int32))
+    # layer 0, head 1 evicts key 1 at query 5, with threshold 0.3 at query 4; head 0 drops 2 there, and key 3 goes at 6
+    both = replace(gated, evicted_at=np.where(np.arange(8) == 3, 5, trace().evicted_at).astype(np.int32))
+    same(scores.drop_score(both, 0, 1), [NAN, 0.3, 0.4, NAN, 0.2, NAN, NAN, NAN])
+    last = scores.score_table(both, 0, 1, [3]).query("event == 'dropped'")
+    assert last["step"].tolist() == [5] and last["score"].isna().all()
+    drawn = scores.plot_scores(scores.score_table(both, 0, 1, [3])).data[-1]
+    assert drawn.mode == "markers" and list(drawn.x) == [5] and "score" not in drawn.hovertemplate
+
+
+def test_of_keys_that_are_cut_at_once_none_has_the_score_of_another() -> None:
+    cut = trace(evicted_at=np.where(np.arange(8) < 3, 5, 8)[None, None].repeat(2, 0).repeat(2, 1).astype(np.int32))
+    same(scores.drop_score(cut, 0, 0), [NAN] * 8)
+    assert strip.strip_table(cut, 0, 0, 7)["score"][:3].isna().all()
+
+
 def test_the_threshold_is_the_score_of_whatever_each_step_dropped() -> None:
     table = scores.score_table(trace(), 1, 1, [])
     assert table["step"].tolist() == [3, 4, 5, 6]
@@ -561,9 +579,7 @@ def plots(made: Trace) -> dict[str, go.Figure]:
 
 
 def test_every_plot_is_tried() -> None:
-    there = {
-        name for module in (atlas, cost, scores, strip, sweep) for name in vars(module) if name.startswith("plot_")
-    }
+    there = {name for module in (atlas, cost, scores, strip, sweep) for name in dir(module) if name.startswith("plot_")}
     assert there == set(plots(trace()))
 
 

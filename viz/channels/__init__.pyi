@@ -1,12 +1,13 @@
 from .curve import answer_table as answer_table
 from .curve import curve_point as curve_point
 from .curve import curve_table as curve_table
-from .curve import mass_read as mass_read
 from .curve import plot_curve as plot_curve
 from .drift import drift_table as drift_table
 from .drift import plot_drift as plot_drift
 from .magnitudes import magnitude_table as magnitude_table
 from .magnitudes import plot_magnitudes as plot_magnitudes
+from .mass import mass_read as mass_read
+from .mass import mass_selected as mass_selected
 from .names import CURVES as CURVES
 from .names import QUALITIES as QUALITIES
 from .names import STATISTIC_NAMES as STATISTIC_NAMES
@@ -18,7 +19,9 @@ from .prefetch import prefetch_table as prefetch_table
 from .quality import plot_quality as plot_quality
 from .quality import plot_surface as plot_surface
 from .quality import quality_table as quality_table
+from .reads import choices as choices
 from .reads import plot_selected as plot_selected
+from .reads import reads_everything as reads_everything
 from .reads import selected_table as selected_table
 from .step import plot_read as plot_read
 from .step import read_table as read_table

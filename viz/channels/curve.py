@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from sparsity_core.kinds import Pipeline
 from sparsity_core.record import Trace
+from viz.channels.mass import mass_read
 from viz.channels.names import CURVES, STATISTIC_LOOKS, over_shares
 from viz.looks import method_colour, method_dash
 
@@ -29,17 +30,6 @@ def curve_point(trace: Trace) -> dict[str, float | str]:
 def curve_table(points: Mapping[tuple[str, float], Mapping[str, float | str]]) -> pd.DataFrame:
     """One row per method and share: method, share, and what `curve_point` says."""
     return pd.DataFrame([{"method": name, "share": share, **point} for (name, share), point in points.items()])
-
-
-def mass_read(trace: Trace) -> float:
-    """Share of the exact attention that the queries read (decode methods) or that their cache still had (eviction).
-
-    nan where a decode method read from a real cache, beside which nothing exact is computed.
-    """
-    if trace.selected_mass.size:
-        known = np.isfinite(trace.selected_mass)
-        return float(np.where(known, trace.selected_mass, 1.0).mean()) if known.any() else float("nan")
-    return float(1.0 - trace.regret.mean())
 
 
 def plot_curve(table: pd.DataFrame, cost: str = "relative") -> go.Figure:

@@ -22,27 +22,25 @@ MEASURES = {
 def similarity_table(traces: Mapping[str, Trace], head: int | str = "mean") -> pd.DataFrame:
     """One row per pipeline and layer: cosine and recall against the ideal mask, mass retained, and the ideal's own mass.
 
-    Means over the queries at which something had been dropped. `head` is a KV head, or "mean" over them.
+    Means over the queries at which something had been dropped, over all where nothing ever was. `head` is a KV head, or
+    "mean" over them.
     """
     rows = []
     for name, trace in traces.items():
         if not trace.compared:
             continue
-        first = int(trace.evicted_at.min())
-        late = trace.probe_steps >= first
+        first = int(trace.evicted_at.min()) % trace.n_tokens  # 0 where nothing was dropped
+        late = trace.probe_steps >= first  # never empty: the last query is a probe
         heads = slice(None) if head in ("mean", "first", "last") else slice(int(head), int(head) + 1)
         group = trace.n_heads // trace.n_kv_heads
         query_heads = slice(None) if heads == slice(None) else slice(int(head) * group, (int(head) + 1) * group)
         for layer in range(trace.n_layers):
-            if not late.any():
-                values = (1.0, 1.0, 1.0, 1.0)
-            else:
-                values = (
-                    float(trace.ideal_cosine[layer, heads][:, late].mean()),
-                    float(trace.ideal_recall[layer, heads][:, late].mean()),
-                    float(1 - trace.regret[layer, query_heads, first:].mean()),
-                    float(trace.ideal_mass[layer, heads][:, late].mean()),
-                )
+            values = (
+                float(trace.ideal_cosine[layer, heads][:, late].mean()),
+                float(trace.ideal_recall[layer, heads][:, late].mean()),
+                float(1 - trace.regret[layer, query_heads, first:].mean()),
+                float(trace.ideal_mass[layer, heads][:, late].mean()),
+            )
             rows.append((name, method_of(trace), layer, *values))
     columns = ["pipeline", "method", "layer", "ideal_cosine", "ideal_recall", "retained", "ideal_retained"]
     return pd.DataFrame(rows, columns=columns)
