@@ -15,9 +15,11 @@ import torch
 
 from sparsity_core.models.compat import is_causal_lm, quiet
 from sparsity_core.models.gguf import plain
+from sparsity_core.models.masks import outputs_of
 from sparsity_core.models.model import Architecture, Model
+from sparsity_core.models.probe import look_at_layers, probe, probe_logits
 from sparsity_core.models.refusals import ModelError, explained
-from sparsity_core.models.seam import ATTENTION, probe, probe_logits, watch_inputs
+from sparsity_core.models.seam import ATTENTION, layers_with_attention, watch_inputs
 from sparsity_core.models.sources import Source, source_of
 from sparsity_core.work import EMBEDDED, Progress, silent, weights_on_disk
 
@@ -105,15 +107,19 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
         max_positions=getattr(config, "max_position_embeddings", 0) or 2048,
     )
     hf.eval().requires_grad_(False)
-    with explained(name):
+    layers = layers_with_attention(hf, arch.n_layers)
+    with explained(name), outputs_of(layers) as outputs:
         plain = probe_logits(hf)  # by the attention that it came with, before ours takes its place
     hf.set_attn_implementation(ATTENTION)
     watch_inputs(hf)
     model = Model(name, hf, tokenizer, arch, hf.device, hf.dtype, _fingerprint(hf))
     reason = probe(model, plain)
-    if reason is not None:
-        raise ModelError(f"{name} ({arch.family}) cannot be recorded: {reason}")
-    return model
+    if reason is None:
+        try:
+            return look_at_layers(model, plain, layers, outputs)
+        except ValueError as error:
+            reason = str(error)
+    raise ModelError(f"{name} ({arch.family}) cannot be recorded: {reason}")
 
 
 def _fingerprint(hf: Any) -> str:

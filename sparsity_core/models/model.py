@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsity_core.models.caches import LayerCache
 from sparsity_core.models.refusals import explained
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Model:
     dtype: torch.dtype
     fingerprint: str
     revision: str = ""  # the hub's commit, where the model is from there
+    caches: tuple[LayerCache, ...] = ()  # what transformers caches of each layer
+    no_steps: str = ""  # why no token can be generated from a cache
+    no_eviction: str = ""  # why nothing can leave its cache
 
     @property
     def dtype_name(self) -> str:

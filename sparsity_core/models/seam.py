@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from sparselens_kernels import flash_column_score
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from sparsity_core.models.call import AttentionCall
-
-if TYPE_CHECKING:
-    from sparsity_core.models.model import Model
-
+from sparsity_core.models.masks import build_mask, check_mask
 
 ATTENTION = "sparselens"
+_WINDOW = "sparselens_window"  # of an attention block, once its mask has been looked at
 
 _active: ContextVar[Attends | None] = ContextVar("sparselens_recorder", default=None)
 _input: ContextVar[BlockInput | None] = ContextVar("sparselens_input", default=None)
@@ -77,7 +73,9 @@ def _attention(
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return _eager(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(module.layer_idx, query, key, value, scale, softcap, kwargs.get("sliding_window"))
+    window = getattr(module, _WINDOW, kwargs.get("sliding_window"))
+    check_mask(attention_mask, query.shape[2], key.shape[2], window, module.layer_idx)
+    call = AttentionCall(module.layer_idx, query, key, value, scale, softcap, window)
     return recorder.attend(call).transpose(1, 2).contiguous(), None
 
 
@@ -127,6 +125,22 @@ def watch_inputs(hf: Any) -> None:
                 module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def layers_with_attention(hf: Any, n_layers: int) -> list[Any]:
+    """The decoder's layers, of which there are so many; none where no list of a model's modules is one."""
+    for module in hf.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
+            if any(is_attention(part) for part in module.modules()):
+                return list(module)
+    return []
+
+
+def set_windows(hf: Any, windows: Sequence[int | None]) -> None:
+    """What recorders are told of each layer's window, in place of what the layer says itself."""
+    for module in hf.modules():
+        if is_attention(module) and module.layer_idx is not None:
+            setattr(module, _WINDOW, windows[module.layer_idx])
+
+
 def _eager(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
     """The model's own eager attention, for what SDPA refuses (Gemma 2's soft-capped logits)."""
     if mask is None:
@@ -139,45 +153,7 @@ def _eager(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 
 
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without a mask function attention becomes non-causal, silently
-
-
-class _Probe:
-    def __init__(self) -> None:
-        self.layers: list[int] = []
-
-    def attend(self, call: AttentionCall) -> torch.Tensor:
-        self.layers.append(call.layer)
-        return flash_column_score(call.q, call.k, call.v, **call.how).out
-
-
-@torch.inference_mode()
-def probe_logits(hf: Any) -> torch.Tensor:
-    """A transformers model's own logits of a few tokens, by whatever attention it has."""
-    return hf(input_ids=_probe_ids(hf), use_cache=False).logits
-
-
-def _probe_ids(hf: Any) -> torch.Tensor:
-    """Five tokens of the vocabulary's middle: its first are often special, after which half precision says nothing."""
-    n = hf.get_input_embeddings().weight.shape[0]
-    return torch.arange(5, device=hf.device)[None] + min(1000, n // 2)
-
-
-@torch.inference_mode()
-def probe(model: Model, plain: torch.Tensor) -> str | None:
-    """Why this model cannot be recorded, or None: a few tokens must pass every layer's hook and come out the same."""
-    recorder = _Probe()
-    try:
-        with recording(recorder):
-            recorded = model.logits(model.hidden(_probe_ids(model.hf), use_cache=False))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        return f"its forward pass does not take the hook ({error})"
-    if recorder.layers != list(range(model.arch.n_layers)):
-        return "its attention does not go through transformers' attention interface"
-    plain, recorded = plain.float(), recorded.to(plain.device).float()
-    most = 0.02 if model.dtype.itemsize > 2 else 0.25  # two ways of half precision part by more than ours ever should
-    close = bool((recorded - plain).norm() <= most * plain.norm())
-    return None if close else "the recorded pass gives other logits than the model's own"
+AttentionMaskInterface.register(ATTENTION, build_mask)  # without a mask function attention becomes non-causal, silently
 
 
 class Enough(Exception):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.models.loading import EMBEDDED, wrap
-from sparsity_core.models.seam import _Probe, probe, probe_logits
+from sparsity_core.models.probe import _Probe, probe, probe_logits
 from sparsity_core.work.cache import cache_dir
 from tests import tiny
 
