@@ -19,7 +19,9 @@ from transformers.cache_utils import (
 class LayerCache:
     """One layer's keys and values as transformers caches them."""
 
-    token_bytes: int  # of one token: keys and values of all KV heads, or the latent they are made from; 0: none of its own
+    token_bytes: (
+        int  # of one token: keys and values of all KV heads, or the latent they are made from; 0: none of its own
+    )
     window: int | None = None  # how many keys a query sees, its own included; None: all earlier ones
     most: int | None = None  # tokens that transformers keeps at most
     source: int | None = None  # the layer whose keys this one reads

@@ -116,7 +116,9 @@ def check_mask(mask: Any, n_queries: int, n_keys: int, window: int | None, layer
     if n_queries == n_keys:
         found = window_of(mask, sampled_rows(n_keys), n_keys, what)
         if found != (None if window is None or window >= n_keys else window):
-            raise UnknownMask(f"{what} lets a query see {found or n_keys} keys of this text, and {window or 'all'} at load")
+            raise UnknownMask(
+                f"{what} lets a query see {found or n_keys} keys of this text, and {window or 'all'} at load"
+            )
     elif n_queries == 1 and window is None and mask.shape[-1] == n_keys and not bool(visible_in(mask, what).all()):
         raise UnknownMask(f"{what} hides keys of its cache by a mask of its own")
 

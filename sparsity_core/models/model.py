@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsity_core.models.caches import LayerCache
 from sparsity_core.models.refusals import explained
 
 if TYPE_CHECKING:
     from sparsity_core.kinds import Compressed, WeightMethod
+    from sparsity_core.models.caches import LayerCache
 
 
 # Every layer rotary, channel i turned with channel i + D/2. Others interleave (GLM) or leave layers out (SmolLM3).

@@ -90,7 +90,9 @@ def look_at_layers(model: Model, plain: torch.Tensor, layers: Any, outputs: Mapp
     try:
         windows = layer_windows(model.hf, layers, outputs, model.arch.max_positions)
     except _FAULTS as error:
-        raise ValueError(str(error) if isinstance(error, ValueError) else f"its masks cannot be read ({error})") from error
+        raise ValueError(
+            str(error) if isinstance(error, ValueError) else f"its masks cannot be read ({error})"
+        ) from error
     set_windows(model.hf, windows)
     ids, read = _probe_ids(model.hf), _Probe()
     try:

@@ -373,9 +373,9 @@ def tapped(method: str, ids: list[int], n_prefill: int):
     seen = {}
     attend = Recorder.attend
 
-    def tap(self, layer, q, k, v, **own):
-        seen[layer] = q, k, v
-        return attend(self, layer, q, k, v, **own)
+    def tap(self, call):
+        seen[call.layer] = call.q, call.k, call.v
+        return attend(self, call)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recorder, "attend", tap)

@@ -148,7 +148,9 @@ def test_the_probe_sees_attention_that_leaves_out_what_the_model_adds(monkeypatc
 def test_the_probe_sees_a_model_that_does_its_own_attention():
     model = wrap(tiny.transformer("llama"), tiny.tokenizer(), "llama")
     model.hf.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
-    assert "1 of its 3 layers, the first of them layer 0, have no attention that goes through" in str(probe(model, probe_logits(model.hf)))
+    assert "1 of its 3 layers, the first of them layer 0, have no attention that goes through" in str(
+        probe(model, probe_logits(model.hf))
+    )
 
 
 @pytest.mark.parametrize(
