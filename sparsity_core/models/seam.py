@@ -128,9 +128,9 @@ def watch_inputs(hf: Any) -> None:
 def layers_with_attention(hf: Any, n_layers: int) -> list[Any]:
     """The decoder's layers, of which there are so many; none where no list of a model's modules is one."""
     for module in hf.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
-            if any(is_attention(part) for part in module.modules()):
-                return list(module)
+        listed = isinstance(module, torch.nn.ModuleList) and len(module) == n_layers
+        if listed and any(map(is_attention, module.modules())):
+            return list(module)
     return []
 
 
