@@ -9,6 +9,7 @@ from sparsity_core import studies
 from sparsity_core.inference import execute
 from sparsity_core.methods.decode.double_sparsity.channels import ASSETS
 from sparsity_core.record import Store, key_of
+from sparsity_core.work import write_whole
 from ui.session import EXAMPLE
 from ui.spectra import RATIOS, example_method
 from ui.sweeps import sweep_specs
@@ -29,7 +30,7 @@ def make_traces() -> None:
         path.unlink()
     for name, spec in wanted.items():
         trace = execute(spec)
-        trace.save(folder / name)
+        write_whole(folder / name, trace.to_bytes(spec.to_json()))
         print(f"{name}  {(folder / name).stat().st_size / 1024:6.0f} KiB  {spec.pipeline}  generate={spec.generate}")
 
 

@@ -181,3 +181,4 @@ def _train(
         model, training, text=text, checkpoint=place.with_suffix(".part"), progress=progress, on_step=seen
     )
     found.save(place)
+    place.with_suffix(".part").unlink(missing_ok=True)

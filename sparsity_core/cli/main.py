@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sparsity_core.cli.parser import make_parser
-from sparsity_core.work import explain
+from sparsity_core.work import cache_dir, clear_leftovers, explain
 
 
 def start() -> int:
@@ -33,6 +33,7 @@ def _answer(arguments: list[str]) -> tuple[dict[str, Any], str, int]:
     """What a command found, as JSON values and as text, and the exit status; an error is {"error": …}."""
     try:
         options = make_parser().parse_args(arguments)
+        clear_leftovers(cache_dir())
         return *options.command(options), 0
     except ValueError as error:
         reason, status = str(error), 2

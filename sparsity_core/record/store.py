@@ -1,21 +1,19 @@
-"""Results on disk by spec: what was computed once, in any session, is looked up afterwards.
+"""An on-disk cache of results, keyed by run spec and shared by all sessions and processes.
 
-Traces that ship with the library are looked up in the same way, so the first picture needs no model.
+Traces that ship with the library are looked up in the same way, so that the first picture needs no model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 from sparsity_core.record.spec import RunSpec
 from sparsity_core.record.trace import FORMAT, Trace
-from sparsity_core.work import ASSETS, cache_dir, weights_on_disk
+from sparsity_core.work import ASSETS, cache_dir, read_regular, shelve, used, weights_on_disk
 
 SHIPPED = ASSETS / "traces"
-_MOST_BYTES = 2 * 1024**3
 _RESULTS = 2  # raised when a run of an equal spec comes out otherwise, so that what is stored is run again
 
 
@@ -26,32 +24,31 @@ def key_of(spec: RunSpec) -> str:
 
 
 class Store:
-    """Traces by spec in a folder of the user's, and below it those that ship with the library.
+    """Traces by spec in the user's cache folder, and behind it those that ship with the library.
 
-    Files appear whole (they are renamed into place), so processes and sessions may share one folder.
+    Each file names the spec that it is the result of, and one of another spec counts as absent.
     """
 
-    def __init__(self, root: Path | None = None, assets: Path = SHIPPED) -> None:
-        self.root = cache_dir() / "traces" if root is None else root
+    def __init__(self, assets: Path = SHIPPED) -> None:
+        self.root = cache_dir() / "traces"
         self.assets = assets
 
     def get(self, spec: RunSpec) -> Trace | None:
-        """The stored trace, or None; a damaged file counts as absent and is removed."""
-        name = f"{key_of(spec)}.npz"
+        """The stored trace, or None. A damaged file counts as absent, and is removed where it is the user's."""
+        name, about = f"{key_of(spec)}.npz", spec.to_json()
         own = self.root / name
-        if own.exists():
-            try:
-                trace = Trace.load(own)
-                with contextlib.suppress(OSError):  # a folder of somebody else's, which we may only read
-                    os.utime(own)
-                return trace
-            except ValueError:
-                with contextlib.suppress(OSError):
-                    own.unlink(missing_ok=True)
-            except OSError:
-                pass
-        bundled = self.assets / name
-        return Trace.load(bundled) if bundled.exists() else None
+        try:
+            trace = Trace.from_bytes(read_regular(own), about)
+            used(own)
+            return trace
+        except ValueError:
+            with contextlib.suppress(OSError):  # a folder of somebody else's, which we may only read
+                own.unlink(missing_ok=True)
+        except OSError:
+            pass
+        with contextlib.suppress(OSError, ValueError):
+            return Trace.from_bytes(read_regular(self.assets / name), about)
+        return None
 
     def has(self, spec: RunSpec) -> bool:
         name = f"{key_of(spec)}.npz"
@@ -60,25 +57,10 @@ class Store:
     def put(self, spec: RunSpec, trace: Trace) -> str | None:
         """Keeps a trace. Returns None, or the sentence that says why it could not be kept."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            trace.save(self.root / f"{key_of(spec)}.npz")
-            self._make_room()
+            shelve(self.root / f"{key_of(spec)}.npz", trace.to_bytes(spec.to_json()))
         except OSError as error:
             return (
                 f"The result is shown but could not be kept in {self.root} ({error.strerror or error}): "
                 "free some space, or set SPARSELENS_CACHE to a folder you can write."
             )
         return None
-
-    def _make_room(self) -> None:
-        """Drops the traces that were used longest ago once the folder passes 2 GiB."""
-        files = []
-        for path in self.root.glob("*.npz"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                status = path.stat()
-                files.append((status.st_mtime, status.st_size, path))
-        total = 0
-        for _, size, path in sorted(files, reverse=True):
-            total += size
-            if total > _MOST_BYTES:
-                path.unlink(missing_ok=True)

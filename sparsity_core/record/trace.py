@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsity_core.record.provenance import Provenance
-from sparsity_core.work import npz_bytes, write_whole
+from sparsity_core.work import opened, read_regular, sealed, write_whole
 
 FORMAT = 1  # raised when a stored trace can no longer be read as it was meant
 
@@ -197,7 +196,8 @@ class Trace:
         """Writes the trace whole or not at all. Raises OSError where the folder cannot be written."""
         write_whole(Path(path), self.to_bytes())
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, about: str = "") -> bytes:
+        """The trace as a sealed .npz file, which names `about` as what it is of."""
         arrays: dict[str, Any] = {}
         plain: dict[str, Any] = {}
         for item in fields(self):
@@ -207,25 +207,26 @@ class Trace:
             else:
                 plain[item.name] = asdict(value) if isinstance(value, Provenance) else value
         meta = json.dumps({"format": FORMAT, **plain}, ensure_ascii=False)
-        return npz_bytes({"meta": np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays})
+        return sealed({"meta": np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays}, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Reads a saved trace. Raises ValueError for a file that is no trace, is damaged, or is of another format."""
         try:
-            return cls.from_bytes(Path(path).read_bytes())
+            return cls.from_bytes(read_regular(Path(path)))
         except FileNotFoundError:
             raise ValueError(f"there is no trace at {path}") from None
         except OSError as error:
             raise ValueError(f"cannot read a trace at {path} ({error.strerror}): name its .npz file") from None
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Trace:
+    def from_bytes(cls, data: bytes, about: str | None = None) -> Trace:
+        """What `to_bytes` gave. Raises ValueError for bytes that were changed, or are of something other than `about`."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                meta = dict(json.loads(stored["meta"].tobytes().decode("utf-8", "surrogatepass")))
-                arrays: dict[str, Any] = {name: _widen(stored[name]) for name in stored.files if name != "meta"}
-        except Exception as error:  # zip, zlib, numpy and JSON each have errors of their own for a damaged file
+            stored = opened(data, about)
+            meta = dict(json.loads(stored.pop("meta").tobytes().decode("utf-8", "surrogatepass")))
+            arrays: dict[str, Any] = {name: _widen(value) for name, value in stored.items()}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
         if meta.pop("format", None) != FORMAT:
             raise ValueError(f"this trace is of another format than {FORMAT}: run the spec again")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self, TypeVar
@@ -13,7 +12,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from sparsity_core.kinds import WeightMethod
-from sparsity_core.work import ASSETS, cache_dir, npz_bytes, write_whole
+from sparsity_core.work import ASSETS, cache_dir, opened, read_regular, sealed, shelve, used, write_whole
 
 FORMAT = 1  # raised when a stored study can no longer be read as it was meant
 RATIO = 0.25  # at which methods are compared before anybody chose another
@@ -41,22 +40,30 @@ class _Record:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
         plain = {k: v for k, v in values.items() if k not in arrays}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, npz_bytes({"plain": np.asarray(json.dumps({"format": FORMAT, **plain})), **arrays}))
+        data = sealed({"plain": np.asarray(json.dumps({"format": FORMAT, **plain})), **arrays}, _name_of(path))
+        if path.is_relative_to(cache_dir()):
+            shelve(path, data)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises ValueError for a file that is damaged or of another format."""
+        """Raises ValueError for a file that is damaged, of another format, or of another record."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                plain = json.loads(str(stored["plain"]))
-                arrays = {name: stored[name] for name in stored.files if name != "plain"}
+            arrays = opened(read_regular(path), _name_of(path))
+            plain = json.loads(str(arrays.pop("plain")))
             if plain.pop("format") != FORMAT:
-                raise ValueError("of another version")
+                raise ValueError("it is of another format")
             plain = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
             return cls(**plain, **arrays)
-        except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path.name} cannot be read ({error}): delete it, it is computed again") from error
+
+
+def _name_of(path: Path) -> str:
+    """What a record is of: the model's folder and the file's name, which tell the weights and the method."""
+    return f"{path.parent.name}/{path.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +159,10 @@ def _file(kind: str, method: WeightMethod | str) -> str:
 def _find(kind: type[_R], fingerprint: str, dtype: str, name: str) -> _R | None:
     for folder in _folders(fingerprint, dtype):
         with contextlib.suppress(OSError, ValueError):
-            return kind.load(folder / name)
+            found = kind.load(folder / name)
+            if folder.is_relative_to(cache_dir()):
+                used(folder / name)
+            return found
     return None
 
 

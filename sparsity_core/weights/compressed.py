@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from sparsity_core.models import Model, Perplexity, blocks_perplexity, evaluation_text, quiet
 from sparsity_core.weights.ffn import feed_forwards
 from sparsity_core.weights.model_spectra import spectra_of
 from sparsity_core.weights.spectrum import each_spectrum, ks_distance, scaled_ks_distance
-from sparsity_core.work import Progress, silent
+from sparsity_core.work import Progress, folder_whole, new_folder, silent
 
 if TYPE_CHECKING:
     from sparsity_core.kinds import WeightMethod
@@ -137,26 +137,20 @@ class CompressedModel:
 
         Raises OSError where the folder cannot be written, and ValueError where it exists and holds something.
         """
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} exists already: choose a folder that is new or empty")
+        path = new_folder(Path(path))
         report = self.report() if report is None else report
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-        try:
-            with quiet():
-                self.model.hf.save_pretrained(building)
-                self.model.tokenizer.save_pretrained(building)
+        with _disk_errors(path), folder_whole(path) as building, quiet():
+            self.model.hf.save_pretrained(building)
+            self.model.tokenizer.save_pretrained(building)
             (building / "report.json").write_text(json.dumps(report, indent=1) + "\n")
             (building / "REPORT.md").write_text(report_card(report))
-            building.chmod(0o755)
-            if path.exists():
-                path.rmdir()
-            os.replace(building, path)
-        except BaseException as error:
-            if "SafetensorError" in type(error).__name__:  # what safetensors raises on a full disk
-                raise OSError(f"{path} could not be written ({error}): free some space") from error
-            raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
         return path
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """What safetensors raises on a full disk, as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}): free some space") from error

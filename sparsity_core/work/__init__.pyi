@@ -1,3 +1,5 @@
+from .archive import opened as opened
+from .archive import sealed as sealed
 from .cache import ASSETS as ASSETS
 from .cache import EMBEDDED as EMBEDDED
 from .cache import cache_dir as cache_dir
@@ -8,8 +10,11 @@ from .checkpoints import write_checkpoint as write_checkpoint
 from .checkpoints import write_trained as write_trained
 from .files import MOST_BYTES as MOST_BYTES
 from .files import hub_text as hub_text
-from .files import npz_bytes as npz_bytes
+from .files import clear_leftovers as clear_leftovers
+from .files import folder_whole as folder_whole
+from .files import new_folder as new_folder
 from .files import read_file as read_file
+from .files import read_regular as read_regular
 from .files import read_text as read_text
 from .files import too_large as too_large
 from .files import write_whole as write_whole
@@ -21,3 +26,8 @@ from .kept_prompts import kept_prompt as kept_prompt
 from .plugins import plugins as plugins
 from .progress import Progress as Progress
 from .progress import silent as silent
+from .shelf import byte_budget as byte_budget
+from .shelf import check_fits as check_fits
+from .shelf import make_room as make_room
+from .shelf import shelve as shelve
+from .shelf import used as used

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from sparsity_core.work.files import write_whole
+from sparsity_core.work.files import read_regular, write_whole
 
 
 def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], **notes: Any) -> None:
@@ -33,21 +33,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 
 def write_trained(path: Path, tensors: dict[str, torch.Tensor], recipe: dict[str, Any]) -> None:
-    """Writes tensors and, as name.json, plain JSON values with the tensors' hash. Raises OSError where that cannot be."""
+    """Writes tensors and, as name.json, plain JSON values with the tensors' hash. Raises OSError where that cannot be.
+
+    Remove the training's checkpoint afterwards: until both files stand, it is what a killed training goes on from.
+    """
     data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     card = {**recipe, "blake2b": hashlib.blake2b(data).hexdigest()}
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in card.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+    # The card first: a process killed between the two leaves no weights that nothing accepts.
     write_whole(path.with_suffix(".json"), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    write_whole(path, data)
 
 
 def read_trained(path: Path, what: str, form: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, recipe) of a `what` of this format. Raises ValueError, with the next step, for a file missing or changed."""
     again, beside = "train it again, or give another file", path.with_suffix(".json")
     try:
-        card = json.loads(beside.read_text(encoding="utf-8"))
-        data = path.read_bytes()
+        card = json.loads(read_regular(beside))
+        data = read_regular(path)
     except OSError as error:
         raise ValueError(f"there is no {what} at {path} ({error.strerror or error}): {again}") from None
     except ValueError:

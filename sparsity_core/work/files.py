@@ -2,56 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import os
 import select
+import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 MOST_BYTES = 5 * 1024**2
-_PATIENCE = 10  # seconds in which a pipe sends something
+UNFINISHED = ".sparselens-"  # how names of files and folders begin that are renamed once they are whole
+_PATIENCE = 10.0  # s that a pipe may take to give its next bytes
+_LEFT_BEHIND = 3600.0  # s after which nobody writes an unfinished file any more
+_GIVEN_UP = 30 * 86400.0  # s after which nobody goes on with an unfinished training
 
 
 def read_file(path: Path) -> str:
-    """The text of a file or a pipe that a user names. Raises ValueError for what cannot be read, or is no text.
+    """The text of a regular file or a pipe, of which at most one byte beyond 5 MB is read.
 
-    At most MOST_BYTES + 1 bytes are read, whatever the file says of its size: a device's is 0 and it never ends.
+    Raises ValueError for a file that cannot be read, is a device or a folder, is too large, or is no text; and for a pipe
+    that nobody writes to, or that gives nothing for 10 s.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # else a pipe without a writer waits here
-        try:
-            found = os.fstat(handle)
-            if stat.S_ISDIR(found.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if stat.S_ISREG(found.st_mode) and found.st_size > MOST_BYTES:
-                raise ValueError(too_large(path.name, found.st_size))
-            if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+        with open(path, "rb", buffering=0, opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode):
+                if status.st_size > MOST_BYTES:
+                    raise ValueError(too_large(path.name, status.st_size))
+                data = file.read(MOST_BYTES + 1)
+            elif stat.S_ISFIFO(status.st_mode):
+                data = _read_pipe(path, file.fileno())
+            else:
                 raise ValueError(f"{path} is a device: give a file of text, or a pipe")
-            return read_text(path.name, _read_some(handle, path, piped=stat.S_ISFIFO(found.st_mode)))
-        finally:
-            os.close(handle)
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror})") from None
+    return read_text(path.name, data)
 
 
-def _read_some(handle: int, path: Path, *, piped: bool) -> bytes:
-    """All bytes up to MOST_BYTES + 1. Raises ValueError for a pipe that stays open and sends nothing."""
-    parts: list[bytes] = []
-    room = MOST_BYTES + 1
-    while room:
-        if piped and not select.select([handle], [], [], _PATIENCE)[0]:
-            raise ValueError(f"{path} has sent nothing for {_PATIENCE} s: give a file of text, or a pipe that ends")
-        part = os.read(handle, min(room, 2**16))
-        if not part:
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for somebody who writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_pipe(path: Path, pipe: int) -> bytes:
+    data = b""
+    while len(data) <= MOST_BYTES:
+        try:
+            read = os.read(pipe, MOST_BYTES + 1 - len(data))
+        except BlockingIOError:  # somebody has it open for writing, and wrote nothing yet
+            if not select.select([pipe], [], [], _PATIENCE)[0]:
+                raise ValueError(f"{path} has sent nothing for {_PATIENCE:.0f} s: give a file of text, or a pipe that ends") from None
+            continue
+        if not read:
             break
-        parts.append(part)
-        room -= len(part)
-    return b"".join(parts)
+        data += read
+    return data
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError for anything else, whose bytes may never end."""
+    with open(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
 
 
 def read_text(name: str, data: bytes) -> str:
@@ -101,7 +117,7 @@ def hub_text(name: str) -> str:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all. Raises OSError where the folder cannot be written."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -111,8 +127,63 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays by name as one compressed .npz file."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
+def new_folder(path: Path) -> Path:
+    """The path of a folder to come. Raises ValueError where it exists and holds something, or is a file."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists already: choose a folder that is new or empty")
+    return path
+
+
+@contextlib.contextmanager
+def folder_whole(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` once it is filled, or is removed. An empty folder there keeps its mode.
+
+    Raises OSError where the folder cannot be written, and ValueError where it exists and holds something.
+    """
+    new_folder(path).parent.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(path.parent)
+    building = Path(tempfile.mkdtemp(dir=path.parent, prefix=UNFINISHED))
+    filling = building / path.name
+    try:
+        filling.mkdir()  # with the user's own mode, not the private one of a temporary folder
+        yield filling
+        if path.exists():
+            filling.chmod(stat.S_IMODE(path.stat().st_mode))
+            path.rmdir()
+        os.replace(filling, path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes the files and folders that writers which were killed left here, an hour after their last byte."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith((UNFINISHED, "building-")) and _age(path) > _LEFT_BEHIND:
+                _remove(path)
+
+
+def clear_leftovers(cache: Path) -> None:
+    """What a start removes from the cache: unfinished files, and trainings that nobody went on with for a month."""
+    for folder, _, names in os.walk(cache):
+        clear_unfinished(Path(folder))
+        for path in (Path(folder, name) for name in names if name.endswith(".part")):
+            if _age(path) > _GIVEN_UP:
+                _remove(path)
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last change of a file, or of anything in a folder; 0 where it has gone."""
+    try:
+        inside = (p.stat(follow_symlinks=False).st_mtime for p in path.rglob("*")) if path.is_dir() else ()
+        return time.time() - max([path.stat(follow_symlinks=False).st_mtime, *inside])
+    except OSError:
+        return 0.0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 
 from sparsity_core.work.cache import cache_dir
+from sparsity_core.work.files import read_regular
+from sparsity_core.work.shelf import shelve, used
 
 
 def keep_prompt(text: str) -> str:
@@ -15,11 +16,8 @@ def keep_prompt(text: str) -> str:
     name = f"long-{_digest(text)}"
     path = cache_dir() / "prompts" / f"{name}.txt"
     with contextlib.suppress(OSError):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            building = path.with_suffix(f".{os.getpid()}")
-            building.write_bytes(text.encode("utf-8", "surrogatepass"))
-            os.replace(building, path)
+        if kept_prompt(name) is None:
+            shelve(path, text.encode("utf-8", "surrogatepass"))
     return name
 
 
@@ -27,11 +25,15 @@ def kept_prompt(name: str) -> str | None:
     """The text of this name; None where it is not on this machine, or no longer what it was."""
     if not re.fullmatch("long-[0-9a-f]{16}", name):
         return None
+    path = cache_dir() / "prompts" / f"{name}.txt"
     try:
-        text = (cache_dir() / "prompts" / f"{name}.txt").read_bytes().decode("utf-8", "surrogatepass")
+        text = read_regular(path).decode("utf-8", "surrogatepass")
     except (OSError, UnicodeDecodeError):
         return None
-    return text if name == f"long-{_digest(text)}" else None
+    if name != f"long-{_digest(text)}":
+        return None
+    used(path)
+    return text
 
 
 def _digest(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsity_core.cli import options as shared
 from sparsity_core.kinds import Pipeline
-from sparsity_core.work import Progress
+from sparsity_core.work import Progress, new_folder
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def answer(options: argparse.Namespace) -> shared.Answer:
     for name in ("blocks", "block"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is at least 1; got {getattr(options, name)}")
-    _check_free(options)
+    new_folder(options.out)  # before the work, not after it
     from sparsity_core.weights import report_card
 
     with shared.progress_bar() as progress, shared.writing(options.out):
@@ -66,13 +66,6 @@ def _pipeline(options: argparse.Namespace) -> Pipeline:
             f"--weights takes one method that cuts weights, such as prunenet(ratio=0.25); got {options.weights}"
         )
     return pipeline
-
-
-def _check_free(options: argparse.Namespace) -> None:
-    """Raises ValueError for a folder that could not be written after all the work: before any of it."""
-    out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already: choose an --out that is new or empty")
 
 
 def _recovered(options: argparse.Namespace, compressed: Any, progress: Progress) -> Any:

@@ -58,6 +58,7 @@ def train_prunenet(options: argparse.Namespace) -> shared.Answer:
             checkpoint=options.out / "training.part",
         )
         policy.save(path)
+        (options.out / "training.part").unlink(missing_ok=True)
     return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
 
 
@@ -74,8 +75,9 @@ def train_dcp(options: argparse.Namespace) -> shared.Answer:
         found, trained = train_gate(
             model, training, text=text, start=start, checkpoint=options.out / "training.part", progress=progress
         )
-        path = found.save(path)
         if trained is not model:
             trained.hf.save_pretrained(options.out / "model")
             trained.tokenizer.save_pretrained(options.out / "model")
+        path = found.save(path)  # last: until it stands, the checkpoint is what a killed training goes on from
+        (options.out / "training.part").unlink(missing_ok=True)
     return {"gate": str(path), "recipe": found.recipe}, f"written to {path}; use it with gate=dcp(adapter='{path}')"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from sparsity_core.work import ASSETS, cache_dir, write_whole
+from sparsity_core.work import ASSETS, cache_dir, make_room, read_regular, used, write_whole
 
 if TYPE_CHECKING:
     from sparsity_core.models import Model
@@ -55,16 +55,17 @@ class Channels:
         path = Path(path)
         data = save_arrays({name: np.ascontiguousarray(values) for name, values in self.magnitudes.items()})
         note = {**self.recipe, "n_kv_heads": self.n_kv_heads, "blake2b": hashlib.blake2b(data).hexdigest()}
-        write_whole(path.with_suffix(".safetensors"), data)
+        # The card first: a process killed between the two leaves no weights that nothing accepts.
         write_whole(path.with_suffix(".json"), (json.dumps(note, indent=1) + "\n").encode())
+        write_whole(path.with_suffix(".safetensors"), data)
 
     @classmethod
     def load(cls, path: str | Path) -> Channels:
         """Raises ValueError for files that are missing, damaged or no calibration."""
         path = Path(path)
         try:
-            data = path.with_suffix(".safetensors").read_bytes()
-            note = dict(json.loads(path.with_suffix(".json").read_text()))
+            data = read_regular(path.with_suffix(".safetensors"))
+            note = dict(json.loads(read_regular(path.with_suffix(".json"))))
             intact = note.pop("blake2b") == hashlib.blake2b(data).hexdigest()
             magnitudes = load_arrays(data)
             n_kv_heads = int(note.pop("n_kv_heads"))
@@ -98,6 +99,8 @@ def find_channels(fingerprint: str) -> Channels | None:
             except ValueError:
                 continue
             if found.recipe.get("fingerprint") == fingerprint:
+                if path.is_relative_to(cache_dir()):
+                    used(path.with_suffix(".safetensors"))
                 return found
     return None
 
@@ -110,6 +113,8 @@ def keep_channels(found: Channels) -> Path | None:
         found.save(path)
     except OSError:
         return None
+    used(path.with_suffix(".safetensors"))
+    make_room()
     return path
 
 

@@ -87,8 +87,10 @@ def family(fingerprint: str | None = None) -> dict[float, Path]:
 
 
 def recipe_of(path: str | Path) -> dict[str, Any] | None:
-    """What a gate's file says of its training; None where there is no such file."""
+    """What a gate's card says of its training; None where the gate or its card is missing."""
     try:
+        if not Path(path).with_suffix(".safetensors").exists():
+            return None
         return dict(json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -84,8 +84,8 @@ def train_gate(
     Args:
         text: the calibration text where None.
         checkpoint: a file written every few steps and when the training is stopped; a training that finds it goes on from
-            it, with the same result as one that was never interrupted. It is removed at the end. A disk that refuses it
-            costs the checkpoint, not the training.
+            it, with the same result as one that was never interrupted. Remove it once the gate is saved: a process that
+            is killed before goes on from it. A disk that refuses it costs the checkpoint, not the training.
         progress: told every step; whatever it raises stops the training.
         on_step: given the curve so far, loss and kept, after every step.
 
@@ -126,7 +126,6 @@ def train_gate(
         except BaseException:
             run.save()
             raise
-        run.forget()
     progress(1.0, run.told())
     return run.finished(time.perf_counter() - began)
 
@@ -238,10 +237,6 @@ class _Run:
             self.refused = ""
         except OSError as error:
             self.refused = f" (no checkpoint: {error.strerror or error})"
-
-    def forget(self) -> None:
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
 
     def finished(self, seconds: float) -> tuple[Gate, Model]:
         query, key, bias = (t.detach().cpu() for t in self.gate.tensors())

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from sparsity_core.methods.weights.prunenet.policy import Policy
 from sparsity_core.methods.weights.prunenet.training import train_policy
 from sparsity_core.models import EMBEDDED, Model
-from sparsity_core.work import ASSETS, Progress, cache_dir, read_checkpoint, silent
+from sparsity_core.work import ASSETS, Progress, cache_dir, make_room, read_checkpoint, silent, used
 
 SHIPPED = ASSETS / "policies"
 
@@ -33,7 +33,9 @@ def find_policy(model: Model, variant: str, name: str = "auto", progress: Progre
             return policy
     own = cache_dir() / "policies" / f"{model.fingerprint}-{variant}.safetensors"
     with contextlib.suppress(ValueError):  # absent or damaged: trained again
-        return Policy.load(own)
+        policy = Policy.load(own)
+        used(own)
+        return policy
     checkpoint: Path | None = own.with_suffix(".part")
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
@@ -46,4 +48,7 @@ def find_policy(model: Model, variant: str, name: str = "auto", progress: Progre
     policy = train_policy(model, variant=variant, progress=progress, checkpoint=checkpoint)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the training again, no more
         policy.save(own)
+        used(own)
+        make_room()
+        own.with_suffix(".part").unlink(missing_ok=True)
     return policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +67,8 @@ def train_policy(
     Args:
         progress: called after every layer; whatever it raises cancels.
         checkpoint: a file that holds every finished episode; a training that finds it there goes on from it, with the same
-            result as one that was never interrupted. It is removed at the end.
+            result as one that was never interrupted. Remove it once the policy is saved: a process that is killed before
+            goes on from it. A disk that refuses it costs the checkpoint, not the training.
 
     Raises ValueError for a ratio, variant or model that does not fit, and for a checkpoint of another training.
     """
@@ -93,8 +95,6 @@ def train_policy(
             if file is not None and episode + 1 < episodes:
                 _save_state(file, state, identity)
         parameters, kept = training.finish(state)
-        if file is not None:
-            file.unlink(missing_ok=True)
     recipe["history"] = state.history
     return Policy(variant, parameters, spectra.dims, recipe, kept)
 
@@ -384,7 +384,8 @@ def _rounded(values: torch.Tensor) -> list[float]:
 def _save_state(file: Path, state: _State, identity: dict[str, Any]) -> None:
     tensors = {name: getattr(state, name) for name in ("parameters", "first", "second", "best")}
     numbers = {"episode": state.episode, "steps": state.steps, "best_ks": state.best_ks, "history": state.history}
-    write_checkpoint(file, tensors, training=identity, state=numbers)
+    with contextlib.suppress(OSError):
+        write_checkpoint(file, tensors, training=identity, state=numbers)
 
 
 def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
