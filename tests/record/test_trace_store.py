@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import pickle
 import random
 from pathlib import Path

@@ -95,9 +95,13 @@ def test_a_new_folder_gets_the_mode_of_any_other(tmp_path):
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), folder_whole(tmp_path / "new") as building:
-        (building / "a").write_text("a")
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with folder_whole(tmp_path / "new") as building:
+            (building / "a").write_text("a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert list(tmp_path.iterdir()) == []
 
 
