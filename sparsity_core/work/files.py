@@ -54,7 +54,9 @@ def _read_pipe(path: Path, pipe: int) -> bytes:
             read = os.read(pipe, MOST_BYTES + 1 - len(data))
         except BlockingIOError:  # somebody has it open for writing, and wrote nothing yet
             if not select.select([pipe], [], [], _PATIENCE)[0]:
-                raise ValueError(f"{path} has sent nothing for {_PATIENCE:.0f} s: give a file of text, or a pipe that ends") from None
+                raise ValueError(
+                    f"{path} has sent nothing for {_PATIENCE:.0f} s: give a file of text, or a pipe that ends"
+                ) from None
             continue
         if not read:
             break
