@@ -33,7 +33,7 @@ def trace(**changes: Any) -> Trace:
     threshold = np.full((2, 2, n), np.nan, np.float32)
     threshold[:, :, 3:7] = DROPPED_SCORES
     late = np.arange(n) >= 4
-    made = Trace(
+    made = Trace.of(
         provenance=Provenance(
             model="hand-made",
             fingerprint="0123456789ab",
@@ -76,7 +76,7 @@ def trace(**changes: Any) -> Trace:
         kv_bytes_dense=8 * 2**20,
         continuation="",
     )
-    return replace(made, **changes)
+    return made.replaced(**changes)
 
 
 def named(pipeline: str, **changes: Any) -> Trace:

@@ -1,10 +1,13 @@
 from .against_dense import AgainstDense as AgainstDense
 from .against_dense import probe_steps as probe_steps
+from .eviction import EvictionStage as EvictionStage
+from .eviction import cuts_once as cuts_once
+from .eviction import layer_rules as layer_rules
+from .gate import GateStage as GateStage
 from .offload import HostLayer as HostLayer
 from .offload import Offloaded as Offloaded
-from .reading import Reading as Reading
+from .reading import ReadingStage as ReadingStage
 from .recorder import Recorder as Recorder
-from .recorder import cuts_once as cuts_once
-from .recorder import layer_rules as layer_rules
+from .recorder import Stages as Stages
 from .selection import decode_selected as decode_selected
 from .selection import spread_visible as spread_visible

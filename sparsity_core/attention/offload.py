@@ -14,12 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from sparselens_kernels import sparse_decode
 from transformers.cache_utils import DynamicLayer
 
 from sparsity_core.attention.selection import corrected, top_keys
 from sparsity_core.kinds import Selector
+from sparsity_core.record import OffloadRecord
 
 
 class HostLayer(DynamicLayer):
@@ -73,6 +75,9 @@ class Moved:
     def hit_rate(self) -> list[float]:
         """Share of each layer's rows that the prediction had ready; nan where nothing was needed."""
         return [r / n if n else math.nan for r, n in zip(self.ready, self.needed, strict=True)]
+
+    def record(self) -> OffloadRecord:
+        return OffloadRecord(np.asarray(self.hit_rate, np.float32), self.bytes_ahead, self.bytes_late)
 
 
 @dataclass(eq=False)

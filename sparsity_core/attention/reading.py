@@ -1,26 +1,25 @@
-"""The decode stage of a pipeline over one text: which keys of its cache each query reads, in every layer, and their record."""
+"""The decode stage's engine: which keys of its cache each query reads, in every layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sparselens_kernels import NEVER
 
+from sparsity_core.attention.offload import Offloaded
 from sparsity_core.attention.prediction import predicted_query
 from sparsity_core.attention.selection import Selected, attend_selected, decode_selected, top_keys
+from sparsity_core.attention.step import LayerKeys, Stage, Step
 from sparsity_core.kinds import Selector
-
-if TYPE_CHECKING:
-    from sparsity_core.attention.offload import Offloaded
-    from sparsity_core.models import Model
+from sparsity_core.models import AttentionCall, Model
+from sparsity_core.record import DriftRecord, ReadingRecord
 
 
-class Reading:
+class ReadingStage(Stage):
     """Lets each query from `first` on read a share of its cache, and keeps what it read.
 
     `selectors` makes a layer's selector, None where the layer reads all; `tokens` is the share of the context that each of
@@ -43,96 +42,100 @@ class Reading:
         self._make_selector, self._tokens = selectors, tokens
         self._first, self._dense_every, self._mean_value = first, dense_every, mean_value
         self._selectors: dict[int, Selector | None] = {}
-        self.selected: dict[int, Selected] = {}
+        self._selected: dict[int, Selected] = {}
+        self._simulated: dict[int, LayerKeys] = {}
 
-    def from_host(
-        self, layer: int, start: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own: dict[str, Any]
-    ) -> torch.Tensor | None:
-        """A decode step of a layer whose cache is in host memory, None for another; the next layer's fetch begins first."""
-        if self._offload is None or q.shape[2] > 1 or start < self._first:
+    def answer(self, step: Step) -> torch.Tensor | None:
+        """A decode step of a layer whose cache is in host memory; the next layer's fetch begins first."""
+        call, layer = step.call, step.layer
+        if self._offload is None or call.n_queries > 1 or step.start < self._first:
             return None
-        if own["softcap"] is not None or own["window"] is not None:
+        if call.softcap is not None or call.window is not None:
             raise ValueError(
                 "a layer with soft-capped logits or a sliding window cannot be offloaded: leave offload off"
             )
-        scale, following = own["scale"], self._selectors.get(layer + 1)
+        following = self._selectors.get(layer + 1)
         if following is not None and self._offload.is_host(layer + 1):
             predicted = predicted_query(self._model, layer)
             if predicted is not None:
-                self._offload.prefetch(layer + 1, predicted, following, self._share(layer + 1, start), scale)
+                share = self._share(layer + 1, step.start)
+                self._offload.prefetch(layer + 1, predicted, following, share, call.scale)
         selector = self._selectors.get(layer)
         if selector is None or not self._offload.is_host(layer):
             return None
-        selector.append(k)
-        host, share = self._offload.layers[layer].shape(q), self._share(layer, start)
-        index, _, known = top_keys(q, host, selector, share=share, scale=scale, known=self._mean_value)
-        self.selected[layer].read(index)
-        return self._offload.attend(layer, q, k, v, index, scale, known)
+        selector.append(call.k)
+        host, share = self._offload.layers[layer].shape(call.q), self._share(layer, step.start)
+        index, _, known = top_keys(call.q, host, selector, share=share, scale=call.scale, known=self._mean_value)
+        self._selected[layer].read(index)
+        return self._offload.attend(layer, call.q, call.k, call.v, index, call.scale, known)
 
-    def attend(
-        self,
-        layer: int,
-        start: int,
-        out: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        own: dict[str, Any],
-        *,
-        before: torch.Tensor,
-        until: torch.Tensor,
-        hidden: Callable[[torch.Tensor, int | None], torch.Tensor | None] | None,
-    ) -> torch.Tensor:
-        """The forward's output with its decode queries' part replaced by attention over what they select.
-
-        Args:
-            start: the position of the forward's first query.
-            out: what the queries q [1, H, Tq, D] gave over all of k, v [1, Hkv, Tk, D], with the layer's `own` scale,
-                softcap and window.
-            before: int64 [1, Hkv, past], the positions that the cache held when this forward began.
-            until: int32 [Hkv, T], from which query on each of the text's keys is hidden.
-            hidden: for one query over a cache: of the positions [Hkv, Tk] of its keys and the window, those that it may
-                not look at, None where it sees all. None where the forward holds the whole text.
-        """
+    def observe(self, step: Step) -> None:
+        """Puts attention over what they select in place of the decode queries' output."""
+        call, layer = step.call, step.layer
         if layer not in self._selectors:
             self._selectors[layer] = self._make_selector(layer)
-            self.selected[layer] = Selected.empty(q.shape[1], k.shape[1], self._n_tokens)
-        selector, record, n = self._selectors[layer], self.selected[layer], q.shape[2]
+            self._selected[layer] = Selected.empty(call.q.shape[1], call.n_kv, self._n_tokens)
+            if not step.generating:
+                self._simulated[layer] = step.keys
+        selector = self._selectors[layer]
         if selector is None:
-            return out
-        dense, past = min(n, max(0, self._first - start)), k.shape[2] - n
-        new = torch.arange(start, start + n, device=k.device).expand(1, k.shape[1], n)
-        positions = torch.cat([before, new], dim=2)
-        step = hidden is not None and not dense
-        unseen = hidden(positions[0], own["window"]) if hidden is not None and step else None
-        if step and own["softcap"] is None:
-            selector.append(k[:, :, past:])
-            out, chosen = decode_selected(
-                q, k, v, selector, share=self._share(layer, start), scale=own["scale"],
-                visible=None if unseen is None else ~unseen, mean_value=self._mean_value,
-            )  # fmt: skip
-            group = chosen.columns.shape[1] // k.shape[1]
-            record.read(positions.repeat_interleave(group, 1).gather(2, chosen.columns), chosen.n_selected)
-            self._follow_channels(selector, q, k, start + 1)
-            return out
-        gone: torch.Tensor | None = until
-        if step:  # the cache's columns are not the text's
-            gone = None if unseen is None else torch.where(unseen, 0, NEVER)
-            own = {**own, "window": None}
+            return
+        dense = min(call.n_queries, max(0, self._first - step.start))
+        if step.generating and call.n_queries == 1 and not dense:
+            step.out = self._step(step, selector)
+        else:
+            step.out = self._block(step, selector, dense, call, step.keys.evicted_at[0])
+
+    def _step(self, step: Step, selector: Selector) -> torch.Tensor:
+        """One query's attention over its selection of the cache."""
+        call, layer = step.call, step.layer
+        unseen = _unseen(step)
+        if call.softcap is not None:  # the cache's columns are not the text's
+            until = None if unseen is None else torch.where(unseen, 0, NEVER)
+            own = AttentionCall(layer, call.q, call.k, call.v, call.scale, call.softcap)
+            return self._block(step, selector, 0, own, until)
+        selector.append(call.k[:, :, call.n_keys - 1 :])
+        out, chosen = decode_selected(
+            call.q,
+            call.k,
+            call.v,
+            selector,
+            share=self._share(layer, step.start),
+            scale=call.scale,
+            visible=None if unseen is None else ~unseen,
+            mean_value=self._mean_value,
+        )
+        group = chosen.columns.shape[1] // call.n_kv
+        read = step.positions.repeat_interleave(group, 1).gather(2, chosen.columns)
+        self._selected[layer].read(read, chosen.n_selected)
+        self._follow_channels(selector, call.q, call.k, step.start + 1)
+        return out
+
+    def _block(
+        self, step: Step, selector: Selector, dense: int, call: AttentionCall, until: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A block of queries, the first `dense` of which keep their output; `until` [Hkv, Tk] hides keys from queries on."""
+        n, past, start = call.n_queries, call.n_keys - call.n_queries, step.start
         parts = []
         for begin, end in self._stretches(selector, start, dense, n):
-            own_q, seen_k, seen_v = q[:, :, begin:end], k[:, :, : past + end], v[:, :, : past + end]
-            selector.append(k[:, :, past + begin : past + end])
+            own = call.rows(begin, end)
+            selector.append(call.k[:, :, past + begin : past + end])
             if begin < dense:
-                parts.append(out[:, :, begin:end])
+                parts.append(step.out[:, :, begin:end])
             else:
                 selected = attend_selected(
-                    own_q, seen_k, seen_v, selector, share=self._tokens(layer), start=start + begin,
-                    record=record, positions=positions[0], until=None if gone is None else gone[:, : past + end],
-                    dense_every=self._dense_every, mean_value=self._mean_value, **own,
-                )  # fmt: skip
+                    own,
+                    selector,
+                    share=self._tokens(step.layer),
+                    start=start + begin,
+                    record=self._selected[step.layer],
+                    positions=step.positions[0],
+                    until=None if until is None else until[:, : past + end],
+                    dense_every=self._dense_every,
+                    mean_value=self._mean_value,
+                )
                 parts.append(selected)
-            self._follow_channels(selector, own_q, seen_k, start + end)
+            self._follow_channels(selector, own.q, own.k, start + end)
         return torch.cat(parts, dim=2)
 
     def keep(self, layer: int, columns: torch.Tensor) -> None:
@@ -141,17 +144,27 @@ class Reading:
         if selector is not None:
             selector.keep(columns)
 
-    def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int32 [S] tokens read, float32 [L, S] share of the calibrated channels still chosen); empty without re-ranking."""
+    def record(self, n: int) -> ReadingRecord:
+        layers = [self._selected[i] for i in sorted(self._selected)]
+        read = (torch.stack([getattr(each, name) for each in layers]) for name in ("count", "mass", "recall"))
+        return ReadingRecord(*(values[..., :n].numpy() for values in read))
+
+    def drift(self) -> DriftRecord | None:
+        """The share of the calibrated channels still chosen at each new ranking; None where they are never ranked again."""
         found = [[] if s is None else s.drift for _, s in sorted(self._selectors.items())]
         steps = next(([read for read, _ in each] for each in found if each), [])
+        if not steps:
+            return None
         rows = [[share for _, share in each] if each else [math.nan] * len(steps) for each in found]
-        return np.asarray(steps, np.int32), np.asarray(rows, np.float32).reshape(len(found), len(steps))
+        return DriftRecord(np.asarray(steps, np.int32), np.asarray(rows, np.float32))
 
     def nbytes(self, layer: int) -> int:
-        """What a layer's selector holds beside the cache."""
-        selector = self._selectors.get(layer)
-        return 0 if selector is None else selector.nbytes
+        """What a layer's selector holds beside the cache; where drops are simulated, of the keys that are left."""
+        selector, keys = self._selectors.get(layer), self._simulated.get(layer)
+        own = 0 if selector is None else selector.nbytes
+        if keys is None:
+            return own
+        return own * keys.positions.numel() // (keys.positions.shape[1] * self._n_tokens)
 
     def _share(self, layer: int, position: int) -> float:
         """Of the context, that the query at `position` reads."""
@@ -172,3 +185,13 @@ class Reading:
             selector.follow(q, k[:, :, k.shape[2] - q.shape[2] :])
             if read % selector.rerank == 0:
                 selector.rank_again(k, read)
+
+
+def _unseen(step: Step) -> torch.Tensor | None:
+    """bool [Hkv, Tk]: what the step's one query may not look at though it has a slot of the cache; None: it sees all."""
+    keys, positions, window = step.keys, step.positions[0], step.call.window
+    waits = keys.hides and not keys.alike  # a hidden key's slot waits for the eviction method to use it again
+    if window is None and not waits:
+        return None
+    unseen = keys.hidden_at[positions] <= step.start
+    return unseen if window is None else unseen | (positions <= step.start - window)

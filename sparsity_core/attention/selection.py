@@ -16,6 +16,7 @@ from sparselens_kernels import sparse_decode
 from sparselens_kernels.rows import attend, causal_rows, reduce_group
 
 from sparsity_core.kinds import Selector
+from sparsity_core.models import AttentionCall
 
 _ROUNDING = 1e-9  # 0.07 of 100 keys is 7, whatever a product of floats says
 
@@ -47,9 +48,7 @@ class Selected:
 
 
 def attend_selected(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    call: AttentionCall,
     selector: Selector,
     *,
     share: float,
@@ -59,22 +58,20 @@ def attend_selected(
     until: torch.Tensor | None = None,
     dense_every: int = 0,
     mean_value: bool = False,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
 ) -> torch.Tensor:
-    """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, D].
+    """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, Dv].
 
-    q holds the last Tq of the Tk positions. The exact attention is computed beside it, to say what was left unread.
+    The exact attention is computed beside it, to say what was left unread.
     `positions` int64 [Hkv, Tk] are the keys' own in the text; `until` int [Hkv, Tk], by place among the Tk as `window` is,
     hides each from a query on. Queries at multiples of `dense_every` read all.
     With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
+    q, k, v, window, scale = call.q, call.k, call.v, call.window, call.scale
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     key = torch.arange(k.shape[2], device=q.device)
     hidden = None if until is None else until[None]
-    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window, until=hidden):
+    for tile in causal_rows(q, k, **call.how, until=hidden):
         heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
         query = torch.arange(past + begin, columns, device=q.device)[:, None]

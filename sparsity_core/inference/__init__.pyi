@@ -6,5 +6,5 @@ from .replay import refill as refill
 from .replay import replaying as replaying
 from .running import run as run
 from .specs import execute as execute
-from .stages import gate_arguments as gate_arguments
+from .stages import gate_stage as gate_stage
 from .stages import pruned as pruned

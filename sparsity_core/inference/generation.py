@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sparsity_core.attention import HostLayer, Offloaded, Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
-from sparsity_core.inference.outcome import complete, dense_bytes, draft
-from sparsity_core.inference.stages import eviction_of, gate_arguments, pruned, reading_of, rules_of, snapshot_steps
-from sparsity_core.kinds import Pipeline, SelectionMethod
-from sparsity_core.models import Model, pieces, recording, token_classes
+from sparsity_core.inference.outcome import complete, draft
+from sparsity_core.inference.stages import check_stages, pruned, recorder_for, snapshot_steps
+from sparsity_core.inference.words import Words
+from sparsity_core.kinds import Pipeline
+from sparsity_core.models import Model, recording, token_classes
 from sparsity_core.record import Trace
 from sparsity_core.work import Progress, silent
 
@@ -56,11 +56,9 @@ def generate(
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
-    from transformers import DynamicCache
-
     pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
     max_new_tokens = whole("max_new_tokens", max_new_tokens)
-    method = eviction_of(pipeline)
+    check_stages(pipeline)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
@@ -72,68 +70,62 @@ def generate(
     against_dense = against_dense and bool(pipeline.methods)
     total = n_prompt + max_new_tokens - 1  # the last new token is never an input
     began = time.perf_counter()
-    classes = token_classes(model.tokenizer, ids)
+    words = Words.of(model, ids)
     cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
     offload = _offloaded(model, pipeline, cache, total)
     read, compared = _steps_of(n_prompt), _steps_of(total) if against_dense else 0
     step_share = 1 / (read + max_new_tokens + compared)
-    share = (read + max_new_tokens) * step_share
-    recorder = Recorder(
-        model,
-        method,
+    states: list[torch.Tensor] = []
+    recorder = recorder_for(
+        reference,
+        pipeline,
+        words,
         n_tokens=total,
         n_prefill=n_prompt,
-        token_classes=classes,
+        first=n_prompt,
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
-        reading=reading_of(model, pipeline, total, n_prompt, progress, offload),
-        **gate_arguments(reference, pipeline),
-        **rules_of(pipeline, *pieces(model.tokenizer, ids), total),
+        offload=offload,
         on_layer=lambda i: (
             progress(read * step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
         ),
+        progress=progress,
     )
-    states: list[torch.Tensor] = []
     sampler = torch.Generator().manual_seed(seed)
-    feed = torch.tensor([ids])
+    new: list[int] = []
     with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
-        for step in range(max_new_tokens):
-            position = torch.arange(recorder.start, recorder.start + feed.shape[1], device=model.device)[None]
-            states.append(model.hidden(feed, past_key_values=cache, position_ids=position, use_cache=True)[0])
-            recorder.start += feed.shape[1]
-            token = _next_token(model.logits(states[-1][-1]), temperature, sampler)
-            ids.append(token)
-            progress(step_share * (read + step), f"token {step + 1} of {max_new_tokens}")
-            if stop_at_eos and token in _eos_ids(model):
+        for hidden in _forwards(recorder, ids, new):
+            states.append(hidden)
+            new.append(_next_token(model.logits(hidden[-1]), temperature, sampler))
+            progress(step_share * (read + len(new) - 1), f"token {len(new)} of {max_new_tokens}")
+            if len(new) == max_new_tokens or (stop_at_eos and new[-1] in _eos_ids(model)):
                 break
-            classes += token_classes(model.tokenizer, [token])
-            feed = torch.tensor([[token]])
+            words.classes.extend(token_classes(model.tokenizer, [new[-1]]))
     recorder.check_fired(len(states))
     forward_seconds = time.perf_counter() - began
-    seen = ids[:-1]
     kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) + recorder.index_bytes
-    texts, groups = pieces(model.tokenizer, seen)
-    trace = draft(
-        recorder, pipeline, reference, seen, texts, groups, classes[: len(seen)], n_prompt=n_prompt, seed=seed
-    )
-    trace = replace(trace, kv_bytes=kv_bytes, kv_bytes_dense=dense_bytes(reference, len(seen)))
-    if offload is not None:
-        moved = offload.moved
-        trace = replace(
-            trace,
-            prefetch_hits=np.asarray(moved.hit_rate, np.float32),
-            bytes_ahead=moved.bytes_ahead,
-            bytes_late=moved.bytes_late,
-        )
-    hidden = torch.cat(states)
-    trace = complete(
-        model, trace, hidden, reference if against_dense else None, began, forward_seconds, share, progress
-    )
-    new = ids[n_prompt:]
     text = model.tokenizer.decode(new, skip_special_tokens=True)
-    trace = replace(trace, continuation=text)
+    record = Words.of(model, [*ids, *new[:-1]]).record(n_prompt, text)
+    trace = draft(recorder, pipeline, reference, record, seed=seed, kv_bytes=kv_bytes)
+    if offload is not None:
+        trace = replace(trace, offload=offload.moved.record())
+    share = (read + max_new_tokens) * step_share
+    trace = complete(
+        model, trace, torch.cat(states), reference if against_dense else None, began, forward_seconds, share, progress
+    )
     return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
+
+
+def _forwards(recorder: Recorder, prompt: list[int], new: list[int]) -> Iterator[torch.Tensor]:
+    """The hidden states [Tq, hidden] of the prompt, then those of each token that has been added to `new` by then."""
+    model, feed = recorder.model, prompt
+    while True:
+        at = torch.arange(recorder.start, recorder.start + len(feed), device=model.device)[None]
+        hidden = model.hidden(torch.tensor([feed]), past_key_values=recorder.cache, position_ids=at, use_cache=True)
+        recorder.start += len(feed)
+        yield hidden[0]
+        feed = [new[-1]]
 
 
 def _steps_of(n: int) -> float:
@@ -146,7 +138,6 @@ def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offl
     method = pipeline.decode
     if method is None or not method.keeps_cache_on_host:
         return None
-    assert isinstance(method, SelectionMethod)
     dense = min(method.dense_layers, model.arch.n_layers)
     host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
     cache.layers = [*(DynamicLayer() for _ in range(dense)), *host]

@@ -5,81 +5,53 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparsity_core.attention import AgainstDense, Reading, Recorder, cuts_once, probe_steps
+from sparsity_core.attention import AgainstDense, Recorder, cuts_once
 from sparsity_core.kinds import EvictionMethod, Pipeline
-from sparsity_core.models import Model, log_total, picked, recording, shown
-from sparsity_core.record import Provenance, Trace
+from sparsity_core.models import Model, log_total, picked, recording
+from sparsity_core.record import Losses, Provenance, TextRecord, Trace
 from sparsity_core.work import Progress
 
 
 def draft(
-    recorder: Recorder,
-    pipeline: Pipeline,
-    reference: Model,
-    ids: Sequence[int],
-    texts: list[str],
-    groups: list[int],
-    classes: list[str],
-    *,
-    n_prompt: int,
-    seed: int,
+    recorder: Recorder, pipeline: Pipeline, reference: Model, text: TextRecord, *, seed: int, kv_bytes: int
 ) -> Trace:
     """The trace as far as the pruned pass alone tells it. `reference` is the model that the pipeline started from."""
-    n, model, rules = len(ids), recorder.model, recorder.rules
+    n, model, stages = len(text.token_ids), recorder.model, recorder.stages
     evicted_at = recorder.evicted_at(n)
-    steps = [s for s in recorder.snapshot_steps if s < n]
-    nothing, none = np.full(n, np.nan, np.float32), np.zeros((0, 0, 0), np.float32)
+    prompt = text.token_ids[: text.n_prompt].astype(np.int64)
+    provenance = Provenance(
+        model=reference.name,
+        fingerprint=reference.fingerprint,  # the pipeline's own text says how its weights were cut
+        pipeline=str(pipeline),
+        seed=seed,
+        dtype=model.dtype_name,
+        device=str(model.device),
+        backends=tuple(sorted(stages.eviction.backends)),
+        prompt_hash=hashlib.sha256(prompt.tobytes()).hexdigest()[:12],
+        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+        seconds={},
+    )
+    protected = stages.eviction.protected
     return Trace(
-        provenance=Provenance(
-            model=reference.name,
-            fingerprint=reference.fingerprint,  # the pipeline's own text says how its weights were cut
-            pipeline=str(pipeline),
-            seed=seed,
-            dtype=model.dtype_name,
-            device=str(model.device),
-            backends=tuple(sorted(recorder.backends)),
-            prompt_hash=hashlib.sha256(np.asarray(ids[:n_prompt], np.int64).tobytes()).hexdigest()[:12],
-            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
-            seconds={},
-        ),
-        n_prompt=n_prompt,
-        n_prefill=recorder.n_prefill if cuts_once(rules) else 0,
+        provenance=provenance,
+        text=text,
         n_heads=model.arch.n_heads,
-        budgets=np.asarray([n if rule.budget is None else rule.budget for rule in rules], np.int32),
-        n_sink=np.asarray([rule.n_sink for rule in rules], np.int32),
-        recent=np.asarray([rule.recent for rule in rules], np.int32),
-        token_ids=np.asarray(ids, np.int32),
-        texts=texts,
-        tokens=shown(texts, groups),
-        groups=np.asarray(groups, np.int32),
-        classes=classes,
         evicted_at=evicted_at,
-        threshold=recorder.threshold(n),
-        snapshot_steps=np.asarray(steps, np.int32),
-        snapshots=recorder.snapshots(n)[:, :, : len(steps)],
-        nll=nothing,
-        dense_nll=nothing,
-        kl_to_dense=nothing,
-        top1_agrees=nothing,
-        regret=none,
-        probe_steps=probe_steps(n),
-        ideal_recall=none,
-        ideal_cosine=none,
-        ideal_mass=none,
-        kv_bytes=0,
-        kv_bytes_dense=0,
-        continuation="",
+        losses=Losses(*(np.full(n, np.nan, np.float32) for _ in range(4))),
+        eviction=stages.eviction.record(n),
+        kv_bytes=kv_bytes,
+        kv_bytes_dense=dense_bytes(reference, n),
         notes=tuple(_notes(recorder, pipeline, evicted_at)),
-        gated_at=recorder.gated_at(n),
-        protected=recorder.protected(n),
-        **_selections(recorder.reading, n),
+        protected=np.zeros(0, bool) if protected is None else protected.numpy()[:n],
+        gate=None if stages.gate is None else stages.gate.record(n),
+        reading=None if stages.reading is None else stages.reading.record(n),
+        drift_record=None if stages.reading is None else stages.reading.drift(),
     )
 
 
@@ -91,36 +63,26 @@ def _notes(recorder: Recorder, pipeline: Pipeline, evicted_at: np.ndarray) -> li
         notes.append("Nothing was dropped: the gate keeps all of this text. Raise its threshold, or use a larger γ.")
     elif method is not None and not (evicted_at < n).any():
         notes.append(_why_nothing(method, recorder, n))
-    note = "" if pipeline.gate is None or recorder.gate is None else pipeline.gate.note(recorder.gate)
+    stage = recorder.stages.gate
+    note = "" if pipeline.gate is None or stage is None else pipeline.gate.note(stage.gate)
     return [*notes, note] if note else notes
 
 
 def _why_nothing(method: EvictionMethod, recorder: Recorder, n: int) -> str:
     """Why no query of a text of n tokens missed a key, and what to do about it."""
-    arch, n_prefill = recorder.model.arch, recorder.n_prefill
-    if all(rule.budget is None for rule in recorder.rules):
+    arch, rules = recorder.model.arch, recorder.stages.eviction.rules
+    n_prefill = recorder.stages.eviction.n_prefill
+    if all(rule.budget is None for rule in rules):
         return "Nothing was dropped: every layer is left dense. Lower dense_layers."
     if recorder.n_cached() < arch.n_layers * arch.n_kv_heads * n:
         return "The text ends where the budget is first passed, so no query missed what was dropped. Choose a smaller budget."
     advice = "Choose a smaller budget." if min(n, method.budget) > 1 else "Read a longer text."
-    if cuts_once(recorder.rules) and n_prefill < n:
+    if cuts_once(rules) and n_prefill < n:
         return (
             f"Nothing was dropped: the cut comes after the first {n_prefill} tokens, and the budget is {method.budget}. "
             + advice
         )
     return f"Nothing was dropped: the text has {n} {'token' if n == 1 else 'tokens'} and the budget is {method.budget}. {advice}"
-
-
-def _selections(reading: Reading | None, n: int) -> dict[str, Any]:
-    """What the decode stage read, as the trace's fields; nothing where there is none."""
-    if reading is None:
-        return {}
-    layers = [reading.selected[i] for i in sorted(reading.selected)]
-    read = {"selected": [s.count for s in layers], "selected_mass": [s.mass for s in layers]}
-    read["selected_recall"] = [s.recall for s in layers]
-    steps, drift = reading.drift()
-    channels = {"drift_steps": steps, "drift": drift} if len(steps) else {}
-    return {name: torch.stack(values)[..., :n].numpy() for name, values in read.items()} | channels
 
 
 def complete(
@@ -153,6 +115,7 @@ def complete(
             dense_hidden = reference.hidden(ids[None], use_cache=False)[0]
         found |= _compared_losses(model, reference, ids, hidden, dense_hidden)
         found |= {
+            "probe_steps": dense.steps,
             "regret": dense.regret,
             "ideal_recall": dense.recall,
             "ideal_cosine": dense.cosine,
@@ -170,7 +133,7 @@ def complete(
             zero = np.zeros(len(ids), np.float32)
             found |= {"dense_nll": nll, "kl_to_dense": zero, "top1_agrees": zero + 1}
     progress(1.0, "done")
-    return replace(draft, provenance=replace(draft.provenance, seconds=seconds), **found)
+    return draft.replaced(provenance=replace(draft.provenance, seconds=seconds), **found)
 
 
 def _compared_losses(

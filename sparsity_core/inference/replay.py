@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sparsity_core.attention import Recorder
-from sparsity_core.inference.stages import eviction_of, gate_arguments, pruned, reading_of, rules_of
+from sparsity_core.inference.stages import recorder_for
+from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Enough, Model, recording
 from sparsity_core.record import Trace
@@ -29,7 +30,7 @@ def refill(
     recorder = replaying(model, trace, pipeline, snapshot_steps=[int(s) for s in wanted], only_layer=layer)
     with recording(recorder), contextlib.suppress(Enough):
         recorder.model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
-    return np.asarray(wanted, np.int32), recorder.layer_snapshots(layer)
+    return np.asarray(wanted, np.int32), recorder.stages.eviction.layer_snapshots(layer)
 
 
 def replaying(
@@ -42,18 +43,21 @@ def replaying(
     only_layer: int | None = None,
 ) -> Recorder:
     """A recorder that decides over a trace's tokens as its run did; its own model has the weights pruned."""
-    reference, model = model, pruned(model, pipeline)
-    return Recorder(
+    n_layers = model.arch.n_layers
+    return recorder_for(
         model,
-        eviction_of(pipeline),
+        pipeline,
+        Words(
+            trace.token_ids.tolist(),
+            trace.texts[: trace.n_prompt],
+            trace.groups[: trace.n_prompt].tolist(),
+            trace.classes,
+        ),
         n_tokens=trace.n_tokens,
         n_prefill=trace.n_prefill,
-        token_classes=trace.classes,
+        first=trace.n_prompt if trace.continuation else 0,
         snapshot_steps=snapshot_steps,
         seed=trace.provenance.seed,
         only_layer=only_layer,
-        on_layer=lambda i: progress(i / model.arch.n_layers, f"layer {i + 1}"),
-        **gate_arguments(reference, pipeline),
-        **rules_of(pipeline, trace.texts[: trace.n_prompt], trace.groups[: trace.n_prompt].tolist(), trace.n_tokens),
-        reading=reading_of(model, pipeline, trace.n_tokens, trace.n_prompt if trace.continuation else 0, silent),
+        on_layer=lambda i: progress(i / n_layers, f"layer {i + 1}"),
     )

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from sparsity_core.attention import Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
-from sparsity_core.inference.outcome import complete, dense_bytes, draft
-from sparsity_core.inference.stages import (
-    default_prefill,
-    eviction_of,
-    gate_arguments,
-    pruned,
-    reading_of,
-    rules_of,
-    snapshot_steps,
-)
+from sparsity_core.inference.outcome import complete, draft
+from sparsity_core.inference.stages import check_stages, default_prefill, pruned, recorder_for, snapshot_steps
+from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import Model, pieces, recording, token_classes
+from sparsity_core.models import Model, recording
 from sparsity_core.record import Trace
 from sparsity_core.work import Progress, silent
 
@@ -51,42 +42,37 @@ def run(
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
-    method = eviction_of(pipeline)
+    check_stages(pipeline)
     ids = ids_of(model, prompt)
     check_run(model, ids, seed)
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
     n = len(ids)
-    n_prefill = default_prefill(model, method, n) if n_prefill is None else whole("n_prefill", n_prefill)
+    n_prefill = default_prefill(model, pipeline, n) if n_prefill is None else whole("n_prefill", n_prefill)
     if n_prefill < 0:
         raise ValueError(f"n_prefill is 0 or more tokens; got {n_prefill}")
     began = time.perf_counter()
-    texts, groups = pieces(model.tokenizer, ids)
-    classes = token_classes(model.tokenizer, ids)
+    words = Words.of(model, ids)
     weight = 0.5 if against_dense else 1.0
-    recorder = Recorder(
-        model,
-        method,
+    recorder = recorder_for(
+        reference,
+        pipeline,
+        words,
         n_tokens=n,
         n_prefill=n_prefill,
-        token_classes=classes,
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
-        reading=reading_of(model, pipeline, n, 0, progress),
-        **gate_arguments(reference, pipeline),
-        **rules_of(pipeline, texts, groups, n),
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
+        progress=progress,
     )
     progress(0.0, "reading the prompt")
-    tensor = torch.tensor([ids])
     with recording(recorder):
-        hidden = model.hidden(tensor, use_cache=False)[0]
+        hidden = model.hidden(torch.tensor([ids]), use_cache=False)[0]
     recorder.check_fired(1)
     forward_seconds = time.perf_counter() - began
-    trace = draft(recorder, pipeline, reference, ids, texts, groups, classes, n_prompt=n, seed=seed)
     per_key = 2 * model.arch.head_dim * model.dtype.itemsize
     kv_bytes = recorder.n_cached() * per_key + recorder.index_bytes
-    trace = replace(trace, kv_bytes=kv_bytes, kv_bytes_dense=dense_bytes(reference, n))
+    trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, kv_bytes=kv_bytes)
     return complete(
         model, trace, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
     )

@@ -1,14 +1,25 @@
-"""A pipeline's stages as the recorder takes them."""
+"""A pipeline as the stages that the recorder walks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from sparsity_core.attention import Offloaded, Reading, cuts_once, layer_rules
-from sparsity_core.kinds import EvictionMethod, Pipeline, SelectionMethod, ruled
+from sparsity_core.attention import (
+    EvictionStage,
+    GateStage,
+    Offloaded,
+    ReadingStage,
+    Recorder,
+    Stages,
+    cuts_once,
+    layer_rules,
+)
+from sparsity_core.inference.words import Words
+from sparsity_core.kinds import Pipeline, ruled
 from sparsity_core.models import Model
 from sparsity_core.work import Progress, silent
 
@@ -20,30 +31,6 @@ def snapshot_steps(model: Model, n: int, most: int) -> list[int]:
     room = _SNAPSHOT_ELEMENTS // max(1, model.arch.n_layers * model.arch.n_kv_heads * n)
     count = min(most, n, max(2, room))
     return sorted(set(np.linspace(n - 1, 0, count).round().astype(int).tolist())) if count else []
-
-
-def reading_of(
-    model: Model, pipeline: Pipeline, n_tokens: int, first: int, progress: Progress, offload: Offloaded | None = None
-) -> Reading | None:
-    """The pipeline's decode stage over a text; queries from `first` on select."""
-    method = pipeline.decode
-    if method is None:
-        return None
-    if not isinstance(method, SelectionMethod):
-        raise ValueError(f"{method.name} is no decode method")
-    if method.needs_all_keys and (pipeline.gate is not None or pipeline.eviction is not None):
-        raise ValueError(method.needs_all_keys)
-    make = method.selectors(model, lambda share, doing: progress(0.0, doing))
-    return Reading(
-        model,
-        n_tokens,
-        lambda layer: None if layer < method.dense_layers else make(layer),
-        method.tokens_of,
-        first=first,
-        dense_every=method.dense_every,
-        mean_value=method.corrects_mean,
-        offload=offload,
-    )
 
 
 _pruned: dict[tuple[str, str, str, str], Model] = {}
@@ -62,37 +49,112 @@ def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Mod
     return found
 
 
-def eviction_of(pipeline: Pipeline) -> EvictionMethod | None:
+def recorder_for(
+    reference: Model,
+    pipeline: Pipeline,
+    words: Words,
+    *,
+    n_tokens: int,
+    n_prefill: int,
+    first: int = 0,
+    snapshot_steps: Sequence[int] = (),
+    seed: int = 0,
+    cache: Any = None,
+    offload: Offloaded | None = None,
+    only_layer: int | None = None,
+    on_layer: Callable[[int], None] = lambda layer: None,
+    progress: Progress = silent,
+) -> Recorder:
+    """The recorder of a pipeline over a text of `n_tokens`, of which `words` are known; its model has the weights pruned.
+
+    Args:
+        reference: the model that the pipeline starts from.
+        n_prefill: tokens that a method of one cut reads densely before it.
+        first: the first query that the decode stage lets choose what it reads.
+        cache: a transformers DynamicCache that physically loses what is dropped; None simulates the drops in one forward.
+        only_layer: the forward ends after this layer, whose scores alone are copied.
+
+    Raises ValueError for a pipeline that does not fit the model or the text.
+    """
+    check_stages(pipeline)
+    model = pruned(reference, pipeline)
+    protected, dropped = _rules(pipeline, words, n_tokens)
+    eviction = EvictionStage(
+        model,
+        layer_rules(model, pipeline.eviction, seed),
+        n_tokens=n_tokens,
+        n_prefill=n_prefill,
+        token_classes=words.classes,
+        snapshot_steps=snapshot_steps,
+        only_layer=only_layer,
+        protected=protected,
+    )
+    gate = gate_stage(reference, pipeline, protected=protected, dropped=dropped)
+    reading = _reading_stage(model, pipeline, n_tokens, first, progress, offload)
+    stages = Stages(eviction, gate, reading, dropped)
+    return Recorder(model, stages, n_tokens=n_tokens, cache=cache, only_layer=only_layer, on_layer=on_layer)
+
+
+def check_stages(pipeline: Pipeline) -> None:
+    """Raises ValueError, with the reason, where two stages of the pipeline cannot run together."""
     if pipeline.prefill is not None:
         raise ValueError("the prefill stage cannot be run yet: weights, gate, eviction and decode methods can")
-    return pipeline.eviction
+    decode = pipeline.decode
+    if decode is not None and decode.needs_all_keys and (pipeline.gate is not None or pipeline.eviction is not None):
+        raise ValueError(decode.needs_all_keys)
 
 
-def gate_arguments(model: Model, pipeline: Pipeline) -> dict[str, Any]:
-    """The recorder's arguments for the gate stage."""
+def gate_stage(
+    reference: Model,
+    pipeline: Pipeline,
+    *,
+    protected: torch.Tensor | None = None,
+    dropped: torch.Tensor | None = None,
+) -> GateStage | None:
+    """The pipeline's gate stage; None without one. Raises ValueError where no trained gate fits the model."""
     if pipeline.gate is None:
-        return {}
-    gate = pipeline.gate.gate(model)
-    if gate.hidden_size != pruned(model, pipeline).arch.hidden_size:
+        return None
+    gate = pipeline.gate.gate(reference)
+    if gate.hidden_size != pruned(reference, pipeline).arch.hidden_size:
         raise ValueError(
             f"{pipeline.weights} changes the residual stream that the gate reads: leave one of the two out"
         )
-    return {"gate": gate, "threshold": pipeline.gate.drops_at}
+    return GateStage(gate, pipeline.gate.drops_at, protected=protected, dropped=dropped)
 
 
-def rules_of(pipeline: Pipeline, texts: Sequence[str], groups: Sequence[int], n: int) -> dict[str, Any]:
-    """The recorder's arguments for the user's rules, over a text of n tokens of which some are known."""
-    found: dict[str, Any] = {}
+def _reading_stage(
+    model: Model, pipeline: Pipeline, n_tokens: int, first: int, progress: Progress, offload: Offloaded | None
+) -> ReadingStage | None:
+    method = pipeline.decode
+    if method is None:
+        return None
+    make = method.selectors(model, lambda share, doing: progress(0.0, doing))
+    return ReadingStage(
+        model,
+        n_tokens,
+        lambda layer: None if layer < method.dense_layers else make(layer),
+        method.tokens_of,
+        first=first,
+        dense_every=method.dense_every,
+        mean_value=method.corrects_mean,
+        offload=offload,
+    )
+
+
+def _rules(pipeline: Pipeline, words: Words, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(protected, dropped), bool [n] each: the tokens that the user's rules keep and drop; None without such rules."""
     methods = [method for method in (pipeline.gate, pipeline.eviction) if method is not None]
-    for name, rules in (("protected", [m.protect for m in methods]), ("dropped", [m.drop for m in methods])):
-        named = [ruled(text, texts, groups, n) for text in rules if text]
-        if named:
-            found[name] = np.logical_or.reduce(named)
-    if "protected" in found and "dropped" in found:
-        found["dropped"] &= ~found["protected"]
-    return found
+
+    def named(rules: list[str]) -> np.ndarray | None:
+        found = [ruled(rule, words.texts, words.groups, n) for rule in rules if rule]
+        return np.logical_or.reduce(found) if found else None
+
+    protected, dropped = named([m.protect for m in methods]), named([m.drop for m in methods])
+    if protected is not None and dropped is not None:
+        dropped &= ~protected
+    return tuple(None if each is None else torch.from_numpy(each) for each in (protected, dropped))  # type: ignore[return-value]
 
 
-def default_prefill(model: Model, method: EvictionMethod | None, n: int) -> int:
+def default_prefill(model: Model, pipeline: Pipeline, n: int) -> int:
     """Half the text for methods of one cut, so that the other half shows its cost; all of it for the dense model."""
-    return n // 2 if cuts_once(layer_rules(model, method)) else n
+    return n // 2 if cuts_once(layer_rules(model, pipeline.eviction)) else n

@@ -1,5 +1,15 @@
+from .eviction import EvictionRecord as EvictionRecord
+from .gate import GateRecord as GateRecord
+from .losses import Comparison as Comparison
+from .losses import Losses as Losses
+from .offload import OffloadRecord as OffloadRecord
+from .part import Axes as Axes
+from .part import Part as Part
 from .provenance import Provenance as Provenance
+from .reading import DriftRecord as DriftRecord
+from .reading import ReadingRecord as ReadingRecord
 from .spec import RunSpec as RunSpec
 from .store import Store as Store
 from .store import key_of as key_of
+from .text import TextRecord as TextRecord
 from .trace import Trace as Trace

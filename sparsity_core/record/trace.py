@@ -3,91 +3,116 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from sparsity_core.record.eviction import EvictionRecord
+from sparsity_core.record.gate import GateRecord
+from sparsity_core.record.losses import Comparison, Losses
+from sparsity_core.record.offload import OffloadRecord
+from sparsity_core.record.part import Axes, Part
 from sparsity_core.record.provenance import Provenance
+from sparsity_core.record.reading import DriftRecord, ReadingRecord
+from sparsity_core.record.text import TextRecord
 from sparsity_core.work import opened, read_regular, sealed, write_whole
 
 FORMAT = 1  # raised when a stored trace can no longer be read as it was meant
 
 
-def _nothing() -> np.ndarray:
-    return np.zeros((0, 0, 0), np.float32)
+class _Of:
+    """A field of one of the trace's parts, by its own name; `empty` where the trace does not have the part."""
+
+    def __init__(self, part: str, empty: Any = None) -> None:
+        self.part, self.empty = part, empty
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, trace: Any, owner: type) -> Any:
+        if trace is None:
+            return self
+        part = getattr(trace, self.part)
+        return self.empty if part is None else getattr(part, self.name)
+
+
+_NONE = np.zeros((0, 0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
-    """What one pipeline did to one text. L layers, H query heads, Hkv KV heads, T tokens, S snapshots, P probes."""
+class Trace(Part):
+    """What one pipeline did to one text. L layers, H query heads, Hkv KV heads, T tokens.
+
+    A trace is its parts: what every run has, and for each stage that ran that stage's own record. `Trace.of(…)` makes one
+    from the parts' fields by name, and `replaced(…)` another that differs in some.
+    """
 
     provenance: Provenance
-    n_prompt: int
-    n_prefill: int  # leading tokens that a one-cut method read densely; 0 where eviction runs from the first token
+    text: TextRecord
     n_heads: int
-    budgets: np.ndarray  # int32 [L]: keys kept per KV head; T where the layer is dense
-    n_sink: np.ndarray  # int32 [L]
-    recent: np.ndarray  # int32 [L]
-    token_ids: np.ndarray  # int32 [T]
-    texts: list[str]
-    tokens: list[str]
-    groups: np.ndarray  # int32 [T]: tokens of one group spell one character together
-    classes: list[str]
-    evicted_at: np.ndarray  # int32 [L, Hkv, T]: first query that no longer sees the key; T where never
-    threshold: np.ndarray  # float32 [L, Hkv, T]: score of the key dropped at each query; nan where none
-    snapshot_steps: np.ndarray  # int32 [S]
-    snapshots: np.ndarray  # float32 [L, Hkv, S, T]: accumulated scores; nan where the key is not in the cache
-    nll: np.ndarray  # float32 [T]: −log p of the next token; nan on the last
-    dense_nll: np.ndarray  # float32 [T]; nan where the run was not compared with the dense model
-    kl_to_dense: np.ndarray  # float32 [T], nats; nan where not compared
-    top1_agrees: (
-        np.ndarray
-    )  # float32 [T]: 1 where dense and pruned would say the same next token; nan where not compared
-    regret: np.ndarray  # float32 [L, H, T]: dense attention on keys already evicted; empty where not compared
-    probe_steps: np.ndarray  # int32 [P]: queries at which the kept set is compared with the ideal one
-    ideal_recall: np.ndarray  # float32 [L, Hkv, P]: share of the dense model's top keys that is kept
-    ideal_cosine: np.ndarray  # float32 [L, Hkv, P]: cosine of the two masks, weighted by the dense attention
-    ideal_mass: np.ndarray  # float32 [L, Hkv, P]: dense attention that the ideal set of equal size would retain
+    evicted_at: Annotated[
+        np.ndarray, Axes("int", "layer", "kv_head", "key")
+    ]  # first query that no longer sees the key; T: never
+    losses: Losses
+    eviction: EvictionRecord
     kv_bytes: int  # held by the cache at the end: realised by generate, counted by run
     kv_bytes_dense: int
-    continuation: str  # what generate wrote, its last token included; "" for run
-    notes: tuple[str, ...] = field(default=())
-    # Of a decode stage; empty without one. Layers that read everything hold nan.
-    selected: np.ndarray = field(default_factory=_nothing)  # float32 [L, Hkv, T]: how many queries read each key
-    selected_mass: np.ndarray = field(
-        default_factory=_nothing
-    )  # float32 [L, H, T]: exact attention that each query read
-    selected_recall: np.ndarray = field(
-        default_factory=_nothing
-    )  # float32 [L, Hkv, T]: share of the exact top keys read
+    notes: tuple[str, ...] = ()
     protected: np.ndarray = field(
         default_factory=lambda: np.zeros(0, bool)
-    )  # bool [T]: tokens that the user's own rules keep; empty without such rules
-    # Of a decode stage that ranks its channels again while it runs; empty without one.
-    drift_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # int32 [R]: tokens read by then
-    drift: np.ndarray = field(
-        default_factory=lambda: np.zeros((0, 0), np.float32)
-    )  # float32 [L, R]: share of the calibrated channels that are still chosen; nan where a layer reads everything
-    # Of an offloaded generation; empty and 0 without one.
-    prefetch_hits: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.float32)
-    )  # float32 [L]: share of the rows that a decode step read that had been fetched ahead; nan where none were
-    bytes_ahead: int = 0  # fetched from host memory by prediction
-    bytes_late: int = 0  # and by what the prediction missed
-    # Of a gate stage; empty without one.
-    gated_at: np.ndarray = field(
-        default_factory=lambda: np.zeros((0, 0), np.int32)
-    )  # int32 [L, T]: the token whose gate dropped the key; T where none did
+    )  # bool [T]: kept by the user's rules; or empty
+    comparison: Comparison | None = None  # with the dense model's attention
+    gate: GateRecord | None = None
+    reading: ReadingRecord | None = None
+    drift_record: DriftRecord | None = None
+    offload: OffloadRecord | None = None
 
-    def __post_init__(self) -> None:
+    token_ids, texts, tokens, groups = _Of("text"), _Of("text"), _Of("text"), _Of("text")
+    classes, n_prompt, continuation = _Of("text"), _Of("text"), _Of("text")
+    nll, dense_nll, kl_to_dense, top1_agrees = _Of("losses"), _Of("losses"), _Of("losses"), _Of("losses")
+    n_prefill, budgets, n_sink, recent = _Of("eviction"), _Of("eviction"), _Of("eviction"), _Of("eviction")
+    threshold, snapshot_steps, snapshots = _Of("eviction"), _Of("eviction"), _Of("eviction")
+    regret, ideal_recall = _Of("comparison", _NONE), _Of("comparison", _NONE)
+    ideal_cosine, ideal_mass = _Of("comparison", _NONE), _Of("comparison", _NONE)
+    probe_steps = _Of("comparison", np.zeros(0, np.int32))
+    gated_at = _Of("gate", np.zeros((0, 0), np.int32))
+    selected, selected_mass = _Of("reading", _NONE), _Of("reading", _NONE)
+    selected_recall = _Of("reading", _NONE)
+    drift_steps, drift = _Of("drift_record", np.zeros(0, np.int32)), _Of("drift_record", np.zeros((0, 0), np.float32))
+    prefetch_hits = _Of("offload", np.zeros(0, np.float32))
+    bytes_ahead, bytes_late = _Of("offload", 0), _Of("offload", 0)
+
+    @classmethod
+    def of(cls, **values: Any) -> Trace:
+        """A trace from its own fields and those of its parts, by name; a part that is not given, or whose first array is
+        empty, is left out.
+
+        Raises TypeError for a name that no part has, and for a part given by half.
+        """
+        own: dict[str, Any] = {}
+        for name, kind in _PARTS.items():
+            found = {f.name: values.pop(f.name) for f in fields(kind) if f.name in values}
+            arrays = [value for value in found.values() if isinstance(value, np.ndarray)]
+            if found and (not arrays or arrays[0].size):
+                own[name] = kind(**found)
+        return cls(**own, **values)
+
+    def flat(self) -> dict[str, Any]:
+        """Every field of the trace and of its parts by name, as `of` takes them."""
+        found: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, np.ndarray):
-                own = value.view()
-                own.flags.writeable = False
-                object.__setattr__(self, item.name, own)
+            if item.name in _PARTS:
+                found |= {} if value is None else {f.name: getattr(value, f.name) for f in fields(value)}
+            else:
+                found[item.name] = value
+        return found
+
+    def replaced(self, **changes: Any) -> Trace:
+        """The trace with other values for some fields, of its own or of its parts."""
+        return Trace.of(**{**self.flat(), **changes})
 
     @property
     def n_tokens(self) -> int:
@@ -104,7 +129,7 @@ class Trace:
     @property
     def compared(self) -> bool:
         """Whether the dense model was run beside this pipeline."""
-        return self.regret.size > 0
+        return self.comparison is not None
 
     @property
     def perplexity(self) -> float:
@@ -154,43 +179,22 @@ class Trace:
         lifetime = np.minimum(self.evicted_at, t) - np.arange(t)
         return float(lifetime.mean() / ((t + 1) / 2))
 
-    def _check_shapes(self) -> None:
+    def _check(self) -> None:
         """Raises ValueError where an array does not have the shape that its field declares."""
-        t, (layers, heads, _) = len(self.token_ids), self.evicted_at.shape
-        s, p = len(self.snapshot_steps), len(self.probe_steps)
-        per_token = ("token_ids", "groups", "nll", "dense_nll", "kl_to_dense", "top1_agrees")
-        shapes: dict[str, tuple[int, ...]] = {name: (t,) for name in per_token}
-        shapes |= {name: (layers,) for name in ("budgets", "n_sink", "recent")}
-        shapes |= {name: (layers, heads, t) for name in ("evicted_at", "threshold")}
-        shapes["snapshots"] = (layers, heads, s, t)
-        if self.compared:
-            shapes["regret"] = (layers, self.n_heads, t)
-            shapes |= {name: (layers, heads, p) for name in ("ideal_recall", "ideal_cosine", "ideal_mass")}
-        if self.selected.size:
-            shapes |= {"selected": (layers, heads, t), "selected_recall": (layers, heads, t)}
-            shapes["selected_mass"] = (layers, self.n_heads, t)
-        if self.protected.size:
-            shapes["protected"] = (t,)
-        if self.drift.size:
-            shapes["drift"] = (layers, len(self.drift_steps))
-        if self.prefetch_hits.size:
-            shapes["prefetch_hits"] = (layers,)
-        if self.gated_at.size:
-            shapes["gated_at"] = (layers, t)
-        whole = {"token_ids", "groups", "budgets", "n_sink", "recent", "evicted_at", "gated_at"}
-        kinds = {name: "iu" if name in whole else "b" if name == "protected" else "f" for name in shapes}
-        found = {name: getattr(self, name) for name in shapes}
-        wrong = [name for name, shape in shapes.items() if found[name].shape != shape]
-        wrong += [name for name, kind in kinds.items() if found[name].dtype.kind not in kind]
-        if not (isinstance(self.n_prompt, int) and 1 <= self.n_prompt <= t):
-            wrong.append("n_prompt")
-        if not wrong and not (self.evicted_at.min() >= 0 and self.evicted_at.max() <= t):
+        sizes = {"key": len(self.text.token_ids), "head": self.n_heads}
+        wrong = self.check(sizes)
+        for name in _PARTS:
+            part = getattr(self, name)
+            wrong += [] if part is None else part.check(sizes)
+        if self.protected.size and (self.protected.dtype.kind != "b" or self.protected.shape != (self.n_tokens,)):
+            wrong.append("protected")
+        if not wrong and not (self.evicted_at.min() >= 0 and self.evicted_at.max() <= self.n_tokens):
             wrong.append("evicted_at")
-        if wrong or not len(self.texts) == len(self.tokens) == len(self.classes) == t:
-            raise ValueError(f"{wrong or 'the tokens'} do not fit the trace")
+        if wrong:
+            raise ValueError(f"{wrong} do not fit the trace")
 
     def with_notes(self, *notes: str) -> Trace:
-        return replace(self, notes=(*self.notes, *notes))
+        return self.replaced(notes=(*self.notes, *notes))
 
     def save(self, path: str | Path) -> None:
         """Writes the trace whole or not at all. Raises OSError where the folder cannot be written."""
@@ -200,12 +204,11 @@ class Trace:
         """The trace as a sealed .npz file, which names `about` as what it is of."""
         arrays: dict[str, Any] = {}
         plain: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name, value in self.flat().items():
             if isinstance(value, np.ndarray):
-                arrays[item.name] = _compact(item.name, value)
+                arrays[name] = _compact(name, value)
             else:
-                plain[item.name] = asdict(value) if isinstance(value, Provenance) else value
+                plain[name] = asdict(value) if isinstance(value, Provenance) else value
         meta = json.dumps({"format": FORMAT, **plain}, ensure_ascii=False)
         return sealed({"meta": np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays}, about)
 
@@ -233,13 +236,23 @@ class Trace:
         try:
             source = meta.pop("provenance")
             provenance = Provenance(**{**source, "backends": tuple(source["backends"])})
-            trace = cls(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
-            trace._check_shapes()
+            trace = cls.of(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
+            trace._check()
             return trace
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError("this is not a SparseLens trace, or it is damaged: run the spec again") from error
 
 
+_PARTS: dict[str, type[Part]] = {
+    "text": TextRecord,
+    "losses": Losses,
+    "eviction": EvictionRecord,
+    "comparison": Comparison,
+    "gate": GateRecord,
+    "reading": ReadingRecord,
+    "drift_record": DriftRecord,
+    "offload": OffloadRecord,
+}
 _HALF = {"snapshots", "regret", "ideal_recall", "ideal_cosine", "ideal_mass"}
 
 

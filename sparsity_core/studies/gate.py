@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 import torch
 
-from sparsity_core.inference import gate_arguments, replaying
+from sparsity_core.inference import gate_stage, replaying
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Attends, AttentionCall, Enough, Model, attention_input, recording
 from sparsity_core.record import Trace
@@ -39,12 +39,13 @@ def look_at_gate(
     """
     if pipeline.gate is None:
         raise ValueError("this pipeline has no gate to look at")
-    arguments, recorder = gate_arguments(model, pipeline), replaying(model, trace, pipeline, progress)
+    stage, recorder = gate_stage(model, pipeline), replaying(model, trace, pipeline, progress)
+    assert stage is not None
     peek = _Peek(recorder, layer)
     with recording(peek), contextlib.suppress(Enough):
         recorder.model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
     assert peek.hidden is not None
-    gate, (start, end) = arguments["gate"], window
+    gate, (start, end) = stage.gate, window
     gate_q, gate_k = gate.project(layer, peek.hidden[:, start:end])
-    x = (gate_q @ gate_k.mT)[0].float() + float(gate.bias[layer]) - arguments["threshold"]
+    x = (gate_q @ gate_k.mT)[0].float() + float(gate.bias[layer]) - stage.threshold
     return GateLook(layer, start, x.cpu().numpy())

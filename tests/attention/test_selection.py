@@ -14,6 +14,7 @@ from sparsity_core.attention.selection import Selected, _best, attend_selected, 
 from sparsity_core.methods.decode.double_sparsity.labels import LabelSelector
 from sparsity_core.methods.decode.quest.selector import PageSelector
 from sparsity_core.methods.decode.sparq.selector import QuerySelector
+from sparsity_core.models import AttentionCall
 from sparsity_core.models.loading import wrap
 from tests import tiny
 
@@ -292,8 +293,8 @@ def test_the_mean_value_stands_in_for_what_is_not_read_by_hand():
     assert float(out) == pytest.approx(0.8 * 2.0 + 0.2 * 3.0)
     record = Selected.empty(1, 1, 3)
     whole = attend_selected(
-        q, k, v, Scores(1, "sum"), share=0.6, start=2, record=record, positions=torch.arange(3)[None], mean_value=True,
-        scale=1.0, softcap=None, window=None,
+        AttentionCall(0, q, k, v, scale=1.0), Scores(1, "sum"), share=0.6, start=2, record=record,
+        positions=torch.arange(3)[None], mean_value=True,
     )  # fmt: skip
     assert float(whole) == pytest.approx(float(out))
 

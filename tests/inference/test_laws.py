@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from sparsity_core import Pipeline, generate, methods, run
-from sparsity_core.attention.recorder import Recorder
+from sparsity_core.attention import EvictionStage, Recorder, Stages, layer_rules
+from sparsity_core.attention.eviction import re_rotated
 from sparsity_core.inference.replay import refill
-from sparsity_core.kinds.eviction import EvictionMethod, LayerShape, PrefillRule
+from sparsity_core.kinds.eviction import LayerShape, PrefillRule
 from sparsity_core.models.loading import wrap
 from sparsity_core.models.seam import recording
 from tests import oracles, tiny
@@ -96,14 +97,13 @@ def same(one: np.ndarray, other: np.ndarray, **tolerance: float) -> None:
 
 def same_traces(one, other, **tolerance: float) -> None:
     """Every array of two traces."""
-    for item in dataclasses.fields(one):
-        value = getattr(one, item.name)
+    for name, value in one.flat().items():
         if isinstance(value, np.ndarray):
             np.testing.assert_allclose(
                 value,
-                getattr(other, item.name),
+                other.flat()[name],
                 equal_nan=True,
-                err_msg=item.name,
+                err_msg=name,
                 **{"rtol": 0, "atol": 0} | tolerance,
             )
 
@@ -313,7 +313,7 @@ def test_the_cache_holds_what_the_trace_says_is_kept(method, monkeypatch):
             super().__init__(*args, **options)
             recorders.append(self)
 
-    monkeypatch.setattr(sys.modules["sparsity_core.inference.generation"], "Recorder", Watched)
+    monkeypatch.setattr(sys.modules["sparsity_core.inference.stages"], "Recorder", Watched)
     out = generate(tiny.model(), text()[:PROMPT], pipeline(method), max_new_tokens=6, stop_at_eos=False)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in recorders[0].cache.layers)
     kept = BUDGET if method.startswith("a2sf") else BUDGET + 5
@@ -565,10 +565,10 @@ def test_a_re_rotated_query_is_the_models_own_query_at_the_budgets_position(fami
         turned, _ = modeling.apply_rotary_pos_emb(q[..., :n_turned], q[..., :n_turned], cos, sin)
         return torch.cat([turned, q[..., n_turned:]], -1)
 
-    recorder = recorder_of(model)
     rule = methods.StreamingLLM(budget=budget, re_rotate=True).rule(LayerShape(0, 3, 2))
-    torch.testing.assert_close(recorder._re_rotated(at(start), start, rule), at(budget), rtol=0, atol=1e-5)
-    torch.testing.assert_close(recorder._re_rotated(at(5), 5, rule), at(5), rtol=0, atol=1e-6)
+    assert rule.re_rotate and rule.budget == budget
+    torch.testing.assert_close(re_rotated(at(start), start, budget, model), at(budget), rtol=0, atol=1e-5)
+    torch.testing.assert_close(re_rotated(at(5), 5, budget, model), at(5), rtol=0, atol=1e-6)
     assert (at(start) - at(budget)).abs().max() > 0.1
 
 
@@ -615,8 +615,9 @@ def test_threads_with_their_own_methods_agree_with_solo_runs():
             same_traces(trace, alone, rtol=1e-6, atol=1e-9)
 
 
-def recorder_of(model, method: EvictionMethod | None = None, n: int = 8) -> Recorder:
-    return Recorder(model, method, n_tokens=n, n_prefill=n, token_classes=["word"] * n)
+def recorder_of(model, n: int = 8) -> Recorder:
+    eviction = EvictionStage(model, layer_rules(model, None), n_tokens=n, n_prefill=n, token_classes=["word"] * n)
+    return Recorder(model, Stages(eviction), n_tokens=n)
 
 
 def test_the_hook_fires_once_in_every_layer():

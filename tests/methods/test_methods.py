@@ -14,7 +14,7 @@ from sparselens_kernels import flash_column_score
 from sparselens_kernels.rows import decayed_sums
 
 from sparsity_core import Pipeline, methods
-from sparsity_core.attention.recorder import Recorder
+from sparsity_core.attention import EvictionStage, Recorder, Stages, layer_rules
 from sparsity_core.kinds.eviction import FORGETTING_CLASSES, EvictionMethod, LayerShape
 from sparsity_core.kinds.knobs import REDUCTIONS, RULES
 from sparsity_core.kinds.registry import register
@@ -31,11 +31,11 @@ def follow(method, rows, n_prefill=0, values=None, classes=None):
     q = torch.tensor(log_rows, dtype=torch.float64)[None, None]
     k = torch.eye(n, dtype=torch.float64)[None, None]
     v = k if values is None else torch.tensor(values, dtype=torch.float64)[None, None, :, None]
-    recorder = Recorder(
-        SimpleNamespace(arch=ONE_LAYER), method, n_tokens=n, n_prefill=n_prefill, token_classes=classes or ["word"] * n
-    )
+    model, classes = SimpleNamespace(arch=ONE_LAYER), classes or ["word"] * n
+    eviction = EvictionStage(model, layer_rules(model, method), n_tokens=n, n_prefill=n_prefill, token_classes=classes)
+    recorder = Recorder(model, Stages(eviction), n_tokens=n)
     recorder.attend(AttentionCall(0, q, k, v, scale=1.0))
-    return recorder.evicted_at(n)[0, 0].tolist(), recorder.threshold(n)[0, 0]
+    return recorder.evicted_at(n)[0, 0].tolist(), eviction.record(n).threshold[0, 0]
 
 
 NOTES_ROWS = [[0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.1, 0.2], [0.3, 0.1, 0.4, 0.2]]

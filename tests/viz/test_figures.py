@@ -649,7 +649,7 @@ def test_a_trace_without_drops_is_drawn_without_complaint() -> None:
 
 
 def test_a_text_of_one_token_is_drawn() -> None:
-    one = Trace(**{**vars(trace()), **_first_token_only()})
+    one = trace().replaced(**_first_token_only())
     table = atlas.atlas_table(one)
     same(layer_named(atlas.plot_atlas(table, selected=(0, 0)), "kept").z, [[0], [0]])
     assert strip.strip_table(one, 0, 0)["state"].tolist() == ["sink"]

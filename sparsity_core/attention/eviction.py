@@ -1,0 +1,306 @@
+"""The eviction stage's engine: attention over what is kept, the scores that judge it, and the drops, layer by layer.
+
+The dense model is the rule that keeps everything; its scores are recorded too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sparselens_kernels import LATE, NEVER, evict_scan, flash_column_score
+from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
+
+from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
+from sparsity_core.kinds import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
+from sparsity_core.models import AttentionCall, Model
+from sparsity_core.record import EvictionRecord
+
+UNLIMITED = NEVER  # a budget that no text reaches
+
+
+def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> list[ScanRule | PrefillRule]:
+    """The rule of each layer. Raises ValueError where a layer's budget cannot hold what the method protects."""
+    arch = model.arch
+    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
+    return [DENSE if method is None else method.rule(shape) for shape in shapes]
+
+
+def cuts_once(rules: Sequence[ScanRule | PrefillRule]) -> bool:
+    """Whether any layer drops at one cut, when the prefill ends."""
+    return any(isinstance(rule, PrefillRule) and rule.budget is not None for rule in rules)
+
+
+def parts_heads(rule: ScanRule | PrefillRule) -> bool:
+    """Whether heads may come to hold different keys."""
+    later = rule.then.budget if isinstance(rule, PrefillRule) else None
+    return rule.budget is not None or later is not None
+
+
+@dataclass
+class _LayerScores:
+    """What one layer's rule remembers."""
+
+    score: torch.Tensor  # [1, Hkv, held]
+    threshold: torch.Tensor  # float32 [1, Hkv, T]
+    steps: list[int]  # [S]: queries after which the scores are copied
+    snapshots: torch.Tensor  # float32 [1, Hkv, S, T]
+
+
+class EvictionStage(Stage):
+    """Runs one rule per layer. `token_classes` grows with the text; `only_layer` alone copies scores where it is given."""
+
+    def __init__(
+        self,
+        model: Model,
+        rules: Sequence[ScanRule | PrefillRule],
+        *,
+        n_tokens: int,
+        n_prefill: int,
+        token_classes: Sequence[str],
+        snapshot_steps: Sequence[int] = (),
+        only_layer: int | None = None,
+        protected: torch.Tensor | None = None,
+    ) -> None:
+        self._model, self.rules, self.n_prefill = model, rules, n_prefill
+        self._n_tokens, self._token_classes, self._only_layer = n_tokens, token_classes, only_layer
+        self.snapshot_steps = list(snapshot_steps)
+        self.protected = protected  # bool [T]
+        self.backends: set[str] = set()
+        self._layers: dict[int, _LayerScores] = {}
+        self._keys: dict[int, LayerKeys] = {}
+        self._check_room()
+
+    def begin(self, layer: int, keys: LayerKeys) -> None:
+        """Makes room for a layer's scores."""
+        n_kv, device = keys.positions.shape[1], keys.positions.device
+        steps = self.snapshot_steps if self._only_layer in (None, layer) else []
+        self._keys[layer] = keys
+        self._layers[layer] = _LayerScores(
+            score=torch.empty(1, n_kv, 0, device=device),
+            threshold=torch.full((1, n_kv, self._n_tokens), float("nan"), device=device),
+            steps=steps,
+            snapshots=torch.full((1, n_kv, len(steps), self._n_tokens), float("nan"), device=device),
+        )
+
+    def attend(self, step: Step) -> torch.Tensor:
+        """The output [1, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
+        call, rule = step.call, self.rules[step.layer]
+        if isinstance(rule, ScanRule):
+            return self._scan(step, rule, call, step.start)
+        n_first = max(0, min(call.n_queries, self.n_prefill - step.start))
+        if n_first == 0:
+            return self._scan(step, rule.then, call, step.start)
+        first = self._read_prompt(step, rule, call.rows(0, n_first))
+        if n_first == call.n_queries:
+            return first
+        held, q = step.keys.positions, call.q[:, :, n_first:]
+        k, v = (torch.cat([take(x, held), x[:, :, n_first:]], dim=2) for x in (call.k, call.v))
+        rest = AttentionCall(call.layer, q, k, v, **call.how)
+        return torch.cat([first, self._scan(step, rule.then, rest, step.start + n_first)], dim=2)
+
+    def keep(self, layer: int, columns: torch.Tensor) -> None:
+        layer_scores = self._layers[layer]
+        layer_scores.score = layer_scores.score.gather(2, columns)
+
+    def record(self, n: int) -> EvictionRecord:
+        steps = [s for s in self.snapshot_steps if s < n]
+        snapshots = np.stack([self.layer_snapshots(i) for i in sorted(self._layers)])
+        return EvictionRecord(
+            n_prefill=self.n_prefill if cuts_once(self.rules) else 0,
+            budgets=np.asarray([n if rule.budget is None else rule.budget for rule in self.rules], np.int32),
+            n_sink=np.asarray([rule.n_sink for rule in self.rules], np.int32),
+            recent=np.asarray([rule.recent for rule in self.rules], np.int32),
+            threshold=stacked({i: own.threshold[0] for i, own in self._layers.items()})[..., :n],
+            snapshot_steps=np.asarray(steps, np.int32),
+            snapshots=snapshots[:, :, : len(steps), :n],
+        )
+
+    def layer_snapshots(self, layer: int) -> np.ndarray:
+        """float32 [Hkv, S, T] of one layer; nan where a key is not in the cache, or is hidden from all heads."""
+        own, keys = self._layers[layer], self._keys[layer]
+        steps = torch.tensor(own.steps, device=keys.hidden_at.device)
+        hidden = keys.hidden_at <= steps[:, None]
+        return own.snapshots[0].masked_fill(hidden, float("nan")).cpu().numpy()
+
+    def _check_room(self) -> None:
+        """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
+        if self.protected is None:
+            return
+        for layer, rule in enumerate(self.rules):
+            mine = int(self.protected[rule.n_sink :].sum())
+            if rule.budget is not None and mine and mine + rule.n_sink + 1 > rule.budget:
+                raise ValueError(
+                    f"protect names {mine} tokens, which with {rule.n_sink} sinks and the newest token do not fit the "
+                    f"budget of {rule.budget} in layer {layer}: raise the budget or protect fewer"
+                )
+
+    def _read_prompt(self, step: Step, rule: PrefillRule, call: AttentionCall) -> torch.Tensor:
+        """Attention of the prompt's queries over all its keys, and the one cut at its end."""
+        n, keys, own = call.n_queries, step.keys, self._layers[call.layer]
+        positions = torch.arange(call.n_keys, device=call.k.device).expand(1, call.n_kv, -1)
+        slots = [i for i, at in enumerate(own.steps) if at < n]
+        until = keys.until(positions)
+        result = flash_column_score(
+            call.q,
+            call.k,
+            call.v,
+            until=until,
+            decay=self._decay(rule.decay, positions),
+            first_query=0 if rule.queries is None else max(0, n - rule.queries),
+            reduction=rule.reduction,
+            weight=_norms(call.v) if rule.value_norm else None,
+            snapshot_steps=[own.steps[i] for i in slots],
+            **call.how,
+        )
+        self.backends.add(result.backend)
+        own.snapshots[:, :, slots, :n] = result.snapshots.float()
+        if until is not None:
+            keys.evicted_at[..., :n] = until
+        if rule.budget is None or rule.budget >= n:
+            keys.positions, own.score = positions, result.score
+            self._compact(step, n)
+            return result.out
+        votes = _pooled(result.score, rule, n)
+        ranked = self._ranked(votes, rule, until, n)
+        kept = ranked.topk(rule.budget, dim=2).indices.sort(dim=2).values
+        dropped = torch.ones(ranked.shape, dtype=torch.bool, device=ranked.device).scatter_(2, kept, False)
+        keys.evicted_at[..., :n] = torch.where(dropped, n, NEVER).int().minimum(keys.evicted_at[..., :n])
+        for i in slots:
+            if own.steps[i] == n - 1:
+                own.snapshots[:, :, i, :n] = votes.float().masked_fill(dropped, float("nan"))
+        lowest = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
+        own.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= LATE), float("nan"))
+        keys.positions, own.score, step.left = kept, result.score.gather(2, kept), kept
+        return result.out
+
+    def _ranked(self, votes: torch.Tensor, rule: PrefillRule, until: torch.Tensor | None, n: int) -> torch.Tensor:
+        """The order in which one cut keeps the prompt's keys [1, Hkv, n]: the highest stay."""
+        ranked = votes.clone()
+        # Above every vote and below what is protected, the oldest first to go where there is no room for all.
+        ranked[..., n - rule.recent :] = LATE * (1 + torch.arange(rule.recent, device=votes.device) / n)
+        ranked[..., : rule.n_sink] = float("inf")
+        if self.protected is not None:
+            ranked[..., self.protected[:n].to(ranked.device)] = float("inf")
+        if until is not None:
+            ranked.masked_fill_(until < n, float("-inf"))  # but not what a later query will drop
+        return ranked
+
+    def _scan(self, step: Step, rule: ScanRule, call: AttentionCall, start: int) -> torch.Tensor:
+        """Attention of each query over what the one before it left, which drops at most one key of each head."""
+        n, end, keys, own = call.n_queries, start + call.n_queries, step.keys, self._layers[call.layer]
+        new = torch.arange(start, end, device=call.k.device).expand(1, call.n_kv, n)
+        positions = torch.cat([keys.positions, new], dim=2)
+        plain = rule.budget is None and call.softcap is None and call.window is None
+        if n == 1 and plain and not own.steps and keys.alike and step.generating:
+            # Nothing is scored or cut, and what is hidden has left the cache: the model's own attention is all.
+            keys.positions, own.score = positions, torch.zeros_like(positions, dtype=own.score.dtype)
+            if keys.forced:  # what a gate drops has left before its query looked
+                self._compact(step, end)
+            return _grouped_attention(call)
+        slots = [i for i, at in enumerate(own.steps) if start <= at < end]
+        until = keys.until(positions)
+        result = evict_scan(
+            call.q,
+            call.k,
+            call.v,
+            until=until,
+            protected=None if self.protected is None else self.protected.to(call.k.device)[positions],
+            budget=rule.budget or UNLIMITED,
+            decay=self._decay(rule.decay, positions),
+            n_sink=rule.n_sink,
+            recent=rule.recent,
+            scored=rule.scored,
+            weight=_norms(call.v) if rule.value_norm else None,
+            initial=0.0 if rule.noise is None else self._noise(call.layer, positions, rule.noise),
+            reduction=rule.reduction,
+            sink_q=re_rotated(call.q, start, rule.budget, self._model) if rule.re_rotate else None,
+            positions=keys.positions,
+            score=own.score,
+            start=start,
+            snapshot_steps=[own.steps[i] - start for i in slots],
+            **call.how,
+        )
+        self.backends.add(result.backend)
+        alive = result.evicted_at == NEVER
+        keys.evicted_at.scatter_(2, positions, result.evicted_at if until is None else result.evicted_at.minimum(until))
+        own.threshold[..., start:end] = result.threshold.float()
+        for i, slot in enumerate(slots):
+            own.snapshots[:, :, slot].scatter_(2, positions, result.snapshots[:, :, i].float())
+        n_alive = min(positions.shape[2], rule.budget or UNLIMITED)
+        keys.positions = positions[alive].view(1, -1, n_alive)
+        own.score = result.score[alive].view(1, -1, n_alive)
+        if n_alive < positions.shape[2]:
+            step.left = alive.nonzero()[:, 2].view(1, -1, n_alive)
+        elif rule.budget is None:
+            self._compact(step, end)
+        return result.out
+
+    def _compact(self, step: Step, end: int) -> None:
+        """Takes out of the cache what query `end` would not see, where all heads hold the same keys.
+
+        Under an eviction method those slots wait for it to use them again.
+        """
+        keys, own = step.keys, self._layers[step.layer]
+        if not (keys.alike and keys.hides):
+            return
+        held = keys.hidden_at[keys.positions[0, 0]] > end
+        if not bool(held.all()):
+            keys.positions, own.score = keys.positions[..., held], own.score[..., held]
+            step.left = held.nonzero()[:, 0].expand(1, step.call.n_kv, -1)
+
+    def _decay(self, factor: ForgettingFactor, positions: torch.Tensor) -> float | torch.Tensor:
+        """A number, [Hkv, 1], or the factor of each key's token class [1, Hkv, keys]."""
+        if isinstance(factor, Mapping):
+            other = factor.get("other", 1.0)
+            by_position = torch.tensor([factor.get(c, other) for c in self._token_classes], device=positions.device)
+            return by_position[positions]
+        if isinstance(factor, tuple):
+            return torch.tensor(factor, device=positions.device)[:, None]
+        return factor
+
+    def _noise(self, layer: int, positions: torch.Tensor, seed: int) -> torch.Tensor:
+        """A uniform score per key that depends on seed, layer, head and position alone."""
+        table = np.stack(
+            [
+                np.random.Generator(np.random.Philox(key=[seed, layer * 4096 + head])).random(self._n_tokens)
+                for head in range(positions.shape[1])
+            ]
+        )
+        return torch.from_numpy(table).to(positions.device, torch.float32)[None].gather(2, positions)
+
+
+def re_rotated(q: torch.Tensor, start: int, budget: int | None, model: Model) -> torch.Tensor:
+    """Queries as the sinks see them: at most `budget` positions away, as if the gap in the cache were closed."""
+    frequencies = model.rotary_frequencies().to(q.device, torch.float32)
+    position = torch.arange(start, start + q.shape[2], device=q.device)
+    back = position.clamp(max=budget or UNLIMITED) - position  # ≤ 0
+    angle = back[:, None].float() * frequencies
+    cos, sin = torch.cat([angle.cos()] * 2, -1).to(q.dtype), torch.cat([angle.sin()] * 2, -1).to(q.dtype)
+    turning = q[..., : cos.shape[-1]]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned, q[..., cos.shape[-1] :]], dim=-1)
+
+
+def _pooled(score: torch.Tensor, rule: PrefillRule, n: int) -> torch.Tensor:
+    """The votes [1, Hkv, n], pooled for the keys before the window, to which the window's own do not count."""
+    votes = score.clone()
+    if rule.pool > 1:
+        votes[..., n - rule.recent :] = 0.0
+        votes = avg_pool1d(votes, rule.pool, stride=1, padding=rule.pool // 2)
+        votes[..., n - rule.recent :] = score[..., n - rule.recent :]
+    return votes
+
+
+def _grouped_attention(call: AttentionCall) -> torch.Tensor:
+    """One query's attention with the query heads of a KV head as rows: two thirds of the time of enable_gqa on a CPU."""
+    rows: Any = call.q.reshape(1, call.n_kv, -1, call.q.shape[3])
+    return scaled_dot_product_attention(rows, call.k, call.v, scale=call.scale).reshape(*call.q.shape[:3], -1)
+
+
+def _norms(v: torch.Tensor) -> torch.Tensor:
+    return v.float().norm(dim=-1)
