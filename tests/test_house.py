@@ -1,4 +1,4 @@
-"""Dependencies point one way, and what only reads a record stays light."""
+"""Dependencies point one way, files and functions stay short, and what only reads a record stays light."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.graph import House, circle, floors, grouped
+
 ROOT = Path(__file__).parents[1]
 ORDER = ["kernels", "sparsity_core", "viz", "ui", "pages", "app"]  # each may import those before it
 FORBIDDEN = {
@@ -20,6 +22,39 @@ FORBIDDEN = {
     "pages": {"torch", "transformers"},
     "app": {"torch", "transformers"},
 }
+
+HOUSE = House((ROOT, ROOT / "kernels"), ("sparselens_kernels", "sparsity_core", "viz", "ui", "pages", "app"))
+ROOMS = """sparsity_core sparselens_kernels work kinds record models assets attention weights spectrum inference methods
+evaluate studies cli __main__ viz ui pages app""".split()  # each may import those before it
+MOST_FLOORS, MOST_LINES, MOST_OF_A_FUNCTION = 8, 400, 60
+LONG = {  # kernels alone: an operation's equation, its arguments' meaning or its tiles are read in one piece
+    "sparselens_kernels.evict_scan.evict_scan",
+    "sparselens_kernels.evict_scan.kernel._scan",
+    "sparselens_kernels.evict_scan.kernel.evict_scan",
+    "sparselens_kernels.evict_scan.reference.evict_scan",
+    "sparselens_kernels.flash_column_score.flash_column_score",
+}
+
+LONGER = {  # above the limits, and by this much at most
+    "sparsity_core.attention.recorder": 490,
+    "sparsity_core.methods.weights.prunenet.training": 410,
+    "sparsity_core.attention.reading.attend": 65,
+    "sparsity_core.attention.recorder._scan": 61,
+    "sparsity_core.attention.selection.attend_selected": 64,
+    "sparsity_core.inference.generation.generate": 100,
+    "sparsity_core.inference.outcome.draft": 62,
+    "sparsity_core.inference.running.run": 63,
+    "sparsity_core.methods.gate.dcp.training.train_gate": 63,
+    "sparsity_core.methods.weights.prunenet.training.train_policy": 61,
+    "viz.atlas.atlas.plot_atlas": 68,
+    "viz.theme._template": 71,
+    "ui.summary.summary": 65,
+}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "sparsity_core" and len(parts) > 1 else parts[0]
 
 
 def sources(package: str) -> list[Path]:
@@ -62,6 +97,106 @@ def test_the_checkers_see_what_they_look_for():
     assert names_a_method("eviction=a2sf(budget=4)", ["a2sf"])
     assert names_a_method("eviction = random", ["random"])
     assert not names_a_method("a random text", ["random"])
+
+
+def made(folder: Path, files: dict[str, str]) -> House:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return House((folder,), ("p",))
+
+
+def test_the_graph_follows_names_through_stubs_and_sees_circles(tmp_path):
+    house = made(
+        tmp_path,
+        {
+            "p/__init__.py": "",
+            "p/low/__init__.py": "import lazy_loader",
+            "p/low/__init__.pyi": "from .one import thing as thing\n",
+            "p/low/one.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.high.two import other\n",
+            "p/low/alone.py": "",
+            "p/high/__init__.py": "",
+            "p/high/two.py": "def f():\n    from p.low import thing\n",
+            "p/high/three.py": "from p.low.alone import x\nfrom p.low.one import thing\nimport p.high.two",
+        },
+    )
+    assert house.graph["p.high.two"] == {"p.low.one"}  # inside a function, through the stub
+    assert house.graph["p.low.one"] == {"p.high.two"}  # for types alone
+    assert circle(house.graph)[0] == circle(house.graph)[-1]
+    assert set(circle(house.graph)) == {"p.high.two", "p.low.one"}
+    assert house.reached_past("p.high.three") == {"p.low.alone", "p.low.one"}
+    assert not house.reached_past("p.high.two")
+    rooms = grouped({"a.x": {"b.y"}, "b.y": {"b.z", "c.w"}, "b.z": set(), "c.w": set()}, dict(zip(
+        ("a.x", "b.y", "b.z", "c.w"), "abbc", strict=True
+    )))  # fmt: skip
+    assert rooms == {"a": {"b"}, "b": {"c"}, "c": set()} and floors(rooms) == {"a": 3, "b": 2, "c": 1}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert len(HOUSE.files) > 200
+    assert not circle(HOUSE.graph)
+
+
+def test_rooms_import_only_rooms_below_them():
+    found = {name: room_of(name) for name in HOUSE.files}
+    assert set(found.values()) == set(ROOMS), "a new room has a place in ROOMS"
+    for room, others in grouped(HOUSE.graph, found).items():
+        above = others - set(ROOMS[: ROOMS.index(room)])
+        assert not above, f"{room} imports {sorted(above)}, which stand above it"
+
+
+def test_nothing_reaches_past_what_a_room_makes_public():
+    """But what one method alone needs: that stands beside it, and whoever asks for that method's own asks there."""
+    for name in HOUSE.files:
+        past = {other for other in HOUSE.reached_past(name) if not other.startswith("sparsity_core.methods.")}
+        assert not past, f"{name} reaches {sorted(past)}: import from the room, and add the name to its __init__.pyi"
+
+
+def test_a_method_s_files_are_reached_from_outside_only_where_they_are_its_folder_s():
+    for name in HOUSE.files:
+        past = {other for other in HOUSE.reached_past(name) if other.startswith("sparsity_core.methods.")}
+        folders = {other.rpartition(".")[0] for other in past}
+        kinds = {f"sparsity_core.methods.{stage}" for stage in ("weights", "gate", "prefill", "eviction", "decode")}
+        assert not folders & kinds, f"{name} names a method's own file: ask the registry"
+
+
+def test_there_are_few_floors():
+    rooms = {name: room_of(name) for name in HOUSE.files}
+    library = {name: room for name, room in rooms.items() if not name.startswith(("viz", "ui", "pages", "app"))}
+    stories = floors(grouped({name: HOUSE.graph[name] for name in library}, rooms))
+    assert max(stories[room] for room in library.values()) <= MOST_FLOORS
+    for room in set(rooms.values()):
+        own = {name for name, of in rooms.items() if of == room}
+        highest = max(floors({name: HOUSE.graph[name] & own for name in own}).items(), key=lambda item: item[1])
+        assert highest[1] <= MOST_FLOORS, f"{highest[0]} stands on floor {highest[1]} of {room}"
+
+
+def test_files_and_functions_stay_short():
+    long_files, long_functions = {}, {}
+    for name, path in HOUSE.files.items():
+        text = path.read_text()
+        if (lines := text.count("\n")) > LONGER.get(name, MOST_LINES):
+            long_files[name] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > LONGER.get(f"{name}.{node.name}", MOST_OF_A_FUNCTION):
+                    long_functions[f"{name}.{node.name}"] = lines
+    assert not long_files
+    assert long_functions.keys() <= LONG, sorted(long_functions.keys() - LONG)
+    assert long_functions.keys() >= LONG, f"no longer long: {sorted(LONG - long_functions.keys())}"
+
+
+def test_importing_the_library_is_light():
+    heavy = ("torch", "transformers", "pandas", "scipy", "numpy", "streamlit", "plotly", "tqdm", "huggingface_hub")
+    script = f"import sys, sparsity_core\nprint(sorted(set({heavy}) & set(sys.modules)), len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded, count = done.stdout.rsplit(maxsplit=1)
+    assert loaded == "[]"
+    bare = subprocess.run(
+        [sys.executable, "-c", "import sys; print(len(sys.modules))"], capture_output=True, text=True, check=True
+    )
+    assert int(count) - int(bare.stdout) < 60, "a tenth of a second is about a hundred modules of Python's own"
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -9,6 +9,7 @@ from sparselens_kernels.evict_scan import EvictScan, evict_scan
 from sparselens_kernels.flash_column_score import ColumnScore, flash_column_score
 from sparselens_kernels.gated_attention import GatedAttention, gate_drops, gated_attention
 from sparselens_kernels.label_scores import Labels, dequantise, label_scores, quantise
+from sparselens_kernels.rows import attend, causal_rows, logits, reduce_group
 from sparselens_kernels.sparse_decode import sparse_decode
 
 __all__ = [
@@ -18,12 +19,16 @@ __all__ = [
     "EvictScan",
     "GatedAttention",
     "Labels",
+    "attend",
+    "causal_rows",
     "dequantise",
     "evict_scan",
     "flash_column_score",
     "gate_drops",
     "gated_attention",
     "label_scores",
+    "logits",
     "quantise",
+    "reduce_group",
     "sparse_decode",
 ]

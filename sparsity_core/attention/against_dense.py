@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sparselens_kernels.rows import causal_rows
+from sparselens_kernels import causal_rows
 
 from sparsity_core.models import AttentionCall
 

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sparselens_kernels import sparse_decode
-from sparselens_kernels.rows import attend, causal_rows, reduce_group
+from sparselens_kernels import attend, causal_rows, reduce_group, sparse_decode
 
 from sparsity_core.kinds import Selector
 from sparsity_core.models import AttentionCall

@@ -122,7 +122,7 @@ def forgetting_factor_of(factor: ForgettingFactor, layer: LayerShape) -> Forgett
         return factor
     if len(factor) != layer.n_layers:
         raise ValueError(f"forgetting_factor lists {len(factor)} layers and the model has {layer.n_layers}")
-    own = factor[layer.index]
+    own: ForgettingFactor = factor[layer.index]
     if isinstance(own, tuple) and len(own) != layer.n_kv_heads:
         raise ValueError(f"forgetting_factor lists {len(own)} heads and the model has {layer.n_kv_heads} KV heads")
     return own

@@ -120,11 +120,11 @@ class Trace(Part):
 
     @property
     def n_layers(self) -> int:
-        return self.evicted_at.shape[0]
+        return int(self.evicted_at.shape[0])
 
     @property
     def n_kv_heads(self) -> int:
-        return self.evicted_at.shape[1]
+        return int(self.evicted_at.shape[1])
 
     @property
     def compared(self) -> bool:
@@ -145,7 +145,7 @@ class Trace(Part):
         """bool [kv_head, query, key]: query q attends to key k, k ≤ q < evicted_at[k]."""
         query = np.arange(self.n_tokens)[None, :, None]
         key = np.arange(self.n_tokens)[None, None, :]
-        return (key <= query) & (query < self.evicted_at[layer][:, None, :])
+        return np.asarray((key <= query) & (query < self.evicted_at[layer][:, None, :]))
 
     def dropped_by(self, layer: int) -> np.ndarray:
         """int32 [kv_head, key]: the token whose gate dropped the key; −1 elsewhere (eviction has no such token)."""
@@ -158,8 +158,8 @@ class Trace(Part):
     def dropped_at(self, head: int | str) -> np.ndarray:
         """int32 [L, T]: `evicted_at` of one KV head, or of the "first" or the "last" head that drops the key."""
         if head == "first":
-            return self.evicted_at.min(axis=1)
-        return self.evicted_at.max(axis=1) if head == "last" else self.evicted_at[:, int(head)]
+            return np.asarray(self.evicted_at.min(axis=1))
+        return np.asarray(self.evicted_at.max(axis=1) if head == "last" else self.evicted_at[:, int(head)])
 
     def dropped_in(self, head: int | str) -> np.ndarray:
         """int32 [L, T]: the step that dropped each key, as `dropped_at` takes heads; T − 1 or T where none did.

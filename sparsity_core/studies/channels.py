@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import flash_column_score
-from sparselens_kernels.rows import logits
+from sparselens_kernels import flash_column_score, logits
 
 from sparsity_core.methods.decode.double_sparsity.calibration import calibrate, channels_for
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels

@@ -23,7 +23,7 @@ from .jobs import JobQueue as JobQueue
 from .jobs import explain as explain
 from .kept_prompts import keep_prompt as keep_prompt
 from .kept_prompts import kept_prompt as kept_prompt
-from .plugins import plugins as plugins
+from .outside import plugins as plugins
 from .progress import Progress as Progress
 from .progress import silent as silent
 from .shelf import byte_budget as byte_budget

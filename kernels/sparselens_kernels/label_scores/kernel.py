@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparselens_kernels.label_scores import Labels
+from sparselens_kernels.label_scores.labels import Labels
 
 _REDUCTIONS = {"sum": 0, "mean": 1, "max": 2, "none": 3}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparselens_kernels.label_scores import Labels, dequantise
+from sparselens_kernels.label_scores.labels import Labels, dequantise
 
 
 def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: float) -> torch.Tensor:

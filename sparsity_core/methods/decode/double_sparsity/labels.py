@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from sparselens_kernels import Labels, dequantise, label_scores, quantise
-from sparselens_kernels.rows import reduce_group
+from sparselens_kernels import Labels, dequantise, label_scores, quantise, reduce_group
 
 from sparsity_core.attention import spread_visible
 from sparsity_core.kinds import ALL_HEADS, Selector
