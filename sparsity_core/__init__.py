@@ -2,7 +2,5 @@
 
 import lazy_loader
 
-from sparsity_core import methods as methods  # a pipeline's text names any method, whatever was imported before
-
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"  # the one place that names it: pyproject.toml reads it from here

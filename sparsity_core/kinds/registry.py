@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ from sparsity_core.kinds.method import Method
 from sparsity_core.kinds.spelling import nearest, told
 
 _REGISTRY: dict[str, type[Method]] = {}
+_PLACE = "sparsity_core.methods"  # to import it registers every method; done when one is first asked for by its name
 
 
 def register(cls: type[Any]) -> type[Any]:
@@ -25,11 +27,13 @@ def register(cls: type[Any]) -> type[Any]:
 
 def names(stage: str | None = None) -> list[str]:
     """The registered methods, of one stage or of all."""
+    importlib.import_module(_PLACE)
     return sorted(name for name, cls in _REGISTRY.items() if stage in (None, cls.stage))
 
 
 def get(name: str) -> type[Method]:
     """The class of a method. Raises ValueError, with the nearest known name, where there is none."""
+    importlib.import_module(_PLACE)
     if name not in _REGISTRY:
         raise ValueError(f"there is no method {told(name)}; {nearest(name, names())}")
     return _REGISTRY[name]
