@@ -31,7 +31,7 @@ def pipeline_option(parser: argparse.ArgumentParser) -> None:
 def text_options(parser: argparse.ArgumentParser) -> None:
     """A text that must be given, in one of two ways."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompt", metavar="TEXT", help="the text itself")
     source.add_argument("--file", metavar="F", type=path, help="a UTF-8 text file, or a pipe")
 
 
@@ -81,7 +81,7 @@ def load_model(options: argparse.Namespace, progress: Callable[[float, str], Non
     from sparsity_core.models import load
 
     progress(0.0, f"loading {options.model}")
-    return load(options.model, device=options.device, dtype=options.dtype)
+    return load(options.model, device=options.device, dtype=options.dtype, progress=progress)
 
 
 def new_file(path: Path) -> Path:

@@ -14,7 +14,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="what")
     policy = kinds.add_parser("prunenet", help="PruneNet's policy, from the weights alone")
     policy.set_defaults(command=train_prunenet)
-    policy.add_argument("--variant", default="corrected", choices=("corrected", "official"))
+    policy.add_argument(
+        "--variant",
+        default="corrected",
+        choices=("corrected", "official"),
+        help="a policy gradient without the faults of the authors' code, or as their code has it",
+    )
     policy.add_argument("--ratio", type=float, default=0.25, metavar="X", help="share of the neurons that are cut")
     policy.add_argument("--episodes", type=int, default=20, metavar="N", help="passes over all layers")
     shared.seed_option(policy)
