@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,22 @@ import streamlit as st
 
 from sparsity_core.kinds import WeightMethod
 from sparsity_core.record import RunSpec
-from sparsity_core.work import Job, cache_dir
+from sparsity_core.work import UNFINISHED, Job, Progress, cache_dir, check_fits, make_room, new_folder, used
 from ui import work
 from ui.literal import literal
 from ui.spectra import Choice
 
 _MOST_BYTES = 2**30  # of a checkpoint that a browser is handed
+
+
+@dataclass(frozen=True)
+class Made:
+    """A checkpoint that was written: a folder of the user's, or a zip in the cache."""
+
+    path: Path
+    zipped: bool
+    report: str  # JSON
+    card: str  # Markdown
 
 
 def take_away(choice: Choice) -> None:
@@ -49,26 +61,28 @@ def take_away(choice: Choice) -> None:
         help="puts this method among the settings in the sidebar; press Run there",
     )
     work.watch("checkpoint", _done)
-    made = st.session_state.get("checkpoint")
+    made: Made | None = st.session_state.get("checkpoint")
     if made is None:
         return
-    path, report, card = made
-    if path.endswith(".zip") and Path(path).exists():
+    if not made.zipped:
+        st.success(literal(f"Written to {made.path}."))
+    elif not made.path.exists():
+        st.info("The zip made room for newer results: make it again.")
+    else:
+        used(made.path)
         st.download_button(
-            f"Download {literal(Path(path).name)}, {Path(path).stat().st_size / 2**20:,.0f} MiB",
-            data=Path(path).read_bytes,
-            file_name=Path(path).name,
+            f"Download {literal(made.path.name)}, {made.path.stat().st_size / 2**20:,.0f} MiB",
+            data=made.path.read_bytes,
+            file_name=made.path.name,
             mime="application/zip",
             icon=":material/download:",
             on_click="ignore",
             key="download_checkpoint",
         )
-    else:
-        st.success(literal(f"Written to {path}."))
     with st.container(border=True):
-        st.markdown(card)
+        st.markdown(made.card)
         st.download_button(
-            "Report as JSON", data=report, file_name="report.json", mime="application/json", on_click="ignore"
+            "Report as JSON", data=made.report, file_name="report.json", mime="application/json", on_click="ignore"
         )
 
 
@@ -84,40 +98,39 @@ def _use(method: WeightMethod) -> None:
         st.session_state[f"A_{method.name}_{knob.name}"] = getattr(method, knob.name)
 
 
-def _write(
-    spec: RunSpec, method: WeightMethod, target: str, progress: Callable[[float, str], None]
-) -> tuple[str, str, str]:
-    path = Path(target).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{target} exists already: choose a folder that is new or empty")
-    return _made(spec, method, path, progress)
+def _write(spec: RunSpec, method: WeightMethod, target: str, progress: Progress) -> Made:
+    path = new_folder(Path(target).expanduser())
+    report, card = _fill(spec, method, path, progress)
+    return Made(path, False, report, card)
 
 
-def _zip(spec: RunSpec, method: WeightMethod, progress: Callable[[float, str], None]) -> tuple[str, str, str]:
+def _zip(spec: RunSpec, method: WeightMethod, progress: Progress) -> Made:
     named = "".join(c if c.isalnum() else "-" for c in f"{Path(spec.model).name}-{method.name}")
     code = hashlib.sha256(f"{spec.model} {spec.dtype} {method}".encode()).hexdigest()[:8]
-    root = cache_dir() / "checkpoints"
+    path = cache_dir() / "checkpoints" / f"{named}-{code}.zip"
     try:
-        shutil.rmtree(root, ignore_errors=True)  # one at a time: each is as large as its model
-        folder = root / f"{named}-{code}"
-        _, report, card = _made(spec, method, folder, lambda share, doing: progress(0.9 * share, doing), _MOST_BYTES)
-        progress(0.9, "packing")
-        path = shutil.make_archive(str(folder), "zip", root_dir=root, base_dir=folder.name)
-        shutil.rmtree(folder, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as building:
+            folder = Path(building) / path.stem
+            report, card = _fill(spec, method, folder, lambda share, doing: progress(0.9 * share, doing), _MOST_BYTES)
+            progress(0.9, "packing")
+            packed = shutil.make_archive(str(folder), "zip", root_dir=building, base_dir=folder.name)
+            check_fits(Path(packed).stat().st_size)
+            os.replace(packed, path)
+        used(path)
+        make_room()
     except OSError as error:
         raise ValueError(
-            f"the zip could not be written to {root} ({error.strerror or error}): free some space, or write to a folder"
+            f"the zip could not be written to {path.parent} ({error.strerror or error}): free some space, or write to a "
+            "folder"
         ) from error
-    return path, report, card
+    return Made(path, True, report, card)
 
 
-def _made(
-    spec: RunSpec,
-    method: WeightMethod,
-    path: Path,
-    progress: Callable[[float, str], None],
-    most_bytes: int | None = None,
-) -> tuple[str, str, str]:
+def _fill(
+    spec: RunSpec, method: WeightMethod, path: Path, progress: Progress, most_bytes: int | None = None
+) -> tuple[str, str]:
+    """Writes the pruned model to a folder. Returns its report card, as JSON and to be shown."""
     from sparsity_core.models import load
     from sparsity_core.weights import report_card
 
@@ -137,7 +150,7 @@ def _made(
         raise ValueError(
             f"{path} could not be written ({error.strerror or error}): choose a folder you can write"
         ) from error
-    return str(path), json.dumps(report, indent=1), report_card(_literal(report))
+    return json.dumps(report, indent=1), report_card(_literal(report))
 
 
 def _literal(report: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from sparsity_core.record import RunSpec, Store, Trace, key_of
-from sparsity_core.work import Job, JobQueue
+from sparsity_core.work import Job, JobQueue, cache_dir, clear_leftovers, explain
 from ui.literal import literal
 from ui.session import trace_of
 
@@ -20,28 +22,47 @@ from ui.session import trace_of
 def queue() -> JobQueue:
     """The one queue of this process; every session's work goes through it."""
     sys.setswitchinterval(0.0005)  # s; a page takes its turn with a running job many times, and waits this long at each
-    return JobQueue()
+    clear_leftovers(cache_dir())
+    return JobQueue(present=_connected)
 
 
 def _watcher() -> str:
-    return st.session_state.setdefault("watcher", uuid.uuid4().hex)
+    """This visitor's name in the queue, by which `_connected` finds the browser's session."""
+    context = get_script_run_ctx()
+    session = context.session_id if context is not None else ""
+    return st.session_state.setdefault("watcher", f"{uuid.uuid4().hex}/{session}")
 
 
-def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Trace, str | None]]:
-    """The work of a spec: compute, keep, and say so where it could not be kept."""
+def _connected(watcher: str) -> bool:
+    """Whether a visitor's browser is connected; work of the process itself always has its visitor."""
+    _, _, session = watcher.partition("/")
+    return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
 
-    def work(progress: Callable[[float, str], None]) -> tuple[Trace, str | None]:
+
+def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Trace | None, str | None]]:
+    """The work of a spec: compute and keep. Returns the trace, and why, where it could not be kept."""
+
+    def work(progress: Callable[[float, str], None]) -> tuple[Trace | None, str | None]:
         from sparsity_core.inference import execute
 
         trace = execute(spec, progress)
-        return trace, Store().put(spec, trace)
+        problem = Store().put(spec, trace)
+        return (None, None) if problem is None else (trace, problem)  # what is stored need not stay in memory as well
 
     return work
 
 
 def submit(purpose: str, work: dict[str, Callable[[Callable[[float, str], None]], Any]]) -> None:
     """Queues pieces of work, by key, that a page waits for together under `purpose`."""
-    jobs = {key: queue().submit(key, piece, _watcher()) for key, piece in work.items()}
+    jobs: dict[str, Job] = {}
+    try:
+        for key, piece in work.items():
+            jobs[key] = queue().submit(key, piece, _watcher())
+    except ValueError as error:  # too many wait already: all of these or none
+        for job in jobs.values():
+            queue().cancel(job, _watcher())
+        st.session_state.setdefault("failures", {})[purpose] = explain(error)
+        return
     st.session_state.setdefault("pending", {})[purpose] = jobs
 
 
@@ -81,9 +102,12 @@ def _watch(purpose: str, done: Callable[[dict[str, Job]], None]) -> None:
     jobs: dict[str, Job] = st.session_state.get("pending", {}).get(purpose, {})
     if not jobs:
         return
+    queue().see(_watcher())
     if all(job.finished for job in jobs.values()):
         del st.session_state.pending[purpose]
         failed = next((job.error for job in jobs.values() if job.status == "failed"), None)
+        if failed is None and any(job.status == "cancelled" for job in jobs.values()):
+            failed = "This page was away, and what it waited for was dropped: ask for it again."
         st.session_state.setdefault("failures", {})[purpose] = failed
         if all(job.status == "done" for job in jobs.values()):
             done(jobs)
@@ -110,7 +134,7 @@ def keep_results(jobs: dict[str, Job]) -> None:
     """Keeps in the session what the store could not take, with its sentence, so that nothing computed is lost."""
     for key, job in jobs.items():
         trace, warning = job.result
-        if warning:
+        if trace is not None:
             st.session_state.setdefault("unsaved", {})[key] = trace
             st.session_state["warning"] = warning
 

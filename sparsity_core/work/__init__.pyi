@@ -9,6 +9,7 @@ from .checkpoints import read_trained as read_trained
 from .checkpoints import write_checkpoint as write_checkpoint
 from .checkpoints import write_trained as write_trained
 from .files import MOST_BYTES as MOST_BYTES
+from .files import UNFINISHED as UNFINISHED
 from .files import clear_leftovers as clear_leftovers
 from .files import folder_whole as folder_whole
 from .files import hub_text as hub_text

@@ -168,10 +168,12 @@ class JobQueue:
     def _dispatch(self) -> None:
         while True:
             with self._lock:
-                while not (self._drop_the_gone(), self._waiting)[1]:
+                self._drop_the_gone()
+                if not self._waiting:
                     self._served.clear()
                     self._seen.clear()
                     self._lock.wait()
+                    continue
                 job = self._running = self._in_turn()[0]
                 self._waiting.remove(job)
                 self._turn += 1

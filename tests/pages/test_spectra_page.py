@@ -272,19 +272,30 @@ def test_a_model_of_ones_own_is_measured_cut_compared_and_written(tmp_path: Path
     assert abs(bracket[1] - bracket[0]) == pytest.approx(expected.ks)
     assert at.button(key="compute_study")  # the other layers at this ratio
 
-    at.text_input(key="spectra_folder").set_value(str(tmp_path / "pruned")).run()
+    folder = tmp_path / "pruned.zip"  # a folder, whatever its name
+    folder.mkdir(mode=0o700)
+    at.text_input(key="spectra_folder").set_value(str(folder)).run()
     at.button(key="write_checkpoint").click().run()
     finish(at)
-    written = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [shown.value.replace("\\", "") for shown in at.success] == [f"Written to {folder}."]
+    written = AutoModelForCausalLM.from_pretrained(folder)
     assert written.config.intermediate_size == len(other.kept[0])
     shown = " ".join(text.value for text in at.markdown)
     assert "perplexity after" in shown and "<b>" not in shown.replace("\\<b\\>", "")
+    earlier = tmp_path / "checkpoints" / "another.zip"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"of another visitor")
     at.button(key="zip_checkpoint").click().run()
     finish(at)
-    (packed,) = (tmp_path / "checkpoints").glob("*.zip")
+    assert sorted(earlier.parent.iterdir())[0] == earlier  # it stays, and nothing else is left beside the new one
+    (packed,) = set(earlier.parent.iterdir()) - {earlier}
     with zipfile.ZipFile(packed) as archive:
         assert {"config.json", "model.safetensors", "report.json"} <= {Path(name).name for name in archive.namelist()}
     assert at.get("download_button")
+    packed.unlink()  # as results used longest ago are, to make room
+    at.run()
+    assert "The zip made room for newer results: make it again." in [shown.value for shown in at.info]
 
 
 def test_a_study_that_is_kept_without_spectra_gives_way_to_the_computed_one(tmp_path: Path) -> None:
