@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -31,7 +30,9 @@ from tests import tiny
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
 FAMILIES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-DOZEN = "llama qwen2 gemma2 gemma3_text phimoe qwen2_moe phi3 deepseek_v3 gemma3n_text falcon_h1 doge llama4_text".split()
+DOZEN = (
+    "llama qwen2 gemma2 gemma3_text phimoe qwen2_moe phi3 deepseek_v3 gemma3n_text falcon_h1 doge llama4_text".split()
+)
 
 LENGTH, PROMPT = 44, 30  # tokens: over five windows
 MOST = 2e7  # parameters; a configuration that stays larger is not tried
@@ -109,7 +110,12 @@ SMALL: dict[str, Any] = {
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _FOUR = [_LOCAL, _GLOBAL, _LOCAL, _GLOBAL]
 SPECIAL: dict[str, dict[str, Any]] = {
-    "gemma3n_text": {"num_hidden_layers": 4, "layer_types": _FOUR, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "layer_types": _FOUR,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
     "gemma4_text": {"num_hidden_layers": 4, "layer_types": _FOUR, "num_kv_shared_layers": 2},
     "gemma4_unified_text": {"num_hidden_layers": 4, "layer_types": _FOUR, "num_kv_shared_layers": 2},
     "gemma3_text": {"layer_types": [_LOCAL, _GLOBAL, _LOCAL]},

@@ -26,7 +26,18 @@ def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> l
     """The rule of each layer. Raises ValueError where a layer's budget cannot hold what the method protects."""
     arch = model.arch
     shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
-    return [DENSE if method is None else method.rule(shape) for shape in shapes]
+    rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
+    if not model.caches:
+        return rules
+    fitted = [_fitted(rule, layer.window) for rule, layer in zip(rules, model.caches, strict=True)]
+    return [fitted[model.cached_in(i)] for i in range(arch.n_layers)]
+
+
+def _fitted(rule: ScanRule | PrefillRule, window: int | None) -> ScanRule | PrefillRule:
+    """The rule of a layer with a window: nothing needs to go where the budget holds all that a query sees."""
+    later = rule.then.budget if isinstance(rule, PrefillRule) else None
+    budgets = [budget for budget in (rule.budget, later) if budget is not None]
+    return DENSE if window is not None and budgets and min(budgets) >= window else rule
 
 
 def cuts_once(rules: Sequence[ScanRule | PrefillRule]) -> bool:
@@ -48,6 +59,7 @@ class _LayerScores:
     threshold: torch.Tensor  # float32 [1, Hkv, T]
     steps: list[int]  # [S]: queries after which the scores are copied
     snapshots: torch.Tensor  # float32 [1, Hkv, S, T]
+    window: int | None = None  # where keys leave the cache once the layer's window has passed them
 
 
 class EvictionStage(Stage):
@@ -85,6 +97,10 @@ class EvictionStage(Stage):
             steps=steps,
             snapshots=torch.full((1, n_kv, len(steps), self._n_tokens), float("nan"), device=device),
         )
+
+    def share(self, layer: int, source: int) -> None:
+        """A layer that reads the cache of another has its scores."""
+        self._keys[layer], self._layers[layer] = self._keys[source], self._layers[source]
 
     def attend(self, step: Step) -> torch.Tensor:
         """The output [1, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
@@ -124,6 +140,8 @@ class EvictionStage(Stage):
         own, keys = self._layers[layer], self._keys[layer]
         steps = torch.tensor(own.steps, device=keys.hidden_at.device)
         hidden = keys.hidden_at <= steps[:, None]
+        if own.window is not None:
+            hidden = hidden | (torch.arange(len(keys.hidden_at), device=steps.device) <= steps[:, None] - own.window)
         return own.snapshots[0].masked_fill(hidden, float("nan")).cpu().numpy()
 
     def _check_room(self) -> None:
@@ -245,9 +263,13 @@ class EvictionStage(Stage):
         Under an eviction method those slots wait for it to use them again.
         """
         keys, own = step.keys, self._layers[step.layer]
-        if not (keys.alike and keys.hides):
+        window, at = step.call.window, keys.positions[0, 0]
+        if not keys.alike or (window is None and not keys.hides):
             return
-        held = keys.hidden_at[keys.positions[0, 0]] > end
+        held = keys.hidden_at[at] > end
+        if window is not None:
+            held &= at > end - window
+            own.window = window
         if not bool(held.all()):
             keys.positions, own.score = keys.positions[..., held], own.score[..., held]
             step.left = held.nonzero()[:, 0].expand(1, step.call.n_kv, -1)

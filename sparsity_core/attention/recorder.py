@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sparselens_kernels import NEVER, evict_scan
 
-from sparsity_core.attention.eviction import EvictionStage, parts_heads
+from sparsity_core.attention.eviction import UNLIMITED, EvictionStage, parts_heads
 from sparsity_core.attention.gate import GateStage
 from sparsity_core.attention.reading import ReadingStage
 from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
@@ -55,7 +56,11 @@ class Recorder:
         self._only_layer, self._on_layer = only_layer, on_layer
         self.start = 0
         self.calls = [0] * model.arch.n_layers
+        self._sources = {model.cached_in(i) for i in range(len(self.calls))} if model.shares_caches else set()
         self._keys: dict[int, LayerKeys] = {}
+        self._read: dict[
+            int, torch.Tensor
+        ] = {}  # the positions of the keys that a layer others share with has just read
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         if call.q.shape[0] != 1:
@@ -63,8 +68,12 @@ class Recorder:
         layer = call.layer
         self._on_layer(layer)
         self.calls[layer] += 1
-        keys = self._keys_of(layer, call.k)
+        keys, source = self._keys_of(layer, call.k, call.v), self.model.cached_in(layer)
+        if source != layer:
+            return self._attend_shared(call, source)
         step = Step(call, self.start, keys, keys.positions, self.cache is not None, call.q)
+        if layer in self._sources:
+            self._read[layer] = step.positions
         for stage in self._others:
             answer = stage.answer(step)
             if answer is not None:
@@ -80,6 +89,23 @@ class Recorder:
         if layer == self._only_layer:
             raise Enough
         return step.out
+
+    def _attend_shared(self, call: AttentionCall, source: int) -> torch.Tensor:
+        """The output of a layer that reads another's cache: it sees what that layer's queries see."""
+        positions, n = self._read[source], call.n_queries
+        past = positions[..., : call.n_keys - n]
+        return evict_scan(
+            call.q,
+            call.k,
+            call.v,
+            budget=UNLIMITED,
+            scored=False,
+            until=self._keys[source].evicted_at.gather(2, positions),
+            positions=past,
+            score=torch.zeros_like(past, dtype=torch.float32),
+            start=self.start,
+            **call.how,
+        ).out
 
     def _cut_before(self, step: Step, stay: torch.Tensor) -> None:
         """Leaves only the cached columns `stay` [n] and the step's own key, before the step's query looks."""
@@ -103,16 +129,17 @@ class Recorder:
 
     def _cut_cache(self, call: AttentionCall, columns: torch.Tensor) -> None:
         own = self.cache.layers[call.layer]
-        if own.keys.shape != call.k.shape:
-            raise ValueError(
-                f"{self.model.name} caches compressed keys, which cannot be evicted: use run, not generate"
-            )
         own.keys, own.values = take(call.k, columns), take(call.v, columns)
 
-    def _keys_of(self, layer: int, k: torch.Tensor) -> LayerKeys:
+    def _keys_of(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> LayerKeys:
         if layer not in self._keys:
             # On a CPU all at once, before the forward: lying between its large blocks they would split the room these leave.
             for i in range(len(self.calls)) if k.device.type == "cpu" else [layer]:
+                source = self.model.cached_in(i)
+                if source != i:
+                    self._keys[i] = self._keys[source]
+                    self._eviction.share(i, source)
+                    continue
                 alike = not parts_heads(self._eviction.rules[i])
                 self._keys[i] = LayerKeys.empty(
                     k.shape[1],
@@ -123,6 +150,7 @@ class Recorder:
                     alike=alike,
                 )
                 self._eviction.begin(i, self._keys[i])
+        self._keys[layer].key_bytes = (k.shape[3] + v.shape[3]) * k.element_size()
         return self._keys[layer]
 
     @property
@@ -130,9 +158,21 @@ class Recorder:
         """What the stages hold beside the cache; where drops are simulated, of the keys that are left."""
         return sum(stage.nbytes(layer) for stage in self._others for layer in self._keys)
 
-    def n_cached(self) -> int:
-        """Keys that the cache holds after the last query, over all layers and KV heads."""
-        return sum(keys.positions.numel() for keys in self._keys.values())
+    def cached_bytes(self) -> int:
+        """What the cache holds after the last query; of compressed keys, those that any head keeps."""
+        total = 0
+        for layer, keys in self._keys.items():
+            own = self.model.caches[layer]
+            if own.latent:
+                total += own.token_bytes * len(keys.positions.unique())
+            elif own.source is None:
+                total += keys.key_bytes * keys.positions.numel()
+        return total
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything has been dropped, be it after the last query."""
+        return any(bool((keys.evicted_at != NEVER).any()) for keys in self._keys.values())
 
     def evicted_at(self, n: int) -> np.ndarray:
         """int32 [L, Hkv, n]; n where never."""

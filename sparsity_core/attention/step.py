@@ -24,6 +24,7 @@ class LayerKeys:
     hides: bool  # whether anything may hide a key from all heads
     forced: bool  # whether the user's rules drop any
     alike: bool  # whether all heads hold the same keys: no eviction method parts them
+    key_bytes: int = 0  # of one head's key and value
 
     @classmethod
     def empty(

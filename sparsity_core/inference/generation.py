@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from sparsity_core.attention import HostLayer, Offloaded, Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
@@ -17,7 +17,7 @@ from sparsity_core.inference.outcome import complete, draft
 from sparsity_core.inference.stages import check_stages, pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import Model, recording, token_classes
+from sparsity_core.models import Model, held, new_cache, recording, token_classes
 from sparsity_core.record import Trace
 from sparsity_core.work import Progress, silent
 
@@ -66,12 +66,13 @@ def generate(
     ids = ids_of(model, prompt)
     n_prompt = len(ids)
     check_run(model, ids, seed, extra=max_new_tokens)
+    total = n_prompt + max_new_tokens - 1  # the last new token is never an input
+    model.check_steps(n_prompt, total, drops=pipeline.gate is not None or pipeline.eviction is not None)
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
-    total = n_prompt + max_new_tokens - 1  # the last new token is never an input
     began = time.perf_counter()
     words = Words.of(model, ids)
-    cache: Any = DynamicCache()  # without the model's config: our masks decide what is seen, sliding windows included
+    cache = new_cache(model.hf)
     offload = _offloaded(model, pipeline, cache, total)
     read, compared = _steps_of(n_prompt), _steps_of(total) if against_dense else 0
     step_share = 1 / (read + max_new_tokens + compared)
@@ -104,7 +105,7 @@ def generate(
             words.classes.extend(token_classes(model.tokenizer, [new[-1]]))
     recorder.check_fired(len(states))
     forward_seconds = time.perf_counter() - began
-    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) + recorder.index_bytes
+    kv_bytes = held(cache) + recorder.index_bytes
     text = model.tokenizer.decode(new, skip_special_tokens=True)
     record = Words.of(model, [*ids, *new[:-1]]).record(n_prompt, text)
     trace = draft(recorder, pipeline, reference, record, seed=seed, kv_bytes=kv_bytes)
@@ -138,6 +139,8 @@ def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offl
     method = pipeline.decode
     if method is None or not method.keeps_cache_on_host:
         return None
+    if any(type(layer) is not DynamicLayer for layer in cache.layers) or any(layer.latent for layer in model.caches):
+        raise ValueError(f"the cache of {model.name} holds more than each layer's keys and values: leave offload off")
     dense = min(method.dense_layers, model.arch.n_layers)
     host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
     cache.layers = [*(DynamicLayer() for _ in range(dense)), *host]

@@ -46,7 +46,7 @@ def draft(
         losses=Losses(*(np.full(n, np.nan, np.float32) for _ in range(4))),
         eviction=stages.eviction.record(n),
         kv_bytes=kv_bytes,
-        kv_bytes_dense=dense_bytes(reference, n),
+        kv_bytes_dense=reference.cache_bytes(n),
         notes=tuple(_notes(recorder, pipeline, evicted_at)),
         protected=np.zeros(0, bool) if protected is None else protected.numpy()[:n],
         gate=None if stages.gate is None else stages.gate.record(n),
@@ -70,11 +70,13 @@ def _notes(recorder: Recorder, pipeline: Pipeline, evicted_at: np.ndarray) -> li
 
 def _why_nothing(method: EvictionMethod, recorder: Recorder, n: int) -> str:
     """Why no query of a text of n tokens missed a key, and what to do about it."""
-    arch, rules = recorder.model.arch, recorder.stages.eviction.rules
+    rules = recorder.stages.eviction.rules
     n_prefill = recorder.stages.eviction.n_prefill
     if all(rule.budget is None for rule in rules):
+        if any(layer.window is not None and layer.window <= method.budget for layer in recorder.model.caches):
+            return "Nothing was dropped: no layer that is pruned looks further back than the budget. Choose a smaller budget."
         return "Nothing was dropped: every layer is left dense. Lower dense_layers."
-    if recorder.n_cached() < arch.n_layers * arch.n_kv_heads * n:
+    if recorder.drops:
         return "The text ends where the budget is first passed, so no query missed what was dropped. Choose a smaller budget."
     advice = "Choose a smaller budget." if min(n, method.budget) > 1 else "Read a longer text."
     if cuts_once(rules) and n_prefill < n:
@@ -154,8 +156,3 @@ def _compared_losses(
         kl[start:end] = log_dense.exp_().mul_(more).sum(-1).clamp_min(0).cpu().numpy()
         del logits, dense_logits, log_p, log_dense, more  # before the next blocks are made
     return {"nll": nll, "dense_nll": dense_nll, "kl_to_dense": kl, "top1_agrees": agrees}
-
-
-def dense_bytes(model: Model, n: int) -> int:
-    arch = model.arch
-    return 2 * arch.n_layers * arch.n_kv_heads * arch.head_dim * n * model.dtype.itemsize

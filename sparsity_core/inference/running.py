@@ -70,8 +70,7 @@ def run(
         hidden = model.hidden(torch.tensor([ids]), use_cache=False)[0]
     recorder.check_fired(1)
     forward_seconds = time.perf_counter() - began
-    per_key = 2 * model.arch.head_dim * model.dtype.itemsize
-    kv_bytes = recorder.n_cached() * per_key + recorder.index_bytes
+    kv_bytes = recorder.cached_bytes() + recorder.index_bytes
     trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, kv_bytes=kv_bytes)
     return complete(
         model, trace, hidden, reference if against_dense else None, began, forward_seconds, weight, progress

@@ -78,6 +78,12 @@ def recorder_for(
     """
     check_stages(pipeline)
     model = pruned(reference, pipeline)
+    if model.shares_caches:
+        if pipeline.gate is not None or pipeline.decode is not None:
+            raise ValueError(
+                f"layers of {model.name} share a cache: leave gate and decode out, or choose another model"
+            )
+        only_layer = only_layer if only_layer is None else model.cached_in(only_layer)
     protected, dropped = _rules(pipeline, words, n_tokens)
     eviction = EvictionStage(
         model,

@@ -1,3 +1,5 @@
+from .caches import held as held
+from .caches import new_cache as new_cache
 from .call import AttentionCall as AttentionCall
 from .compat import quiet as quiet
 from .embedded import describe_embedded as describe_embedded

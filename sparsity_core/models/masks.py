@@ -53,12 +53,15 @@ def outputs_of(layers: Sequence[Any]) -> Iterator[dict[int, Any]]:
             handle.remove()
 
 
-def layer_windows(hf: Any, layers: Sequence[Any], outputs: Mapping[int, Any], max_positions: int) -> list[int | None]:
+def layer_windows(
+    hf: Any, of: Any, layers: Sequence[Any], outputs: Mapping[int, Any], max_positions: int
+) -> list[int | None]:
     """How many keys a query of each layer sees, its own included; None where it sees all earlier ones.
 
     The model's forward runs over a text beyond every window, with layers that only take what they are given.
 
     Args:
+        of: the part of the model that runs the layers.
         outputs: what each layer put out before, whose form it keeps.
 
     Raises UnknownMask for a layer whose mask is something else.
@@ -68,7 +71,7 @@ def layer_windows(hf: Any, layers: Sequence[Any], outputs: Mapping[int, Any], ma
     ids = torch.full((1, n), min(1000, hf.get_input_embeddings().weight.shape[0] // 2), device=hf.device)
     masks: list[Any] = []
     with _handing_on(layers, outputs, masks), _looking_at(rows):
-        hf.base_model(input_ids=ids, use_cache=False)
+        of(input_ids=ids, use_cache=False)
     if len(masks) != len(layers):
         raise UnknownMask("its layers do not run once each, in order")
     return [window_of(mask, rows, n, f"layer {i}") for i, mask in enumerate(masks)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsity_core.models.refusals import explained
+from sparsity_core.models.seam import backbone
 
 if TYPE_CHECKING:
     from sparsity_core.kinds import Compressed, WeightMethod
@@ -85,9 +86,42 @@ class Model:
                 f"shorten it by {n - self.arch.max_positions:,} tokens"
             )
 
+    def cache_bytes(self, n: int) -> int:
+        """What transformers' own cache holds after a text of n tokens: keys and values, or the latent they are made from."""
+        return sum(layer.bytes_of(n) for layer in self.caches)
+
+    @property
+    def shares_caches(self) -> bool:
+        """Whether any layer reads another's cache."""
+        return any(layer.source is not None for layer in self.caches)
+
+    def cached_in(self, layer: int) -> int:
+        """The layer whose cache this one reads: itself, or the one that it shares with."""
+        source = self.caches[layer].source if self.caches else None
+        return layer if source is None else source
+
+    def check_steps(self, n_prompt: int, n_inputs: int, *, drops: bool) -> None:
+        """Raises ValueError where tokens after a prompt cannot be generated from a cache as one forward would read them.
+
+        Args:
+            n_inputs: prompt and new tokens that the model reads.
+            drops: whether a pipeline lets keys leave the cache.
+        """
+        if self.no_steps:
+            raise ValueError(f"{self.name} cannot generate from a cache: {self.no_steps}. Use run, not generate")
+        if drops and self.no_eviction:
+            raise ValueError(f"nothing can leave the cache of {self.name}: {self.no_eviction}. Use run, not generate")
+        for limit, every in frequency_limits(self.hf):
+            if n_inputs > limit and (every or n_prompt <= limit):
+                raise ValueError(
+                    f"past {limit:,} tokens {self.name} takes other rotary frequencies, which the keys in its cache have not: "
+                    f"generate at most {max(0, limit - n_prompt) + 1:,} tokens"
+                    + ("" if every else f", or after a prompt of more than {limit:,}")
+                )
+
     def hidden(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The last layer's normalised hidden states [B, T, hidden]."""
-        return self.hf.base_model(input_ids=ids.to(self.device), **kwargs).last_hidden_state
+        return backbone(self.hf)(input_ids=ids.to(self.device), **kwargs).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 (or wider) logits of hidden states [..., hidden] → [..., vocabulary]."""
@@ -109,7 +143,7 @@ class Model:
 
     def rotary_frequencies(self) -> torch.Tensor:
         """Radians per position of each rotary pair. Raises ValueError where positions are not rotary."""
-        rotary = getattr(self.hf.base_model, "rotary_emb", None)
+        rotary = getattr(backbone(self.hf), "rotary_emb", None)
         if rotary is None:
             raise ValueError(
                 f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off"
@@ -124,3 +158,18 @@ class Model:
 def check_characters(text: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError("the text holds half a surrogate pair, which is no character: remove it, or save it as UTF-8")
+
+
+def frequency_limits(hf: Any) -> set[tuple[int, bool]]:
+    """(tokens, whether every length past them is another) at which a model's rotary frequencies change with the text."""
+    found = set()
+    for module in hf.modules():
+        kinds = getattr(module, "rope_type", None)
+        for name, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
+            if kind == "longrope":
+                parameters = module.config.rope_parameters
+                own = parameters if name is None else parameters[name]
+                found.add((int(own["original_max_position_embeddings"]), False))
+            elif isinstance(kind, str) and "dynamic" in kind:
+                found.add((int(module.original_max_seq_len), True))
+    return found

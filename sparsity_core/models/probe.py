@@ -14,7 +14,7 @@ from sparsity_core.models.caches import look_at_cache, new_cache
 from sparsity_core.models.call import AttentionCall
 from sparsity_core.models.masks import layer_windows
 from sparsity_core.models.model import Model
-from sparsity_core.models.seam import Enough, recording, set_windows
+from sparsity_core.models.seam import Enough, backbone, recording, set_windows
 
 _TOKENS = 6
 _FAULTS = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
@@ -88,7 +88,7 @@ def look_at_layers(model: Model, plain: torch.Tensor, layers: Any, outputs: Mapp
     Raises ValueError, which completes "cannot be recorded: ", where a layer's mask or cache is of another kind.
     """
     try:
-        windows = layer_windows(model.hf, layers, outputs, model.arch.max_positions)
+        windows = layer_windows(model.hf, backbone(model.hf), layers, outputs, model.arch.max_positions)
     except _FAULTS as error:
         raise ValueError(
             str(error) if isinstance(error, ValueError) else f"its masks cannot be read ({error})"
@@ -100,7 +100,7 @@ def look_at_layers(model: Model, plain: torch.Tensor, layers: Any, outputs: Mapp
         with recording(read):
             model.hidden(ids[:, :-1], past_key_values=cache, position_ids=_at(ids, 0, -1), use_cache=True)
     except _FAULTS as error:
-        return replace(model, no_steps=f"its cache is of another kind ({error})")
+        raise ValueError(f"its cache is of another kind ({error})") from error
     caches = look_at_cache(model.hf, cache, [call.k for call in read.calls], windows, ids.shape[1] - 1)
     try:
         stepped, first = _step(model, cache, ids)

@@ -68,6 +68,8 @@ def _attention(
     softcap = kwargs.get("softcap")
     if kwargs.get("s_aux") is not None:
         raise ValueError("its heads have learned attention sinks, which are not implemented")
+    if kwargs.get("indices") is not None:
+        raise ValueError("an indexer of its own chooses the keys that each query reads")
     if recorder is None:
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -100,6 +102,11 @@ def residual_stream() -> torch.Tensor | None:
     return _residual.get()
 
 
+def backbone(hf: Any) -> Any:
+    """What gives the hidden states: a few families name it otherwise than they say."""
+    return hf.model if hf.base_model is hf and hasattr(hf, "model") else hf.base_model
+
+
 def is_attention(module: Any) -> bool:
     return hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
 
@@ -127,7 +134,7 @@ def watch_inputs(hf: Any) -> None:
 
 def layers_with_attention(hf: Any, n_layers: int) -> list[Any]:
     """The decoder's layers, of which there are so many; none where no list of a model's modules is one."""
-    for module in hf.base_model.modules():
+    for module in backbone(hf).modules():
         listed = isinstance(module, torch.nn.ModuleList) and len(module) == n_layers
         if listed and any(map(is_attention, module.modules())):
             return list(module)
