@@ -141,7 +141,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": 4},
     "rembert": {"input_embedding_size": 64, "output_embedding_size": 64},
     "electra": {"embedding_size": 64},
-    "qwen2_moe": {"decoder_sparse_step": 1},
+    "qwen2_moe": {"layer_types": [_LOCAL, _GLOBAL, _GLOBAL]},
 }
 
 

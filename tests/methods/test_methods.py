@@ -31,7 +31,10 @@ def follow(method, rows, n_prefill=0, values=None, classes=None):
     q = torch.tensor(log_rows, dtype=torch.float64)[None, None]
     k = torch.eye(n, dtype=torch.float64)[None, None]
     v = k if values is None else torch.tensor(values, dtype=torch.float64)[None, None, :, None]
-    model, classes = SimpleNamespace(arch=ONE_LAYER), classes or ["word"] * n
+    model, classes = (
+        SimpleNamespace(arch=ONE_LAYER, caches=(), shares_caches=False, cached_in=lambda i: i),
+        classes or ["word"] * n,
+    )
     eviction = EvictionStage(model, layer_rules(model, method), n_tokens=n, n_prefill=n_prefill, token_classes=classes)
     recorder = Recorder(model, Stages(eviction), n_tokens=n)
     recorder.attend(AttentionCall(0, q, k, v, scale=1.0))
