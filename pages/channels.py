@@ -14,9 +14,12 @@ from ui.entry import start_from_app
 from ui.explain import explain_method
 from ui.figure import show_figure
 from ui.knobs import choose_one
+from ui.page import Page
 from ui.session import Shown
 from ui.view import View, request
 from viz import channels as viz
+
+PAGE = Page("Channels", ":material/tune:", order=4, link=ui.channels_link)
 
 
 def page(shown: list[Shown], at: View) -> None:

@@ -17,6 +17,7 @@ from ui.explain import explain_methods
 from ui.figure import Origin, show_figure
 from ui.knobs import choose_one
 from ui.literal import code, literal
+from ui.page import Page
 from ui.session import Shown
 from ui.view import View, request
 from viz import cost
@@ -24,6 +25,8 @@ from viz import gate as viz
 
 _SECTIONS = {"see": "What it drops", "cost": "What it costs", "train": "Train one"}
 _OFFERED = ("gamma", "steps", "length", "learning_rate", "seed")
+
+PAGE = Page("Gate", ":material/filter_list:", order=3)
 
 
 def page(shown: list[Shown], at: View) -> None:

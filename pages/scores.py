@@ -9,11 +9,14 @@ from ui.explain import explain_methods
 from ui.figure import show_figure
 from ui.knobs import choose_one
 from ui.literal import code
+from ui.page import Page
 from ui.scores import choose_tokens, refilled_scores
 from ui.session import Shown
 from ui.sweeps import forgetting_sweep
 from ui.view import View
 from viz import cost, scores
+
+PAGE = Page("Scores", ":material/show_chart:", order=2)
 
 
 def page(shown: list[Shown], at: View) -> None:

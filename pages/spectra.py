@@ -14,9 +14,12 @@ from ui.explain import explain_method
 from ui.figure import show_figure
 from ui.knobs import choose_one
 from ui.literal import literal
+from ui.page import Page
 from ui.spectra import Choice
 from ui.weights import take_away
 from viz import spectra
+
+PAGE = Page("Spectra", ":material/equalizer:", needs="model", order=5, link=ui.spectra_link)
 
 
 def page() -> None:
@@ -64,7 +67,7 @@ def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
         work.watch("layer", ui.tell_problems)
         return studies.kept_neurons(ranked.importance[choice.layer], choice.ratio)
     else:
-        _offer(choice, "What this method does to this model has not been computed here yet.")
+        _offer(choice, ui.tell_missing(study))
         work.watch("layer", ui.tell_problems)
         return study.kept[choice.layer] if study else None
     work.watch("layer", ui.tell_problems)

@@ -12,11 +12,14 @@ from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.figure import offer_figure, show_figure
 from ui.first_look import first_look
+from ui.page import Page
 from ui.session import Shown
 from ui.strip import token_strip
 from ui.tokens import strip_cells, tell_mass, tell_token
 from ui.view import View
 from viz import atlas, channels, cost, gate, strip
+
+PAGE = Page("Tokens", ":material/grid_on:", order=1)
 
 
 def page(shown: list[Shown], at: View) -> None:

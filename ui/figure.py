@@ -18,17 +18,22 @@ from ui.first_look import painted
 from ui.literal import literal
 from viz import paper, style
 
+PROMPT_FILE = "prompt.txt"
 _TABLE_ROWS = 2000
 _HEIGHT = 450  # px of a figure that names none
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a figure: names and values that travel with every file, one line, and the command that makes it again."""
+    """What made a figure: names and values that travel with every file, one line, and the command that makes it again.
+
+    `prompt` is the text of the file that the command reads.
+    """
 
     fields: dict[str, str]
     made_by: str
     command: str
+    prompt: str | None = None
 
 
 Runs = list[tuple[RunSpec, Trace]]
@@ -56,7 +61,7 @@ def show_figure(
     are the runs it is drawn from, or whatever else. `on_click` gets the x and y of a clicked point before the page runs again.
     """
     key = f"figure_{name}"
-    config = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+    config = {"displayModeBar": False}  # a drag zooms, a double click resets; its buttons would be seven Tab stops
     if painted():
         st.plotly_chart(style(figure, theme(), in_place=True), theme=None, key=key, config=config, alt=caption)
     else:
@@ -119,6 +124,16 @@ def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: O
         if len(table) > _TABLE_ROWS:
             st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
     st.code(origin.command, language="bash")
+    if origin.prompt is not None:
+        st.download_button(
+            f"{PROMPT_FILE}, which the command reads",
+            data=origin.prompt.encode("utf-8", "surrogatepass"),
+            file_name=PROMPT_FILE,
+            mime="text/plain",
+            key=f"prompt_{name}",
+            on_click="ignore",
+            width="stretch",
+        )
 
 
 def of_runs(sources: Runs) -> Origin:
@@ -130,7 +145,7 @@ def of_runs(sources: Runs) -> Origin:
         "pipeline": " | ".join(t.provenance.pipeline for _, t in sources),
         "prompt": made.prompt_hash,
         "tokens": str(trace.n_tokens),
-        "generated": str(trace.n_tokens - trace.n_prompt),
+        "generated": str(generated_tokens(*sources[0])),
         "seed": str(made.seed),
         "dtype": made.dtype,
         "device": made.device,
@@ -139,13 +154,18 @@ def of_runs(sources: Runs) -> Origin:
         "command": command,
     }
     names = " against ".join(t.provenance.pipeline for _, t in sources)
-    return Origin(fields, f"{made.model}, {names}.", command)
+    return Origin(fields, f"{made.model}, {names}.", command, sources[0][0].prompt)
+
+
+def generated_tokens(spec: RunSpec, trace: Trace) -> int:
+    """How many tokens a run wrote. A trace has one fewer: the last of them is never read."""
+    return trace.n_tokens - trace.n_prompt + 1 if spec.generate else 0
 
 
 def _command(spec: RunSpec) -> str:
     """The command that computes a run again; the prompt is read from a file. What a link may have brought is quoted."""
     verb = f"generate --max-new-tokens {spec.generate}" if spec.generate else "run"
     return (
-        f"python -m sparsity_core {verb} --file prompt.txt --model {quote(spec.model)} --pipeline {quote(spec.pipeline)} "
+        f"python -m sparsity_core {verb} --file {PROMPT_FILE} --model {quote(spec.model)} --pipeline {quote(spec.pipeline)} "
         f"--seed {spec.seed} --device {quote(spec.device)} --dtype {quote(spec.dtype)} --out results"
     )

@@ -31,17 +31,18 @@ def run_bar() -> None:
     A setting changes nothing on the page before that, so it draws the bar alone again.
     """
     first = specs()[0]
+    place = st.container()  # Run comes before what it runs, so that a keyboard reaches it without passing every setting
     wanted, problems = _form(first)
     for problem in problems:
         st.warning(literal(problem), icon=":material/warning:")
-    pressed = st.button(
+    pressed = place.button(
         "Run",
         key="run",
         type="primary",
         icon=":material/play_arrow:",
         width="stretch",
         disabled=bool(problems) or work.pending("run"),
-        help="compute what the settings above ask for; results are kept and found again",
+        help="compute what the settings below ask for; results are kept and found again",
     )
     if pressed:
         st.session_state.setdefault("failures", {}).pop("run", None)

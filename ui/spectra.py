@@ -280,7 +280,7 @@ def _uncut_work(spec: RunSpec, known: dict[str, Any], progress: Callable[[float,
     found = (model.fingerprint, model.dtype_name)
     if studies.find_uncut(*found) is not None:
         return None
-    return _keep(studies.study_uncut(model, progress), "", found, known)
+    return keep(studies.study_uncut(model, progress), "", found, known)
 
 
 def _study_work(
@@ -295,11 +295,12 @@ def _study_work(
     study, ranked = studies.study(
         model, method, dense=dense, progress=lambda share, doing: progress(share, f"{method.name}: {doing}")
     )
-    problem = None if ranked is None else _keep(ranked, ranked.method, found, known)
-    return _keep(study, str(method), found, known) or problem
+    problem = None if ranked is None else keep(ranked, ranked.method, found, known)
+    return keep(study, str(method), found, known) or problem
 
 
-def _keep(record: Any, spelled: str, who: tuple[str, str], known: dict[str, Any]) -> str | None:
+def keep(record: Any, spelled: str, who: tuple[str, str], known: dict[str, Any]) -> str | None:
+    """Keeps a record on disk, or in this process where no disk takes it, which the sentence that it returns then says."""
     problem = studies.keep_record(record, *who)
     if problem is not None:
         kind = {Uncut: "uncut", Ranked: "ranked", WeightStudy: "study"}[type(record)]
@@ -353,6 +354,13 @@ def live_cut(choice: Choice, ranked: Ranked, grams: LayerGrams) -> tuple[LayerCu
 @st.cache_resource(show_spinner=False, max_entries=256)
 def _live(key: str, matrix: str, _grams: LayerGrams, _kept: np.ndarray) -> LayerCut:
     return _grams.cut(matrix, _kept)
+
+
+def tell_missing(study: WeightStudy | None) -> str:
+    """Why the chosen matrix's spectrum cannot be drawn, and what can be."""
+    if study is None:
+        return "What this method does to this model has not been computed here yet."
+    return "The distances below are known, and the singular values behind them were not kept here: compute them to draw them."
 
 
 def origin(choice: Choice) -> Origin:

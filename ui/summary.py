@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
+from sparsity_core.record import Trace
+from ui.figure import generated_tokens
 from ui.literal import code, literal
 from ui.session import EXAMPLE, Shown
 from viz.cost import label, prompt_perplexity
@@ -24,7 +26,10 @@ def summary(shown: list[Shown]) -> None:
         st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))
         row = st.container(horizontal=True, gap="small")
         row.metric(
-            "Tokens", f"{trace.n_prompt} + {trace.n_tokens - trace.n_prompt}", help="prompt + generated", width=_WIDTH
+            "Tokens",
+            f"{trace.n_prompt} + {generated_tokens(item.spec, trace)}",
+            help="prompt + generated. Figures leave out the last generated token, which the model never reads",
+            width=_WIDTH,
         )
         pruned, dense = prompt_perplexity(trace)
         same = f"{pruned:.2f}" == f"{dense:.2f}"
@@ -71,9 +76,15 @@ def summary(shown: list[Shown]) -> None:
             st.text(trace.continuation)  # not st.code, whose highlighter the browser would load before any chart
         for note in trace.notes:
             st.info(note)
-    made = shown[0].trace.provenance
+    for item in shown:
+        st.caption((f"{item.letter}: " if len(shown) > 1 else "") + told_provenance(item.trace))
+
+
+def told_provenance(trace: Trace) -> str:
+    """What one run was computed with, and how long that took."""
+    made = trace.provenance
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in made.seconds.items())
-    st.caption(
+    return (
         f"{literal(made.model)} · weights {made.fingerprint} · {made.dtype} on {made.device} · "
         f"{', '.join(made.backends)} kernels · {seconds}, computed when this trace was made"
     )

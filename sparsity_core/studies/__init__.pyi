@@ -17,6 +17,7 @@ from .spectra import is_interactive as is_interactive
 from .spectra import kept_neurons as kept_neurons
 from .spectra import layer_grams as layer_grams
 from .spectra import study as study
+from .spectra import study_of as study_of
 from .spectra import study_uncut as study_uncut
 from .spectra_records import MEASURES as MEASURES
 from .spectra_records import RATIO as RATIO

@@ -51,7 +51,7 @@ def study_channels(
                     recall[-1][i, :, j, s] = (both.sum(-1) / n_read[..., s]).mean(-1).cpu().numpy()
 
     queries = _read(model, ids, look, progress)
-    progress(1.0, "done")
+    progress(1.0, "every layer is measured")
     return ChannelStudy(counts, queries, np.stack(mass, 1), np.stack(recall, 1))
 
 

@@ -151,7 +151,7 @@ def study(
     `dense` is the whole model's perplexity where it is known. The ranking is None where no neurons are ranked.
     """
     compressed, rankings = _compressed(model, method, lambda share, doing: progress(0.3 * share, doing))
-    found = _studied(compressed, method, lambda share, doing: progress(0.3 + 0.3 * share, doing))
+    found = study_of(compressed, lambda share, doing: progress(0.3 + 0.3 * share, doing))
     if perplexity:
         if dense is None:
             dense, _ = _perplexity(model, lambda share, doing: progress(0.6 + 0.2 * share, doing))
@@ -176,7 +176,8 @@ def _compressed(model: Model, method: WeightMethod, progress: Progress) -> tuple
     return method.compress_by(model, rank, progress), rankings
 
 
-def _studied(compressed: CompressedModel, method: WeightMethod, progress: Progress) -> WeightStudy:
+def study_of(compressed: CompressedModel, progress: Progress = silent) -> WeightStudy:
+    """Every matrix's spectrum in a model that has been cut already; its perplexity is not measured."""
     import torch
 
     from sparsity_core.weights import each_spectrum, feed_forwards, spectra_of
@@ -206,8 +207,8 @@ def _studied(compressed: CompressedModel, method: WeightMethod, progress: Progre
         model=base.name,
         fingerprint=base.fingerprint,
         dtype=base.dtype_name,
-        method=str(method),
-        ratio=float(getattr(method, "ratio", 0.0)),
+        method=str(compressed.method),
+        ratio=float(getattr(compressed.method, "ratio", 0.0)),
         matrices=matrices,
         n_neurons=n_neurons,
         measures=np.asarray(measures, np.float64).reshape(len(blocks), len(matrices), len(MEASURES)),

@@ -108,7 +108,7 @@ def cut_heads(
     }
     compressed = wrap(hf, model.tokenizer, f"{model.name} {method}")
     neurons = tuple(np.arange(block.n_neurons) for block in feed_forwards(model))
-    progress(1.0, "done")
+    progress(1.0, "every layer is cut")
     seconds = time.perf_counter() - began
     return CompressedModel(compressed, model, method, neurons, seconds, tuple(notes), extra, removed)
 

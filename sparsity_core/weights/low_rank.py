@@ -96,7 +96,7 @@ def truncate(
     compressed = wrap(hf, model.tokenizer, f"{model.name} {method}")
     kept = tuple(torch.arange(block.n_neurons).numpy() for block in blocks)
     extra = {"rank": ranks, "cut_of_ffn_by_layer": [round(cut, 6)] * len(blocks)}
-    progress(1.0, "done")
+    progress(1.0, "every layer is cut")
     return CompressedModel(
         compressed,
         model,

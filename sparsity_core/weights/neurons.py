@@ -51,7 +51,7 @@ def cut_neurons(
         hf, notes = without_neurons(model, cuts)
     compressed = wrap(hf, model.tokenizer, f"{model.name} {method}")
     arrays = tuple(rows.cpu().numpy() for rows in kept)
-    progress(1.0, "done")
+    progress(1.0, "every layer is cut")
     return CompressedModel(compressed, model, method, arrays, time.perf_counter() - began, tuple(notes))
 
 

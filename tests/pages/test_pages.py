@@ -72,7 +72,8 @@ def page_name(request: pytest.FixtureRequest) -> str:
 
 def test_every_file_among_the_pages_is_in_the_navigation_and_asks_a_question(page_name: str) -> None:
     module = importlib.import_module(f"pages.{page_name}")
-    assert app_module.PAGES[page_name][0] is module.page
+    assert app_module.PAGES[page_name] is module
+    assert module.PAGE.title and module.PAGE.icon.startswith(":material/")
     assert (module.__doc__ or "").strip().endswith("?")
     assert set(app_module.PAGES) == {path.stem for path in (ROOT / "pages").glob("[a-z]*.py")}
 
@@ -92,9 +93,13 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
     assert len(names) >= len(charts)
     for name in names:
         labels = {b.label for b in at.get("download_button") if b.key.split("_", 1)[1] == name}
-        assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV"}
+        read = (
+            {"prompt.txt, which the command reads"} if any("--file prompt.txt" in c.value for c in at.code) else set()
+        )
+        assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV"} | read
     assert len(at.dataframe) == len(names)
-    if link and page_name not in {*app_module.OF_WEIGHTS, "channels"}:  # there A and B differ in what they read alone
+    of_model = app_module.PAGES[page_name].PAGE.needs == "model"
+    if link and not of_model and page_name != "channels":  # there A and B differ in what they read alone
         assert {name[-1] for name in names if name.endswith(("_A", "_B"))} == {"A", "B"}
 
 
@@ -121,6 +126,25 @@ def test_a_choice_outlives_the_way_to_another_page_and_back(tmp_path: Path) -> N
         assert {name: at.query_params[name] for name in ("layer", "head", "step")} == {
             "layer": "7", "head": "last", "step": "99"
         }  # fmt: skip
+
+
+def test_settings_of_runs_outlive_a_page_that_has_none(tmp_path: Path) -> None:
+    at = opened(tmp_path, **PAIR)
+    at.number_input(key="A_a2sf_budget").set_value(48).run()
+    at.text_area(key="prompt_text").set_value("A text of one's own.").run()
+    open_page(at, "spectra")
+    open_page(at, "spectra")
+    assert not [b for b in at.button if b.key == "run"] and not at.text_area
+    open_page(at, "")
+    assert at.number_input(key="A_a2sf_budget").value == 48
+    assert at.text_area(key="prompt_text").value == "A text of one's own."
+    assert at.selectbox(key="B_method").value == "streaming_llm"
+
+
+def test_each_run_says_what_it_was_computed_with(tmp_path: Path) -> None:
+    at = opened(tmp_path, **PAIR)
+    made = [caption.value for caption in at.caption if "computed when this trace was made" in caption.value]
+    assert [text[:3] for text in made] == ["A: ", "B: "]
 
 
 # --- the figures follow what is chosen ---

@@ -204,6 +204,8 @@ def test_the_run_bar_puts_a_weights_method_before_the_others(tmp_path: Path) -> 
 def test_what_the_page_looks_at_can_become_the_model_of_every_page(tmp_path: Path) -> None:
     at = spectra_page(tmp_path, weights="row_norm(ratio=0.25, multiple=8)")
     at.button(key="use_weights").click().run()
+    assert ["is set for every run" in told.value for told in at.success] == [True]
+    open_page(at, "")
     assert at.selectbox(key="A_weights").value == "row_norm"
     (pipeline,) = wanted(at)
     assert str(Pipeline.parse(pipeline).weights) == "row_norm(ratio=0.25, multiple=8)"
@@ -281,6 +283,10 @@ def test_a_model_of_ones_own_is_measured_cut_compared_and_written(tmp_path: Path
     assert [shown.value.replace("\\", "") for shown in at.success] == [f"Written to {folder}."]
     written = AutoModelForCausalLM.from_pretrained(folder)
     assert written.config.intermediate_size == len(other.kept[0])
+    assert not [b for b in at.button if b.key == "compute_study"], (
+        "the report card lists every layer, and so does the map"
+    )
+    np.testing.assert_allclose(cells(at)[0], [s.ks for s in other.spectra if s.matrix == "gate"], rtol=1e-5)
     shown = " ".join(text.value for text in at.markdown)
     assert "perplexity after" in shown and "<b>" not in shown.replace("\\<b\\>", "")
     earlier = tmp_path / "checkpoints" / "another.zip"
@@ -307,6 +313,7 @@ def test_a_study_that_is_kept_without_spectra_gives_way_to_the_computed_one(tmp_
     at.button(key="measure").click().run()
     finish(at)
     assert "D" not in [trace.get("name") for figure in figures(at) for trace in figure["data"]]
+    assert "has not been computed here" not in said(at) and "The distances below are known" in said(at)
     at.button(key="compute_study").click().run()
     finish(at)
     layer, matrix = at.session_state["S_layer"], at.session_state["S_matrix"]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests import traces
+from sparsity_core import methods, studies
+from sparsity_core.record import Store
+from tests import tiny, traces
 from ui.channels import tell_fetched
+from ui.figure import generated_tokens
+from ui.session import EXAMPLE
 from ui.tokens import tell_mass
 
 
@@ -21,3 +25,19 @@ def test_of_nothing_fetched_no_share_came_late() -> None:
     assert tell_fetched(traces.trace()) == "Nothing was fetched from the host's memory."
     assert tell_fetched(traces.trace(bytes_ahead=3 * 2**20, bytes_late=2**20)).startswith("4.0 MiB were fetched")
     assert "25% of it only when" in tell_fetched(traces.trace(bytes_ahead=3 * 2**20, bytes_late=2**20))
+
+
+def test_a_run_of_so_many_new_tokens_says_so_many() -> None:
+    trace = Store().get(EXAMPLE)
+    assert trace is not None and generated_tokens(EXAMPLE, trace) == EXAMPLE.generate == 24
+    assert generated_tokens(traces.spec(), traces.trace(n_prompt=8)) == 0
+
+
+def test_no_part_of_a_job_says_that_all_of_it_is_done() -> None:
+    told: list[tuple[float, str]] = []
+    for name in ("row_norm", "svd_truncation", "head_pruning", "slicegpt"):
+        studies.study(
+            tiny.model(), methods.get(name)(ratio=0.25), progress=lambda share, doing: told.append((share, doing))
+        )
+    assert len(told) > 20
+    assert not [doing for share, doing in told if doing == "done"]

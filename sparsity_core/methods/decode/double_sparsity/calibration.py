@@ -47,7 +47,7 @@ def calibrate(
         progress(i / blocks, f"calibrating, block {i + 1} of {blocks}")
         with recording(recorder):
             model.hidden(ids[None], use_cache=False)
-    progress(1.0, "done")
+    progress(1.0, "the channels are ranked")
     recipe = {
         "model": model.name,
         "fingerprint": model.fingerprint,

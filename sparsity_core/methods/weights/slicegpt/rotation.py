@@ -78,7 +78,7 @@ def slice_stream(
     }
     compressed = wrap(hf, model.tokenizer, f"{model.name} {method}")
     neurons = tuple(np.arange(block.n_neurons) for block in feed_forwards(model))
-    progress(1.0, "done")
+    progress(1.0, "every layer is rotated")
     return CompressedModel(
         compressed, model, method, neurons, time.perf_counter() - began, tuple(notes), extra, removed
     )

@@ -1,0 +1,27 @@
+"""What the file of a page says of it: `PAGE = Page("Tokens", ":material/grid_on:", needs="run")`, beside its function `page`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+def no_choices() -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page's title and icon in the navigation, what it needs, and its place there.
+
+    A page that needs a "run" is a function of the runs shown and the view, and has the run bar beside it. One that needs a
+    "model" alone takes no arguments, and no prompt, method or Run stand beside it. `link` gives the page's own part of the
+    address.
+    """
+
+    title: str
+    icon: str
+    needs: Literal["run", "model"] = "run"
+    order: int = 100
+    link: Callable[[], dict[str, str]] = no_choices
