@@ -2,201 +2,32 @@
 
 from __future__ import annotations
 
-import numpy as np
 import streamlit as st
 
-from sparsity_core import studies
-from sparsity_core.studies import WeightStudy
 from ui import spectra as ui
-from ui import work
 from ui.entry import start_from_app
 from ui.explain import explain_method
-from ui.figure import show_figure
-from ui.knobs import choose_one
-from ui.literal import literal
 from ui.page import Page
-from ui.spectra import Choice
 from ui.weights import take_away
-from viz import spectra
 
 PAGE = Page("Spectra", ":material/equalizer:", needs="model", order=5, link=ui.spectra_link)
 
 
 def page() -> None:
     spec = ui.current_spec()
-    who = ui.identity(spec)
-    uncut = ui.uncut_of(who) if who else None
-    if uncut is None:
-        st.info("The spectra of this model have not been measured here yet.")
-        if not work.pending("spectra") and st.button("Measure them", key="measure", icon=":material/straighten:"):
-            ui.compute_uncut(spec)
-            st.rerun()
-    work.watch("spectra", ui.tell_problems)
-    if uncut is None:
-        return
-    choice = ui.choose(spec, uncut)
+    uncut = ui.offer_measuring(spec)
+    choice = ui.choose(spec, uncut) if uncut is not None else None
     if choice is None:
         return
     study = ui.study_of(choice.who, choice.method)
-    kept = _spectrum(choice, study)
-    _distances(choice, study)
-    _neurons(choice, kept)
-    _training(choice)
-    _comparison(choice)
+    kept = ui.spectrum(choice, study)
+    ui.distances(choice, study)
+    ui.neurons(choice, kept)
+    ui.policy_training(choice)
+    ui.comparison(choice)
     st.subheader("Take the pruned model with you")
     take_away(choice)
     explain_method(choice.method)
-
-
-def _spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
-    """The chosen matrix before and after. Returns which of the layer's neurons stay, where that is known."""
-    title, axes = st.columns([3, 2], vertical_alignment="bottom")
-    title.subheader(f"Singular values of {choice.matrix}, layer {choice.layer}")
-    with axes:
-        view = choose_one("Axes", spectra.VIEWS, "spectra_view")
-    ranked, grams = ui.ranked_of(choice.who, choice.method), ui.make_ready(choice)
-    after = study.spectrum(choice.layer, choice.matrix) if study else None
-    if study is not None and after is not None:
-        before, kept = choice.uncut.spectrum(choice.layer, choice.matrix), study.kept[choice.layer]
-        measures = study.of(choice.layer, choice.matrix)
-    elif ranked is not None and grams is not None:
-        cut, kept = ui.live_cut(choice, ranked, grams)
-        before, after, measures = cut.before, cut.after, cut.measures
-    elif ranked is not None:
-        ui.begin_layer(choice)
-        work.watch("layer", ui.tell_problems)
-        return studies.kept_neurons(ranked.importance[choice.layer], choice.ratio)
-    else:
-        _offer(choice, ui.tell_missing(study))
-        work.watch("layer", ui.tell_problems)
-        return study.kept[choice.layer] if study else None
-    work.watch("layer", ui.tell_problems)
-    table, risen = spectra.spectrum_table(before, after), spectra.risen(before, after)
-    drawn, numbers = st.columns([3, 1.6], gap="medium")
-    with drawn:
-        show_figure(
-            spectra.plot_spectrum(table, measures, method=choice.method.name, view=view),
-            table,
-            name="spectrum",
-            caption=f"Singular values of {choice.matrix} in layer {choice.layer} before and after {choice.method}.",
-            read=f"{risen:.0%} of the singular values rose: this method changes what it keeps, and D counts both directions."
-            if risen
-            else "No singular value rose, as none does where rows are cut: D measures shrinkage in one direction.",
-            sources=ui.origin(choice),
-        )
-    numbers.markdown(_numbers(measures))
-    return kept
-
-
-def _numbers(measures: dict[str, float]) -> str:
-    rows = {
-        "reached at σ": f"{measures['ks_at']:.3g}",
-        "D ÷ √(1\u00a0−\u00a0ratio)": f"{measures['scaled_ks']:.4f}",
-        "Wasserstein ÷ mean": f"{measures['wasserstein']:.4f}",
-        "Energy lost, ΔF²": f"{measures['energy_lost']:.1%}",
-        "Stable rank": f"{measures['stable_rank_before']:.1f} → {measures['stable_rank_after']:.1f}",
-        "Effective rank": f"{measures['effective_rank_before']:.0f} → {measures['effective_rank_after']:.0f}",
-    }
-    lines = [f"| D | {measures['ks']:.4f} |", "|:---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())]
-    return "\n".join(lines).replace(" → ", "\u00a0→\u00a0").replace(" ÷ ", "\u00a0÷\u00a0")
-
-
-def _offer(choice: Choice, why: str) -> None:
-    """The button that computes the chosen study."""
-    if not work.pending("study"):
-        st.caption(why)
-        if st.button(
-            f"Compute {literal(str(choice.method))}",
-            key="compute_study",
-            icon=":material/play_arrow:",
-            help="cuts every layer, and measures every spectrum and the perplexity",
-        ):
-            ui.compute_studies("study", choice, [choice.method])
-            st.rerun()
-
-
-def _distances(choice: Choice, study: WeightStudy | None) -> None:
-    title, chosen = st.columns([3, 3.2], vertical_alignment="bottom")
-    title.subheader("Every layer and matrix")
-    with chosen:
-        measure = choose_one("Distance", spectra.DISTANCES, "spectra_distance")
-    work.watch("study", ui.tell_problems)
-    if study is None:
-        if ui.ranked_of(choice.who, choice.method) is not None:  # else it is offered above
-            _offer(choice, f"Known for layer {choice.layer} alone at this ratio.")
-        return
-    table = spectra.distance_table(study)
-    show_figure(
-        spectra.plot_distances(table, measure, (choice.layer, choice.matrix)),
-        table,
-        name="distances",
-        caption=f"{spectra.DISTANCES[measure]} of every FFN matrix under {choice.method}.",
-        read="Distance of each matrix's singular values before and after. Click a cell to look at it above.",
-        sources=ui.origin(choice),
-        on_click=ui.look_at,
-    )
-
-
-def _neurons(choice: Choice, kept: np.ndarray | None) -> None:
-    if kept is None:
-        return
-    st.subheader(f"Which neurons go, layer {choice.layer}")
-    if kept.all() and choice.ratio > 0:
-        st.caption("This method cuts no neurons.")
-        return
-    ranked, uncut, layer = ui.ranked_of(choice.who, choice.method), choice.uncut, choice.layer
-    importance = ranked.importance[layer] if ranked else np.zeros(0)
-    table = spectra.neuron_table(importance, uncut.row_norm[layer], uncut.leverage[layer], kept)
-    show_figure(
-        spectra.plot_neurons(table, first=uncut.first),
-        table,
-        name="neurons",
-        caption=f"Neurons of layer {layer} that {choice.method} keeps and cuts.",
-        read="A mark is a neuron: a row of gate and up, and the same column of down. Hover to name it.",
-        sources=ui.origin(choice),
-    )
-
-
-def _training(choice: Choice) -> None:
-    history = studies.find_history(choice.uncut.fingerprint, choice.method)
-    if history is None:
-        return
-    st.subheader("How the policy learned")
-    table = spectra.history_table(history)
-    show_figure(
-        spectra.plot_history(table, method=choice.method.name, starts=history.starts),
-        table,
-        name="history",
-        caption=f"Mean D and mean reward of the policy by episode, trained at a ratio of {history.ratio:g}.",
-        read="Mean over the layers. The reward is 1 / D of what the policy drew; D is of what it would keep.",
-        sources=ui.origin(choice),
-    )
-
-
-def _comparison(choice: Choice) -> None:
-    ratio = choice.ratio or studies.RATIO
-    wanted = list(dict.fromkeys([*studies.contenders(ratio), studies.at_ratio(choice.method, ratio)]))
-    measured = {str(m): s for m in wanted if (s := ui.study_of(choice.who, m)) and not np.isnan(s.perplexity)}
-    missing = [m for m in wanted if str(m) not in measured]
-    st.subheader(f"Every method at a ratio of {ratio:.0%}: what D tells of the cost")
-    if measured:
-        table = spectra.comparison_table(list(measured.values()), choice.matrix)
-        show_figure(
-            spectra.plot_comparison(table, choice.matrix, str(choice.method)),
-            table,
-            name="comparison",
-            caption=f"Rise in perplexity against mean D of {choice.matrix}, at a ratio of {ratio:g}. "
-            f"Perplexity on {next(iter(measured.values())).convention}.",
-            read="Down is cheaper, left is closer to the whole spectrum. A random cut is what the others have to beat; "
-            f"bars are the extremes of its seeds. Perplexity on {next(iter(measured.values())).convention}.",
-            sources=ui.origin(choice),
-        )
-    if missing and not work.pending("comparison"):
-        st.caption(literal(f"Not computed here yet: {', '.join(map(str, missing))}."))
-        if st.button(f"Compute the {len(missing)} missing", key="compute_comparison", icon=":material/play_arrow:"):
-            ui.compute_studies("comparison", choice, missing)
-            st.rerun()
-    work.watch("comparison", ui.tell_problems)
 
 
 if __name__ == "__main__":

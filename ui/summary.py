@@ -24,53 +24,7 @@ def summary(shown: list[Shown]) -> None:
     for item in shown:
         trace = item.trace
         st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))
-        row = st.container(horizontal=True, gap="small")
-        row.metric(
-            "Tokens",
-            f"{trace.n_prompt} + {generated_tokens(item.spec, trace)}",
-            help="prompt + generated. Figures leave out the last generated token, which the model never reads",
-            width=_WIDTH,
-        )
-        pruned, dense = prompt_perplexity(trace)
-        same = f"{pruned:.2f}" == f"{dense:.2f}"
-        row.metric(
-            "Perplexity",
-            f"{pruned:.2f}" if np.isfinite(pruned) else "–",
-            ("as dense" if same else f"{pruned - dense:+.2f} to dense") if np.isfinite(dense) else None,
-            delta_color="off" if same else "inverse",
-            delta_arrow="off" if same else "auto",
-            help="of the prompt under the pipeline: exp of the mean −log p, from its second token on. A method that cuts "
-            "once, after the prompt, reads it as the dense model does",
-            width=_WIDTH,
-        )
-        row.metric(
-            "KV cache",
-            _bytes(trace.kv_bytes),
-            f"{trace.kv_bytes / trace.kv_bytes_dense:.0%} of dense" if trace.kv_bytes_dense else None,
-            delta_color="off",
-            delta_arrow="off",
-            help="bytes that the keys and values of every layer hold at the end",
-            width=_WIDTH,
-        )
-        row.metric(
-            "Keys visible",
-            f"{trace.density():.0%}",
-            help="share of the causal (query, key) pairs that stay",
-            width=_WIDTH,
-        )
-        if trace.compared:
-            row.metric(
-                "Regret",
-                f"{trace.regret.mean():.1%}",
-                help="dense attention that went to evicted keys",
-                width=_WIDTH,
-            )
-            row.metric(
-                "Same top token",
-                f"{np.nanmean(trace.top1_agrees):.0%}",
-                help="positions where dense and pruned agree on the next token",
-                width=_WIDTH,
-            )
+        _figures(item)
         if trace.continuation:
             st.caption("The model went on:")
             st.text(trace.continuation)  # not st.code, whose highlighter the browser would load before any chart
@@ -78,6 +32,58 @@ def summary(shown: list[Shown]) -> None:
             st.info(note)
     for item in shown:
         st.caption((f"{item.letter}: " if len(shown) > 1 else "") + told_provenance(item.trace))
+
+
+def _figures(item: Shown) -> None:
+    """The figures of one run, side by side."""
+    trace = item.trace
+    row = st.container(horizontal=True, gap="small")
+    row.metric(
+        "Tokens",
+        f"{trace.n_prompt} + {generated_tokens(item.spec, trace)}",
+        help="prompt + generated. Figures leave out the last generated token, which the model never reads",
+        width=_WIDTH,
+    )
+    pruned, dense = prompt_perplexity(trace)
+    same = f"{pruned:.2f}" == f"{dense:.2f}"
+    row.metric(
+        "Perplexity",
+        f"{pruned:.2f}" if np.isfinite(pruned) else "–",
+        ("as dense" if same else f"{pruned - dense:+.2f} to dense") if np.isfinite(dense) else None,
+        delta_color="off" if same else "inverse",
+        delta_arrow="off" if same else "auto",
+        help="of the prompt under the pipeline: exp of the mean −log p, from its second token on. A method that cuts "
+        "once, after the prompt, reads it as the dense model does",
+        width=_WIDTH,
+    )
+    row.metric(
+        "KV cache",
+        _bytes(trace.kv_bytes),
+        f"{trace.kv_bytes / trace.kv_bytes_dense:.0%} of dense" if trace.kv_bytes_dense else None,
+        delta_color="off",
+        delta_arrow="off",
+        help="bytes that the keys and values of every layer hold at the end",
+        width=_WIDTH,
+    )
+    row.metric(
+        "Keys visible",
+        f"{trace.density():.0%}",
+        help="share of the causal (query, key) pairs that stay",
+        width=_WIDTH,
+    )
+    if trace.compared:
+        row.metric(
+            "Regret",
+            f"{trace.regret.mean():.1%}",
+            help="dense attention that went to evicted keys",
+            width=_WIDTH,
+        )
+        row.metric(
+            "Same top token",
+            f"{np.nanmean(trace.top1_agrees):.0%}",
+            help="positions where dense and pruned agree on the next token",
+            width=_WIDTH,
+        )
 
 
 def told_provenance(trace: Trace) -> str:

@@ -207,12 +207,12 @@ def test_without_a_gate_the_page_says_how_to_get_one(tmp_path, monkeypatch):
     at = opened(tmp_path)
     open_page(at, "gate")
     assert not at.exception
-    assert any("choose dcp under Gate in the sidebar" in i.value for i in at.info)
+    assert any("choose one under Gate in the sidebar" in i.value for i in at.info)
 
 
 def test_torch_is_not_needed_to_read_a_gates_recipe():
     code = (
-        "import sys, sparsity_core.methods.gate.dcp.records, ui.gate\n"
+        "import sys, sparsity_core.methods.gate.dcp.records, ui.gate.looks, ui.gate.training, viz.gate\n"
         "from viz.gate import plot_family, plot_links\nsys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

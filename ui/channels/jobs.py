@@ -1,12 +1,11 @@
-"""The Channels page's choices and the work behind its figures."""
+"""The calibration, the studies, the looks and the runs that the Channels page draws."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -14,64 +13,21 @@ import streamlit as st
 
 from sparsity_core import methods
 from sparsity_core.kinds import Pipeline
-from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels, find_channels
+from sparsity_core.methods.decode.double_sparsity.channels import Channels, find_channels
 from sparsity_core.record import RunSpec, Trace, key_of
-from sparsity_core.studies import SHARES, ChannelStudy, Read, channel_counts
+from sparsity_core.studies import SHARES, ChannelStudy, Read
 from ui import work
-from ui.figure import Origin
+from ui.channels.choice import Choice, method_of
 from ui.session import Shown, trace_of
-from viz.channels import curve_point, overlap_table, share_name
+from viz.channels import curve_point, overlap_table
 
 ANSWER = 24  # tokens of a continuation
+
+
 _KEPT = 16  # studies and looks, in this process
+
+
 _CURVES = ("qk", "q", "k")
-_LINKED: dict[str, type] = {"statistic": str, "r": int, "share": float}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the page looks at beside the layer and head of every page."""
-
-    statistic: str
-    channels: int
-    share: float
-
-
-def choose(calibrated: Channels) -> Choice:
-    dim = calibrated.magnitudes["qk"].shape[2]
-    counts = channel_counts(dim)
-    for (name, kind), offered, first in zip(
-        _LINKED.items(), (STATISTICS, counts, SHARES), ("qk", counts[-2:][0], 0.25), strict=True
-    ):
-        value = st.session_state.get(f"channels_{name}", st.query_params.get(name, first))
-        with contextlib.suppress(ValueError):  # a link may say anything
-            value = kind(value)
-        st.session_state[f"channels_{name}"] = value if value in offered else first
-    statistic, r, share = st.columns([2, 2, 3], vertical_alignment="bottom")
-    with statistic:
-        st.segmented_control("Statistic", STATISTICS, key="channels_statistic", required=True)
-    with r:
-        st.select_slider("Channels r", counts, key="channels_r", help="of each head, kept in the label cache")
-    with share:
-        st.select_slider(
-            "Share read",
-            SHARES,
-            key="channels_share",
-            format_func=share_name,
-            help="of the context, at each decode step",
-        )
-    held = st.session_state
-    return Choice(held.channels_statistic, held.channels_r, held.channels_share)
-
-
-def channels_link() -> dict[str, str]:
-    """The page's part of the address."""
-    held = {name: st.session_state.get(f"channels_{name}") for name in _LINKED}
-    return {name: str(value) for name, value in held.items() if value is not None}
-
-
-def method_of(choice: Choice) -> Any:
-    return methods.DoubleSparsity(tokens=choice.share, channels=choice.channels, statistic=choice.statistic)
 
 
 def calibration_of(item: Shown) -> Channels | None:
@@ -174,35 +130,6 @@ def _point(key: str, _spec: RunSpec) -> dict[str, float | str]:
     if trace is None:
         raise LookupError(key)
     return curve_point(trace)
-
-
-def origin(item: Shown, choice: Choice, calibrated: Channels) -> Origin:
-    """What stands behind a figure of channels."""
-    spec = item.spec
-    command = (
-        f"python -m sparsity_core calibrate --model {quote(spec.model)} --device {quote(spec.device)} "
-        f"--dtype {quote(spec.dtype)} --out channels"
-    )
-    fields = {
-        "model": spec.model,
-        "weights": item.trace.provenance.fingerprint,
-        "method": str(method_of(choice)),
-        "prompt": item.trace.provenance.prompt_hash,
-        "calibration": ", ".join(f"{k} {v}" for k, v in calibrated.recipe.items() if isinstance(v, str | int)),
-        "command": command,
-    }
-    return Origin(fields, f"{spec.model}, {method_of(choice)}.", command)
-
-
-def tell_fetched(trace: Trace) -> str:
-    """How much an offloaded generation fetched, and how much of that too late, as a sentence."""
-    total = trace.bytes_ahead + trace.bytes_late
-    if not total:
-        return "Nothing was fetched from the host's memory."
-    return (
-        f"{total / 2**20:,.1f} MiB were fetched from the host's memory; {trace.bytes_late / total:.0%} of it only when a "
-        "layer asked, because the prediction had missed it."
-    )
 
 
 @st.cache_resource(show_spinner=False)

@@ -1,0 +1,5 @@
+"""channels: what the Channels page looks at, the work behind it, and its figures."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

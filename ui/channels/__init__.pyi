@@ -1,0 +1,17 @@
+from .choice import Choice as Choice
+from .choice import channels_link as channels_link
+from .choice import choose as choose
+from .choice import method_of as method_of
+from .choice import tell_fetched as tell_fetched
+from .jobs import answer_specs as answer_specs
+from .jobs import calibrate_model as calibrate_model
+from .jobs import calibration_of as calibration_of
+from .jobs import curve_specs as curve_specs
+from .sections import answers as answers
+from .sections import cost_curve as cost_curve
+from .sections import magnitudes as magnitudes
+from .sections import offer_calibration as offer_calibration
+from .sections import quality as quality
+from .sections import statistics as statistics
+from .sections import steps as steps
+from .sections import while_running as while_running

@@ -1,0 +1,76 @@
+"""A layer's gate logits, computed on demand, and how a gate was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from sparsity_core.kinds import GateMethod, Pipeline
+from sparsity_core.methods.gate.dcp.records import family, recipe_of
+from sparsity_core.record import key_of
+from sparsity_core.studies import GateLook
+from ui import work
+from ui.session import Shown
+
+_KEPT = 12  # looks at a layer, in this process
+
+
+def gate_of(item: Shown) -> GateMethod | None:
+    return Pipeline.parse(item.spec.pipeline).gate
+
+
+def recipe_used(method: GateMethod) -> dict[str, Any] | None:
+    """How the gate that a method uses was trained."""
+    adapter, gamma = getattr(method, "adapter", "auto"), getattr(method, "gamma", 0.0)
+    if adapter != "auto":
+        return recipe_of(Path(adapter).expanduser())
+    shipped = family()
+    return recipe_of(shipped[min(shipped, key=lambda known: abs(known - gamma))]) if shipped else None
+
+
+def look_of(item: Shown, layer: int, window: tuple[int, int]) -> GateLook | None:
+    return known_values().get(_look_key(item, layer, window))
+
+
+def was_asked(item: Shown, layer: int, window: tuple[int, int]) -> bool:
+    """Whether this look was begun by itself before: one that failed or was cancelled waits for a button."""
+    return st.session_state.get("gate look") == _look_key(item, layer, window)
+
+
+def look_at(item: Shown, layer: int, window: tuple[int, int]) -> None:
+    key = _look_key(item, layer, window)
+    st.session_state["gate look"] = key
+    work.submit("gate_look", {key: partial(_look, item, layer, window, key, known_values())})
+
+
+def _look_key(item: Shown, layer: int, window: tuple[int, int]) -> str:
+    return f"gate {key_of(item.spec)} {layer} {window}"
+
+
+@st.cache_resource(show_spinner=False)
+def known_values() -> dict[str, Any]:
+    """Looks of this process, the last ones."""
+    return {}
+
+
+def _look(
+    item: Shown,
+    layer: int,
+    window: tuple[int, int],
+    key: str,
+    known: dict[str, Any],
+    progress: Callable[[float, str], None],
+) -> None:
+    from sparsity_core.models import load
+    from sparsity_core.studies import look_at_gate
+
+    spec = item.spec
+    progress(0.0, f"loading {spec.model}")
+    model = load(spec.model, device=spec.device, dtype=spec.dtype)
+    known[key] = look_at_gate(model, item.trace, Pipeline.parse(spec.pipeline), layer, window, progress)
+    while len(known) > _KEPT:
+        known.pop(next(iter(known)))

@@ -1,0 +1,16 @@
+from .choice import RATIOS as RATIOS
+from .choice import Choice as Choice
+from .choice import choose as choose
+from .choice import current_spec as current_spec
+from .choice import example_method as example_method
+from .choice import hold_choices as hold_choices
+from .choice import spectra_link as spectra_link
+from .known import keep as keep
+from .known import known_values as known_values
+from .known import study_of as study_of
+from .sections import comparison as comparison
+from .sections import distances as distances
+from .sections import neurons as neurons
+from .sections import offer_measuring as offer_measuring
+from .sections import policy_training as policy_training
+from .sections import spectrum as spectrum
