@@ -34,7 +34,7 @@ def _see(shown: list[Shown], item: Shown, at: View) -> None:
         st.info("No gate runs in this pipeline: choose one under Gate in the sidebar, and press Run.")
     else:
         ui.pairs(item, at)
-    st.subheader("What is kept, and of what kind")
+    st.subheader("What is kept, and of what kind", anchor=False)
     for each in shown:
         ui.what_is_kept(each)
     if method is not None:

@@ -25,7 +25,7 @@ def page() -> None:
     ui.neurons(choice, kept)
     ui.policy_training(choice)
     ui.comparison(choice)
-    st.subheader("Take the pruned model with you")
+    st.subheader("Take the pruned model with you", anchor=False)
     take_away(choice)
     explain_method(choice.method)
 

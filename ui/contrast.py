@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import streamlit as st
 
+from ui.figure import theme
+
 
 def raise_contrast() -> None:
     """Draws nothing and takes no room; its style sheet is the page's."""
-    _component(key="contrast")
+    _component(key=f"contrast_{theme()}")
 
 
 _CSS = """
-.st-key-contrast {
+[class*="st-key-contrast_"] {
   position: absolute;
 }
 [data-testid="stCaptionContainer"] {
   color: inherit;
   opacity: 0.85;
+}
+/* Streamlit writes white on the accent colour, which is light on a dark ground. */
+.stApp:has(.st-key-contrast_dark) [data-testid="stBaseButton-primary"] {
+  color: #10131a;
 }
 """
 

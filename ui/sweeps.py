@@ -37,7 +37,7 @@ def forgetting_sweep(item: Shown, layer: int) -> None:
     specs = sweep_specs(item.spec)
     if specs is None:
         return
-    st.subheader("Forgetting factor: what each value costs")
+    st.subheader("Forgetting factor: what each value costs", anchor=False)
     traces = {factor: trace for factor, spec in specs.items() if (trace := trace_of(spec)) is not None}
     purpose = f"sweep {key_of(specs[FACTORS[0]])}"
     if len(traces) < len(specs) and not work.pending(purpose):

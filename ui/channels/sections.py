@@ -43,7 +43,7 @@ def offer_calibration(item: Shown) -> Channels | None:
 
 
 def magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> None:
-    st.subheader("Outlier channels")
+    st.subheader("Outlier channels", anchor=False)
     head = at.head if isinstance(at.head, int) else None
     recipe = calibrated.recipe
     whole, own = st.columns([3, 2])
@@ -72,7 +72,7 @@ def magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> N
 
 
 def statistics(item: Shown, choice: Choice, calibrated: Channels) -> None:
-    st.subheader("Do the statistics agree?")
+    st.subheader("Do the statistics agree?", anchor=False)
     table = overlaps(item.trace.provenance.fingerprint, calibrated, choice.channels)
     dim = calibrated.magnitudes["qk"].shape[2]
     stable = calibrated.recipe.get("stability")
@@ -97,7 +97,7 @@ def statistics(item: Shown, choice: Choice, calibrated: Channels) -> None:
 
 
 def quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
-    st.subheader("How many channels, how many keys?")
+    st.subheader("How many channels, how many keys?", anchor=False)
     study = study_of(item)
     if study is None and not work.pending("channels"):
         st.caption("Every statistic, number of channels and share at once, against the exact attention of this text.")
@@ -131,7 +131,7 @@ def quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
 
 
 def steps(shown: list[Shown], at: View, choice: Choice, calibrated: Channels) -> None:
-    st.subheader(f"What a decode step reads, layer {at.layer}")
+    st.subheader(f"What a decode step reads, layer {at.layer}", anchor=False)
     reads = {item.letter: read_of(item, at.layer, choice) for item in shown}
     if (
         any(read is None for read in reads.values())
@@ -169,7 +169,7 @@ def while_running(item: Shown) -> None:
     """What only a run can tell: channels that drift, and what an offloaded generation had ready."""
     trace = item.trace
     if trace.drift.size:
-        st.subheader(f"{item.letter}: do the channels stay while it runs?")
+        st.subheader(f"{item.letter}: do the channels stay while it runs?", anchor=False)
         table = viz.drift_table(trace)
         show_figure(
             viz.plot_drift(table),
@@ -180,7 +180,7 @@ def while_running(item: Shown) -> None:
             sources=[(item.spec, trace)],
         )
     if trace.prefetch_hits.size:
-        st.subheader(f"{item.letter}: what was ready when a layer asked for it")
+        st.subheader(f"{item.letter}: what was ready when a layer asked for it", anchor=False)
         method = Pipeline.parse(item.spec.pipeline).decode
         assert isinstance(method, SelectionMethod)  # nothing else keeps its cache on the host
         table = viz.prefetch_table(trace, method.tokens_of)
@@ -195,7 +195,7 @@ def while_running(item: Shown) -> None:
 
 
 def cost_curve(item: Shown, choice: Choice, calibrated: Channels) -> None:
-    st.subheader("What reading less costs")
+    st.subheader("What reading less costs", anchor=False)
     specs = curve_specs(item, choice)
     points = points_of(specs)
     left = f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one."
@@ -217,7 +217,7 @@ def cost_curve(item: Shown, choice: Choice, calibrated: Channels) -> None:
 
 def answers(item: Shown, choice: Choice) -> None:
     """What the model says after this prompt when each step reads, or the cache keeps, so much."""
-    st.subheader(f"What it answers, {viz.share_name(choice.share)} of the context")
+    st.subheader(f"What it answers, {viz.share_name(choice.share)} of the context", anchor=False)
     specs = answer_specs(item, choice)
     traces = traces_of(specs)
     why = f"{ANSWER} tokens after this prompt, from each method."

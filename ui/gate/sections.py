@@ -18,7 +18,7 @@ from viz import gate as viz
 
 def pairs(item: Shown, at: View) -> None:
     window = at.window(item.trace.n_tokens)
-    st.subheader(f"What layer {at.layer} thinks of each pair")
+    st.subheader(f"What layer {at.layer} thinks of each pair", anchor=False)
     look = look_of(item, at.layer, window)
     if look is None and not work.pending("gate_look"):
         asked = was_asked(item, at.layer, window)
@@ -90,7 +90,7 @@ def trained(method: GateMethod) -> None:
     recipe = recipe_used(method)
     if recipe is None:
         return
-    st.subheader("How this gate was trained")
+    st.subheader("How this gate was trained", anchor=False)
     table = viz.training_table(recipe)
     command = command_of(recipe)
     said = {name: str(recipe[name]) for name in ("model", "fingerprint", "gamma", "steps", "length", "text_blake2b")}
@@ -106,7 +106,7 @@ def trained(method: GateMethod) -> None:
 
 
 def cost_section(item: Shown) -> None:
-    st.subheader("The family of gates beside eviction, on this prompt")
+    st.subheader("The family of gates beside eviction, on this prompt", anchor=False)
     specs = family_specs(item)
     points = points_of(specs)
     left = f"{len(specs) - len(points)} runs of this prompt, which can be cancelled and are kept one by one."

@@ -20,7 +20,7 @@ _OFFERED = ("gamma", "steps", "length", "learning_rate", "seed")
 
 
 def train_section(item: Shown) -> None:
-    st.subheader("Train a gate for this model")
+    st.subheader("Train a gate for this model", anchor=False)
     values: dict[str, Any] = {}
     for column, name in zip(st.columns(len(_OFFERED)), _OFFERED, strict=True):
         default, help_ = getattr(Training, name), Training.__dataclass_fields__[name].metadata["help"]

@@ -34,7 +34,7 @@ def offer_measuring(spec: RunSpec) -> Uncut | None:
 def spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     """The chosen matrix before and after. Returns which of the layer's neurons stay, where that is known."""
     title, axes = st.columns([3, 2], vertical_alignment="bottom")
-    title.subheader(f"Singular values of {choice.matrix}, layer {choice.layer}")
+    title.subheader(f"Singular values of {choice.matrix}, layer {choice.layer}", anchor=False)
     with axes:
         view = choose_one("Axes", viz.VIEWS, "spectra_view")
     ranked, grams = ranked_of(choice.who, choice.method), make_ready(choice)
@@ -100,7 +100,7 @@ def _offer(choice: Choice, why: str) -> None:
 
 def distances(choice: Choice, study: WeightStudy | None) -> None:
     title, chosen = st.columns([3, 3.2], vertical_alignment="bottom")
-    title.subheader("Every layer and matrix")
+    title.subheader("Every layer and matrix", anchor=False)
     with chosen:
         measure = choose_one("Distance", viz.DISTANCES, "spectra_distance")
     work.watch("study", tell_problems)
@@ -123,7 +123,7 @@ def distances(choice: Choice, study: WeightStudy | None) -> None:
 def neurons(choice: Choice, kept: np.ndarray | None) -> None:
     if kept is None:
         return
-    st.subheader(f"Which neurons go, layer {choice.layer}")
+    st.subheader(f"Which neurons go, layer {choice.layer}", anchor=False)
     if kept.all() and choice.ratio > 0:
         st.caption("This method cuts no neurons.")
         return
@@ -144,7 +144,7 @@ def policy_training(choice: Choice) -> None:
     history = studies.find_history(choice.uncut.fingerprint, choice.method)
     if history is None:
         return
-    st.subheader("How the policy learned")
+    st.subheader("How the policy learned", anchor=False)
     table = viz.history_table(history)
     show_figure(
         viz.plot_history(table, method=choice.method.name, starts=history.starts),
@@ -161,7 +161,7 @@ def comparison(choice: Choice) -> None:
     wanted = list(dict.fromkeys([*studies.contenders(ratio), studies.at_ratio(choice.method, ratio)]))
     measured = {str(m): s for m in wanted if (s := study_of(choice.who, m)) and not np.isnan(s.perplexity)}
     missing = [m for m in wanted if str(m) not in measured]
-    st.subheader(f"Every method at a ratio of {ratio:.0%}: what D tells of the cost")
+    st.subheader(f"Every method at a ratio of {ratio:.0%}: what D tells of the cost", anchor=False)
     if measured:
         table = viz.comparison_table(list(measured.values()), choice.matrix)
         show_figure(

@@ -1,0 +1,5 @@
+"""tokens: a trace's tokens in words, and the figures of the Tokens page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+from .sections import atlas_of as atlas_of
+from .sections import difference as difference
+from .sections import links as links
+from .sections import loss as loss
+from .sections import reads as reads
+from .sections import strip_of as strip_of
+from .told import strip_cells as strip_cells
+from .told import tell_mass as tell_mass
+from .told import tell_token as tell_token
