@@ -55,6 +55,7 @@ def main() -> None:
     module = PAGES[chosen.url_path or next(iter(PAGES))]  # the first page's address is empty
     of_model = module.PAGE.needs == "model"
     hold_choices(of_model)
+    bar = model_bar if of_model else run_bar
     failed = None
     try:
         if of_model:
@@ -64,7 +65,7 @@ def main() -> None:
     except Exception as error:  # a page's fault does not take the settings away, by which a visitor gets out of it
         failed = error
     with st.sidebar:
-        model_bar() if of_model else run_bar()  # after the page: that is what a visitor came to see
+        bar()  # after the page: that is what a visitor came to see
     if failed is not None:
         raise failed
 
