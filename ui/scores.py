@@ -71,7 +71,7 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
         f"{item.letter}: every step of this layer",
         key=f"button_{key}",
         icon=":material/timeline:",
-        help=f"the trace keeps the scores at {n} steps; this runs the layers up to {layer} again",
+        help=f"the trace holds scores at {n} steps; this computes layers 0 to {layer} again for all the others",
     ):
         work.submit(key, {key: compute})
         st.rerun()
@@ -103,8 +103,8 @@ def accumulated(shown: list[Shown], at: View) -> None:
                 table,
                 name=f"scores_{item.letter}",
                 caption=f"Accumulated scores in layer {at.layer}, KV head {head} ({cost.label(item.trace)}).",
-                read=f"{item.letter}, KV head {head}. A token is dropped (×) when its score is the lowest that is not "
-                "protected; grey is the score of the token dropped at each step.",
+                read=f"{item.letter}, KV head {head}. A token is dropped (×) when its score is the lowest of those that are not "
+                "protected. The grey line is the score of the token that each step dropped.",
                 sources=[(item.spec, item.trace)],
             )
 
@@ -124,8 +124,8 @@ def against_dense(shown: list[Shown], at: View) -> None:
         name="similarity",
         caption="Similarity of the kept keys to the dense model's own top keys of equal number, by layer, "
         f"{at.mean_heads}.",
-        read="The ideal mask keeps as many keys at each step, those that the dense model attends to most; "
-        "the cosine weighs them by that.",
+        read="The ideal mask keeps as many keys at each step: those that the dense model attends to most. The cosine weighs "
+        "each key by that attention.",
         sources=sources,
     )
     st.subheader("Regret by layer and head", anchor=False)
@@ -138,6 +138,7 @@ def against_dense(shown: list[Shown], at: View) -> None:
                 tables[item.letter],
                 name=f"regret_{item.letter}",
                 caption=f"Regret by layer and query head, mean up to step {at.step} ({cost.label(item.trace)}).",
-                read=f"{item.letter}: the share of the dense model's attention that went to keys already evicted.",
+                read=f"{item.letter}: the share of the dense model's attention that goes to keys which this "
+                "pipeline has evicted by then.",
                 sources=[(item.spec, item.trace)],
             )

@@ -18,8 +18,8 @@ def summary(shown: list[Shown]) -> None:
     """A row of figures for each pipeline."""
     if [item.spec for item in shown] == [EXAMPLE]:
         st.caption(
-            "A run that came with SparseLens: what each layer forgot of the prompt at the left while it read and went on. "
-            "Change anything there and press Run."
+            "This run came with SparseLens. It shows what each layer dropped of the prompt at the left, while the "
+            "model read it and while it wrote on. Change any setting there and press Run."
         )
     for item in shown:
         trace = item.trace
@@ -52,8 +52,8 @@ def _figures(item: Shown) -> None:
         ("as dense" if same else f"{pruned - dense:+.2f} to dense") if np.isfinite(dense) else None,
         delta_color="off" if same else "inverse",
         delta_arrow="off" if same else "auto",
-        help="of the prompt under the pipeline: exp of the mean −log p, from its second token on. A method that cuts "
-        "once, after the prompt, reads it as the dense model does",
+        help="exp of the mean −log p of the prompt's tokens, from the second on, under the pipeline. A method that cuts once, "
+        "after the prompt, reads the prompt as the dense model does",
         width=_WIDTH,
     )
     row.metric(
@@ -68,20 +68,20 @@ def _figures(item: Shown) -> None:
     row.metric(
         "Keys visible",
         f"{trace.density():.0%}",
-        help="share of the causal (query, key) pairs that stay",
+        help="share of the causal (query, key) pairs that no stage dropped for good",
         width=_WIDTH,
     )
     if trace.compared:
         row.metric(
             "Regret",
             f"{trace.regret.mean():.1%}",
-            help="dense attention that went to evicted keys",
+            help="share of the dense model's attention that goes to evicted keys",
             width=_WIDTH,
         )
         row.metric(
             "Same top token",
             f"{np.nanmean(trace.top1_agrees):.0%}",
-            help="positions where dense and pruned agree on the next token",
+            help="share of the positions at which the dense and the pruned model predict the same next token",
             width=_WIDTH,
         )
 

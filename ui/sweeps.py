@@ -57,6 +57,6 @@ def forgetting_sweep(item: Shown, layer: int) -> None:
         table,
         name="sweep",
         caption=f"Cost of the forgetting factor at a budget of {method.budget} keys.",
-        read="0 looks at the last query alone, as TOVA does; 1 forgets nothing, as H2O without its recent window.",
+        read="At 0 only the last query counts, as in TOVA; at 1 nothing is forgotten, as in H2O without its recent window.",
         sources=[(specs[factor], traces[factor]) for factor in (FACTORS[0], FACTORS[-1])],
     )

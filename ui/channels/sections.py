@@ -54,8 +54,9 @@ def magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> N
             table,
             name="magnitudes",
             caption=f"{viz.STATISTIC_NAMES[choice.statistic]} of each channel, by layer.",
-            read=f"Circles: the {choice.channels} largest of a layer. KV head {head if head is not None else 'mean'}; after "
-            f"the rotary embedding; {recipe.get('blocks')} × {recipe.get('length')} tokens of calibration. Click a layer.",
+            read=f"A circle marks one of the {choice.channels} largest channels of its layer. "
+            f"{'Mean of the KV heads' if head is None else f'KV head {head}'}, after the rotary embedding, over "
+            f"{recipe.get('blocks')} × {recipe.get('length')} tokens of calibration text. Click a layer to follow it.",
             sources=origin(item, choice, calibrated),
             on_click=lambda point: request(layer=int(point["y"])),
         )
@@ -83,13 +84,13 @@ def statistics(item: Shown, choice: Choice, calibrated: Channels) -> None:
             table,
             name="overlap",
             caption=f"Share of the top {choice.channels} channels that two statistics both choose.",
-            read="1: the same channels. The mean over layers and KV heads.",
+            read="1 means that both statistics choose the same channels. Means over layers and KV heads.",
             sources=origin(item, choice, calibrated),
         )
     with told:
         if isinstance(stable, dict):
             st.markdown(
-                "Calibrated on other stretches of text, the same channels come out again:\n\n"
+                "How many of these channels a calibration on other stretches of text chooses again:\n\n"
                 "| statistic | shared top channels |\n|:---|---:|\n"
                 + "\n".join(f"| {name} | {value:.1%} |" for name, value in stable["shared"].items())
             )
@@ -100,7 +101,9 @@ def quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
     st.subheader("How many channels, how many keys?", anchor=False)
     study = study_of(item)
     if study is None and not work.pending("channels"):
-        st.caption("Every statistic, number of channels and share at once, against the exact attention of this text.")
+        st.caption(
+            "Compares what every statistic, number of channels and share would read of this text with its exact attention."
+        )
         if st.button("Measure on this text", key="study_channels", icon=":material/straighten:"):
             study_text(item)
             st.rerun()
@@ -125,7 +128,7 @@ def quality(item: Shown, choice: Choice, calibrated: Channels) -> None:
             table,
             name="quality_surface",
             caption=f"{viz.QUALITIES[what]} against channels and share, statistic {choice.statistic}.",
-            read="The top row, all channels, is what a perfect ranking reaches.",
+            read="The top row uses all channels: it ranks the keys exactly, and no choice of channels can do better.",
             sources=origin(item, choice, calibrated),
         )
 
@@ -158,7 +161,8 @@ def _step(item: Shown, read: Read, at: View, choice: Choice, calibrated: Channel
         viz.plot_read(table),
         table,
         name=f"decode_step_{item.letter}",
-        caption=f"Keys of query {table['query'].iloc[0]} in layer {at.layer}, KV head {head}: read, and worth viz.",
+        caption=f"Keys of query {table['query'].iloc[0]} in layer {at.layer}, KV head {head}: those it read, and "
+        "those worth reading.",
         read=f"{item.letter}: {int(table['read'].sum())} of {len(table)} keys are read and hold {hit:.0%} of the exact "
         f"attention; the best choice of as many holds {table.loc[table['ideal'], 'exact'].sum():.0%}.",
         sources=origin(item, choice, calibrated),
@@ -175,7 +179,7 @@ def while_running(item: Shown) -> None:
             viz.plot_drift(table),
             table,
             name=f"drift_{item.letter}",
-            caption="Share of the calibrated channels that are chosen again when the ranking is made on what was read.",
+            caption="Share of the calibrated channels that are chosen again when channels are ranked by the text read so far.",
             read=f"{table['stayed'].mean():.0%} stay, over all layers and rankings.",
             sources=[(item.spec, trace)],
         )
@@ -209,8 +213,8 @@ def cost_curve(item: Shown, choice: Choice, calibrated: Channels) -> None:
         table,
         name="perplexity_curve",
         caption="Perplexity against the share of the context that is read (double_sparsity) or kept (eviction).",
-        read=f"With {choice.channels} channels; the first two layers read everything. This prompt, each token predicted "
-        "from the keys that its own step reads.",
+        read=f"Each point is a run of this prompt, in which every token is predicted from the keys that its own step reads. "
+        f"{choice.channels} channels; the first two layers read everything.",
         sources=origin(item, choice, calibrated),
     )
 

@@ -36,8 +36,9 @@ def pairs(item: Shown, at: View) -> None:
             table,
             name="interactions",
             caption=f"Gate logits of layer {at.layer}, the same for all its heads ({cost.label(item.trace)}).",
-            read=f"Red: the query would drop the key; a cross where it is the first to. {table['drops'].mean():.0%} of the "
-            "pairs are red. Dotted: the step and the chosen token. Click a pair to follow its key.",
+            read=f"A red pair: its query would drop its key. A cross: it is the first query to do so. "
+            f"{table['drops'].mean():.0%} of the pairs are red. Dotted lines: the step and the chosen token. Click "
+            "a pair to follow its key.",
             sources=[(item.spec, item.trace)],
             on_click=lambda point: request(token=int(point["x"]), step=int(point["y"])),
         )
@@ -53,7 +54,7 @@ def pairs(item: Shown, at: View) -> None:
             table,
             name="sparse_sigmoid",
             caption="The sparse sigmoid: soft while the gate is trained, a step when it is used.",
-            read="A token stays while every x since it was read is on the right."
+            read="A token stays as long as its logit x has been above 0 at every later query."
             + ("" if points else " Choose a token before the step to see its own x."),
             sources=[(item.spec, item.trace)],
         )
@@ -80,7 +81,7 @@ def what_is_kept(item: Shown) -> None:
             table,
             name=f"kinds_{item.letter}",
             caption=f"Share of each kind of token that is dropped by the end, by layer ({cost.label(trace)}).",
-            read=f"{item.letter}: beside each kind, how many of its tokens the text has.",
+            read=f"{item.letter}. The number beside a kind says how many of its tokens the text has.",
             sources=[(item.spec, trace)],
             on_click=lambda point: request(layer=int(point["x"])),
         )
@@ -98,9 +99,10 @@ def trained(method: GateMethod) -> None:
         viz.plot_training(table, bool(recipe["distil"])),
         table,
         name="training",
-        caption=f"Training of the gate of γ = {recipe['gamma']:g}: how far the gated model is off, and what it keeps.",
+        caption=f"Training of the gate with γ = {recipe['gamma']:g}: the gated model's loss, and the share of "
+        "tokens that it keeps.",
         read=f"{recipe['steps']} steps of {recipe['batch']} × {recipe['length']} tokens in {recipe['seconds'] / 60:.0f} minutes "
-        f"on {recipe['device']}; a rises from {recipe['a_first']:g} to {recipe['a_last']:g}. Lines: means of 20 steps.",
+        f"on {recipe['device']}; a rises from {recipe['a_first']:g} to {recipe['a_last']:g}. Lines are means over 20 steps.",
         sources=Origin({**said, "command": command}, f"{recipe['model']}, γ = {recipe['gamma']:g}.", command),
     )
 
@@ -119,6 +121,6 @@ def cost_section(item: Shown) -> None:
         table,
         name="gate_family",
         caption="Perplexity against the share of the causal context that is kept: trained gates and eviction methods.",
-        read="To the right less is kept, upwards it costs more. Every point is a run of this prompt, each token predicted.",
+        read="Each point is a run of this prompt. Further right less is kept; further up the perplexity is higher.",
         sources=[(item.spec, item.trace)],
     )

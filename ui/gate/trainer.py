@@ -30,7 +30,7 @@ def train_section(item: Shown) -> None:
             values[name] = st.number_input(
                 name.replace("_", " "), value=default, help=help_, key=f"gate_{name}", **look
             )
-    own = st.toggle("Train on the prompt in the sidebar", key="gate_own_text", help="the default text where off")
+    own = st.toggle("Train on the prompt in the sidebar", key="gate_own_text", help="when off, the default text")
     text = item.spec.prompt if own else None
     try:
         training = replace(Training(), **values)
@@ -40,8 +40,8 @@ def train_section(item: Shown) -> None:
     place = training_place(item.spec, training, text)
     if not work.pending("train_gate") and not place.exists():
         st.caption(
-            f"{training.steps} steps of {training.length} tokens; about 5 s a step of 512 tokens for the embedded model on "
-            "two cores. A training that is cancelled goes on from where it was."
+            f"{training.steps} steps of {training.length} tokens. The embedded model takes about 5 s for a step of "
+            "512 tokens on two cores. A cancelled training continues where it stopped."
         )
         if st.button("Train", key="train_gate", icon=":material/model_training:"):
             train(item.spec, training, text)

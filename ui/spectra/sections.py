@@ -92,7 +92,7 @@ def _offer(choice: Choice, why: str) -> None:
             f"Compute {literal(str(choice.method))}",
             key="compute_study",
             icon=":material/play_arrow:",
-            help="cuts every layer, and measures every spectrum and the perplexity",
+            help="cuts every layer, then measures every spectrum and the perplexity",
         ):
             compute_studies("study", choice, [choice.method])
             st.rerun()
@@ -106,7 +106,7 @@ def distances(choice: Choice, study: WeightStudy | None) -> None:
     work.watch("study", tell_problems)
     if study is None:
         if ranked_of(choice.who, choice.method) is not None:  # else it is offered above
-            _offer(choice, f"Known for layer {choice.layer} alone at this ratio.")
+            _offer(choice, f"At this ratio, layer {choice.layer} alone has been computed.")
         return
     table = viz.distance_table(study)
     show_figure(
@@ -114,7 +114,7 @@ def distances(choice: Choice, study: WeightStudy | None) -> None:
         table,
         name="distances",
         caption=f"{viz.DISTANCES[measure]} of every FFN matrix under {choice.method}.",
-        read="Distance of each matrix's singular values before and after. Click a cell to look at it above.",
+        read="How far each matrix's singular values moved. Click a cell to see its spectrum above.",
         sources=origin(choice),
         on_click=look_at,
     )
@@ -135,7 +135,7 @@ def neurons(choice: Choice, kept: np.ndarray | None) -> None:
         table,
         name="neurons",
         caption=f"Neurons of layer {layer} that {choice.method} keeps and cuts.",
-        read="A mark is a neuron: a row of gate and up, and the same column of down. Hover to name it.",
+        read="Each mark is a neuron: one row of gate and up, and the same column of down. Hover over it to see its number.",
         sources=origin(choice),
     )
 
@@ -151,7 +151,8 @@ def policy_training(choice: Choice) -> None:
         table,
         name="history",
         caption=f"Mean D and mean reward of the policy by episode, trained at a ratio of {history.ratio:g}.",
-        read="Mean over the layers. The reward is 1 / D of what the policy drew; D is of what it would keep.",
+        read="Means over the layers. D is that of the neurons which the policy ranks highest; the reward is 1 / D "
+        "of those it drew at random.",
         sources=origin(choice),
     )
 
@@ -170,7 +171,7 @@ def comparison(choice: Choice) -> None:
             name="comparison",
             caption=f"Rise in perplexity against mean D of {choice.matrix}, at a ratio of {ratio:g}. "
             f"Perplexity on {next(iter(measured.values())).convention}.",
-            read="Down is cheaper, left is closer to the whole spectrum. A random cut is what the others have to beat; "
+            read="Lower is cheaper; further left is closer to the uncut spectrum. Random neurons are the baseline; their "
             f"bars are the extremes of its seeds. Perplexity on {next(iter(measured.values())).convention}.",
             sources=origin(choice),
         )

@@ -29,7 +29,7 @@ def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
             pooled,
             name=f"overview_{item.letter}",
             caption=f"Share of tokens dropped, by layer, up to step {at.step}, {at.heads}.",
-            read="The whole text; the frame is the window below. Choose a token to move it.",
+            read="This is the whole text; the frame is the window drawn below. Choose a token to move it.",
             sources=[(item.spec, trace)],
         )
     name = f"atlas_{item.letter}"
@@ -46,7 +46,8 @@ def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
             name=name,
             caption=f"Step at which each layer dropped each token, up to step {at.step}, {at.heads} ({cost.label(trace)}).",
             read=("" if not named else f"**{item.letter}** ")
-            + "Filled: dropped, coloured by the step that did it. Pale: still in the cache. Click a cell to follow its token.",
+            + "A filled cell is a dropped token, its colour the step that dropped it. A pale cell is still in the cache. "
+            "Click a cell to follow its token.",
             sources=[(item.spec, trace)],
             on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
         )
@@ -83,8 +84,8 @@ def links(item: Shown, at: View) -> None:
         table,
         name=f"links_{item.letter}",
         caption=f"Tokens that a later token dropped in layer {at.layer}, for all heads ({cost.label(item.trace)}).",
-        read=f"An arc from each dropped token (cross) to the one that dropped it (triangle): {len(table)} in this window, "
-        f"{table['dropped_by'].nunique()} tokens do it. Click one to follow it.",
+        read=f"An arc leads from each dropped token (cross) to the one that dropped it (triangle). In this window "
+        f"{table['dropped_by'].nunique()} tokens drop {len(table)} others. Click one to follow it.",
         sources=[(item.spec, item.trace)],
         on_click=lambda point: view.request(token=int(point["x"])),
     )
@@ -126,7 +127,8 @@ def strip_of(item: Shown, shown: list[Shown], at: View) -> None:
         table,
         name=f"strip_figure_{item.letter}",
         caption=f"Tokens kept and dropped in layer {at.layer}, {at.heads}, at step {at.step} ({cost.label(trace)}).",
-        read="Struck through: dropped. Double border and underline: protected as a sink or as recent. Click to follow a token.",
+        read="A token struck through is dropped. A double border protects a sink, an underline a recent token. Click a token to "
+        "follow it.",
         sources=[(item.spec, trace)],
     )
     st.markdown(tell_token(trace, at))
@@ -144,8 +146,8 @@ def loss(shown: list[Shown], at: View) -> None:
             pd.concat(tables, names=["pipeline"]).reset_index("pipeline"),
             name="loss",
             caption="KL divergence of the next-token distribution from the dense model's, at each token.",
-            read="High where the pipeline would have said something else than the dense model.",
+            read="A peak is a place where the pipeline's prediction differs from the dense model's.",
             sources=[(s.spec, s.trace) for s in shown],
         )
     else:
-        st.caption("The dense model is the reference: it forgets nothing.")
+        st.caption("Only the dense model is shown, and it forgets nothing.")
