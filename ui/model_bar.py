@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from ui.knobs import keep_settings
-from ui.literal import code
+from ui.literal import literal
 from ui.session import specs
 
 _OF_RUNS = ("model", "prompt_choice", "prompt_text", "compare", "generate", "seed", "device", "dtype")
@@ -19,7 +19,7 @@ def model_bar() -> None:
     for key in _OF_RUNS:
         if key in st.session_state:
             st.session_state[key] = st.session_state[key]
-    st.markdown(f"Model {code(spec.model)}, {spec.dtype} on {spec.device}")
+    st.markdown(literal(f"Model {spec.model}, {spec.dtype} on {spec.device}"))
     st.caption(
         "This page reads the model's weights; no prompt and no run go into it. Another model is chosen beside the other pages."
     )

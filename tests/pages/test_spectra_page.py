@@ -119,7 +119,7 @@ def test_a_link_opens_its_view_inside_the_model(
     ("weights", "sentence"),
     [
         ("row_nrom(ratio=0.25)", "did you mean 'row\\_norm'"),
-        ("row_norm(ratio=2)", "ratio is the share removed, 0 to below 1; got 2"),
+        ("row_norm(ratio=2)", "ratio is at most 0.999; got 2"),
         ("a2sf(budget=64)", "is no method of the weights stage: write eviction=a2sf"),
         ("[press](http://elsewhere.example)", "\\[press\\]"),
         ("(" * 400, "annot read"),

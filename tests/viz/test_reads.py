@@ -19,7 +19,9 @@ READS = [[[2, 0, 0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 2, 2, 0]], [[0] * 8, [0] * 8
 def read_trace(**changes: Any) -> Trace:
     """Two decode steps over the hand-made trace's evictions: keys 1 to 4 are gone by then, or go at query 7."""
     mass = np.full((2, 4, 8), NAN, np.float32)
-    return traces.trace(**{"selected": np.asarray(READS, np.float32), "selected_mass": mass} | changes)
+    recall = np.full((2, 2, 8), NAN, np.float32)
+    read = {"selected": np.asarray(READS, np.float32), "selected_mass": mass, "selected_recall": recall}
+    return traces.trace(**read | changes)
 
 
 def test_the_queries_that_could_choose_a_key_are_those_of_the_stage_while_it_is_cached():
