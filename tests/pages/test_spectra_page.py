@@ -218,7 +218,7 @@ def test_a_ratio_beside_the_range_is_a_sentence_in_the_run_bar(tmp_path: Path) -
     at.number_input(key="A_row_norm_ratio").set_value(1.5).run()
     assert not at.exception
     (warning,) = [w.value for w in at.warning]
-    assert "0 to below 1; got 1.5" in warning
+    assert "ratio is at most 0.999; got 1.5" in warning
     assert at.button(key="run").disabled
 
 
