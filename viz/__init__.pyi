@@ -7,4 +7,6 @@ from . import scores as scores
 from . import spectra as spectra
 from . import strip as strip
 from . import sweep as sweep
+from .found import FoundFigure as FoundFigure
+from .found import figures as figures
 from .theme import style as style
