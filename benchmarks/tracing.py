@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pydoc_data.topics
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import torch
 
 from benchmarks.measure import Row, peak_memory, ratio
 from sparsity_core import Pipeline, load, run
-from sparsity_core.models import EMBEDDED, Model
+from sparsity_core.models import EMBEDDED, Model, calibration_text
 
 
 def main(data: Path) -> list[Row]:
@@ -80,7 +79,7 @@ def print_peak(what: str) -> None:
 
 
 def _ids(model: Model) -> list[int]:
-    text = " ".join(pydoc_data.topics.topics.values())[:60_000]
+    text = calibration_text()[:60_000]
     return model.tokenizer(text)["input_ids"][: model.arch.max_positions]
 
 

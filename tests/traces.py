@@ -56,7 +56,7 @@ def trace(**changes: Any) -> Trace:
         texts=["The", " cat", " sat", " on", " the", " mat", ".", "\n"],
         tokens=list(TOKENS),
         groups=np.arange(n, dtype=np.int32),
-        classes=["name", "word", "word", "function", "function", "word", "punctuation", "space"],
+        classes=["capitalised", "word", "word", "function", "function", "word", "punctuation", "space"],
         evicted_at=evicted_at,
         threshold=threshold,
         snapshot_steps=np.asarray(SNAPSHOT_STEPS, np.int32),

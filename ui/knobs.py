@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core import methods
-from sparsity_core.kinds import Method, Pipeline, parse_value
+from sparsity_core.kinds import Method, Pipeline, parse_value, spell
 
 DENSE = "dense"
 WHOLE = "none"
@@ -33,20 +33,25 @@ def method_picker(letter: str, current: Method | None) -> str:
     same = current if current is not None and current.name == name else None
     first, *rest = cls.knobs()
     values = {first.name: _widget(letter, cls, first, same)}
-    main = [k for k in rest if k.name == "forgetting_factor"]
+    main = [k for k in rest if k.metadata["prominent"]]
     values |= {k.name: _widget(letter, cls, k, same) for k in main}
     others = [k for k in rest if k not in main]
     if others:
         with folded("More settings", f"{letter}_{name}_more") as opened:
             values |= {k.name: _widget(letter, cls, k, same, opened) for k in others}
-    if "forgetting_factor" in values:
-        try:
-            values["forgetting_factor"] = parse_value(values["forgetting_factor"])
-        except ValueError as error:
-            raise ValueError(
-                f"forgetting factor: {error}: write 0.3, [0.1, 0.3, …], or {{number: 0.9, other: 0.3}}"
-            ) from None
-    return f"eviction={cls(**values)}"
+    return f"eviction={made(cls, values)}"
+
+
+def made(cls: type[Method], values: Mapping[str, Any]) -> Method:
+    """The method with these knobs, as widgets give them. Raises ValueError, as a sentence, where they do not fit."""
+    found = dict(values)
+    for knob in cls.knobs():
+        if knob.metadata["parse"] and isinstance(found.get(knob.name), str):  # typed
+            try:
+                found[knob.name] = parse_value(found[knob.name])
+            except ValueError as error:
+                raise ValueError(f"{_label(knob)}: {error}. {knob.metadata['help']}") from None
+    return cls(**found)
 
 
 _ASIDE = {
@@ -78,7 +83,7 @@ def aside_picker(stage: str, letter: str, current: Method | None) -> str:
         if name == WHOLE:
             return ""
         cls = methods.get(name)
-        return f"{stage}={cls(**knob_widgets(letter, cls, cls.knobs(), current, drawn=opened))}"
+        return f"{stage}={made(cls, knob_widgets(letter, cls, cls.knobs(), current, drawn=opened))}"
 
 
 def joined(*stages: str) -> str:
@@ -124,8 +129,8 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
     default = getattr(current, knob.name) if current is not None else knob.default
     if default is MISSING:
         default = None
-    if knob.name == "forgetting_factor":
-        default = str_of(default)
+    if knob.metadata["parse"]:
+        default = spell(default)
     if knob.name != "budget":
         return held(key, default, lambda: _drawn(key, knob), drawn=drawn)
     kept = f"{letter}_any_budget"  # of any method: two are compared at the same one
@@ -134,12 +139,16 @@ def _widget(letter: str, cls: type[Method], knob: Field[Any], current: Method | 
     return value
 
 
+def _label(knob: Field[Any]) -> str:
+    return knob.name.replace("_", " ")
+
+
 def _drawn(key: str, knob: Field[Any]) -> Any:
     default = knob.default
-    label, text = knob.name.replace("_", " "), knob.metadata["help"]
+    label, text = _label(knob), knob.metadata["help"]
     if knob.metadata["choices"]:
         return st.selectbox(label, knob.metadata["choices"], key=key, help=text)
-    if knob.name == "forgetting_factor":
+    if knob.metadata["parse"]:
         return st.text_input(label, key=key, help=text)
     if isinstance(default, bool):
         return st.toggle(label, key=key, help=text)
@@ -156,10 +165,3 @@ def choose_one(label: str, options: Mapping[str, str], key: str) -> str:
         st.session_state[key] = next(iter(options))
     chosen = st.segmented_control(label, list(options), format_func=options.__getitem__, key=key, required=True)
     return chosen or next(iter(options))
-
-
-def str_of(value: Any) -> str:
-    """A forgetting factor as it is typed: 0.3, [0, 0.9, …] or {number: 0.9, other: 0.3}."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
-    return str(list(value)) if isinstance(value, tuple) else str(value)

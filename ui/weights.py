@@ -175,7 +175,6 @@ def _fill(
     if studies.find_study(*who, method) is None:  # so that the page's map shows what the report card lists
         keep(
             studies.study_of(compressed, lambda share, doing: progress(0.3 + 0.2 * share, doing)),
-            str(method),
             who,
             known,
         )

@@ -33,14 +33,20 @@ def snapshot_steps(model: Model, n: int, most: int) -> list[int]:
     return sorted(set(np.linspace(n - 1, 0, count).round().astype(int).tolist())) if count else []
 
 
-_pruned: dict[tuple[str, str, str, str], Model] = {}
+_pruned: dict[tuple[str, ...], Model] = {}
 
 
 def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Model:
     """The model after the pipeline's weights stage. The one pruned last is kept and returned again for the same ask."""
     if pipeline.weights is None:
         return model
-    key = (model.fingerprint, model.dtype_name, str(model.device), str(pipeline.weights))
+    key = (
+        model.fingerprint,
+        model.dtype_name,
+        str(model.device),
+        str(pipeline.weights),
+        *pipeline.weights.inputs().values(),
+    )
     found = _pruned.get(key)
     if found is None:
         found = pipeline.weights.compress(model, lambda share, doing: progress(0.0, doing)).model

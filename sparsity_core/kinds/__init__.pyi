@@ -6,6 +6,7 @@ from .eviction import LayerShape as LayerShape
 from .eviction import PrefillRule as PrefillRule
 from .eviction import ScanRule as ScanRule
 from .eviction import ScoredEviction as ScoredEviction
+from .eviction import class_named as class_named
 from .eviction import forgetting_factor_of as forgetting_factor_of
 from .eviction import normalised_factor as normalised_factor
 from .gate import Gate as Gate
@@ -29,7 +30,9 @@ from .rules import ruled as ruled
 from .selector import ALL_HEADS as ALL_HEADS
 from .selector import Selector as Selector
 from .spelling import parse_value as parse_value
+from .spelling import spell as spell
 from .weights import Compressed as Compressed
 from .weights import Ranking as Ranking
 from .weights import WeightMethod as WeightMethod
 from .weights import check_ratio as check_ratio
+from .weights import removed as removed

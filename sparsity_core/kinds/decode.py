@@ -21,7 +21,7 @@ class SelectionMethod(Method):
     stage = "decode"
 
     tokens: float = knob(
-        0.25, low=0.03, high=1.0, at_least=0, at_most=1.0, help="share of the context that a query reads"
+        0.25, low=0.03, high=1.0, at_least=0, at_most=1.0, always=True, help="share of the context that a query reads"
     )
     dense_layers: int = knob(
         2, low=0, high=8, at_least=0, at_most=MOST_LAYERS, help="first layers that read everything"

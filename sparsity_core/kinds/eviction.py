@@ -10,7 +10,13 @@ from sparsity_core.kinds.knobs import MOST_LAYERS, MOST_TOKENS, REDUCTIONS, knob
 from sparsity_core.kinds.method import Ruled
 from sparsity_core.kinds.spelling import told
 
-FORGETTING_CLASSES = ("number", "punctuation", "function", "name", "word", "space")
+FORGETTING_CLASSES = ("number", "punctuation", "function", "capitalised", "word", "space")
+_FORMER = {"name": "capitalised"}
+
+
+def class_named(name: Any) -> Any:
+    """A token class by its name in today's terms, or by the one that older links, pipelines and traces hold."""
+    return _FORMER.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class EvictionMethod(Ruled):
 
     stage = "eviction"
 
-    budget: int = knob(256, low=8, high=4096, at_least=1, at_most=MOST_TOKENS, help="keys kept per KV head")
+    budget: int = knob(
+        256, low=8, high=4096, at_least=1, at_most=MOST_TOKENS, always=True, help="keys kept per KV head"
+    )
     layer_budget: str = knob(
         "uniform",
         choices=("uniform", "pyramid"),
@@ -131,6 +139,12 @@ def forgetting_factor_of(factor: ForgettingFactor, layer: LayerShape) -> Forgett
 def normalised_factor(name: str, factor: Any) -> ForgettingFactor:
     """Lists become tuples; every number must lie in [0, 1] and every class must be known."""
     if isinstance(factor, Mapping):
+        classes = [class_named(key) for key in factor]
+        if len(set(classes)) < len(classes):
+            raise ValueError(
+                f"{name}: a token class is given twice, once by its former name: {', '.join(map(str, factor))}"
+            )
+        factor = dict(zip(classes, factor.values(), strict=True))
         unknown = sorted(str(key) for key in set(factor) - {*FORGETTING_CLASSES, "other"})
         if unknown:
             raise ValueError(

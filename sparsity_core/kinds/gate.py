@@ -48,6 +48,10 @@ class GateMethod(Ruled):
         """The trained gate for a `models.Model`. Raises ValueError where there is none."""
         raise TypeError(f"{type(self).__name__} must define gate")
 
+    def recipe(self) -> dict[str, Any] | None:
+        """How the gate that it would find was trained, as far as files tell before a model is loaded; None where they do not."""
+        return None
+
     @property
     def drops_at(self) -> float:
         """The threshold: a key is dropped where x is at most this."""

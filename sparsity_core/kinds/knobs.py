@@ -30,12 +30,23 @@ def knob(
     at_least: float | None = None,
     at_most: float | None = None,
     choices: Sequence[str] | None = None,
+    parse: Callable[[str, Any], Any] | None = None,
     path: bool = False,
+    always: bool = False,
+    prominent: bool = False,
 ) -> Any:
     """A dataclass field that is a method's setting.
 
-    `low` and `high` are the range that a slider offers; `at_least` and `at_most` what is valid at all. `path`: the value
-    is the default word or the path of a file, which is read when the method runs and not before.
+    Args:
+        low, high: the range that a slider offers.
+        at_least, at_most: what is valid at all.
+        choices: the words that are valid.
+        parse: makes the value that the method holds from (method's name, given value), and raises ValueError where it
+            cannot. It replaces every other check. Needed for values that are neither a number, a truth value nor a word.
+        path: the value is the default word or the path of a file, which the method reads when it runs. Results are
+            stored under the file's content.
+        always: spelled even at its default.
+        prominent: shown beside the method's first setting, not folded away.
     """
     metadata = {
         "help": help,
@@ -44,7 +55,10 @@ def knob(
         "at_least": at_least,
         "at_most": at_most,
         "choices": tuple(choices) if choices else None,
+        "parse": parse,
         "path": path,
+        "always": always,
+        "prominent": prominent,
     }
     return field(default=default, metadata=metadata)
 
@@ -57,11 +71,20 @@ def per_layer(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
         raise ValueError(f"{name} is a list of numbers, one per layer, as in 1, 0.5, 0.25; got {told(text)}") from None
 
 
+def canonical(method: str, knob_: dataclasses.Field[Any], value: Any) -> Any:
+    """The value as the method holds it, one form for all equal values. Raises ValueError where the knob does not allow it."""
+    parse = knob_.metadata.get("parse")
+    if parse is not None:
+        return parse(method, value)
+    if getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
+        value = value.item()
+    check_knob(method, knob_, value)
+    return float(value) + 0.0 if isinstance(knob_.default, float) else value  # 1 is 1.0, and −0 is 0
+
+
 def check_knob(method: str, knob_: dataclasses.Field[Any], value: Any) -> None:
     """Raises ValueError where a value is of the wrong kind or outside what the knob allows."""
     meta, default = knob_.metadata, knob_.default
-    if knob_.name == "forgetting_factor":
-        return
     if meta.get("choices"):
         if value not in meta["choices"]:
             raise ValueError(f"{method}: {knob_.name} is one of {', '.join(meta['choices'])}; got {told(value)}")

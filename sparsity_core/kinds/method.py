@@ -6,9 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sparsity_core.kinds.knobs import RULES, check_knob, knob
+from sparsity_core.kinds.knobs import RULES, canonical, knob
 from sparsity_core.kinds.rules import parse_rules
 from sparsity_core.kinds.spelling import spell
+from sparsity_core.work import digest_of
 
 
 class Method:
@@ -21,25 +22,25 @@ class Method:
 
     def __post_init__(self) -> None:
         for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, knob_.name)
-            if getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
-                value = value.item()
-                object.__setattr__(self, knob_.name, value)
-            check_knob(self.name, knob_, value)
-            if isinstance(knob_.default, float) and knob_.name != "forgetting_factor":
-                object.__setattr__(self, knob_.name, float(value) + 0.0)  # one spelling: 1 is 1.0, and −0 is 0
+            object.__setattr__(self, knob_.name, canonical(self.name, knob_, getattr(self, knob_.name)))
 
     @classmethod
     def knobs(cls) -> tuple[dataclasses.Field[Any], ...]:
         """The method's fields, a user's own rules last."""
         return tuple(sorted(dataclasses.fields(cls), key=lambda f: f.name in RULES))  # type: ignore[arg-type]
 
+    def inputs(self) -> dict[str, str]:
+        """Digests of what decides the result beside the knobs' values, by name: the content of the files that they name."""
+        named = {k.name: getattr(self, k.name) for k in self.knobs() if k.metadata.get("path")}
+        defaults = {k.name: k.default for k in self.knobs()}
+        return {name: digest_of(path) for name, path in named.items() if path != defaults[name]}
+
     def __str__(self) -> str:
-        """The canonical spelling: the budget, ratio or tokens, and every knob that is not at its default."""
+        """The canonical spelling: the knobs that are always spelled, and every other that is not at its default."""
         shown = [
             f"{knob_.name}={spell(getattr(self, knob_.name))}"
             for knob_ in self.knobs()
-            if knob_.name in ("budget", "ratio", "tokens") or getattr(self, knob_.name) != knob_.default
+            if knob_.metadata.get("always") or getattr(self, knob_.name) != knob_.default
         ]
         return f"{self.name}({', '.join(shown)})"
 

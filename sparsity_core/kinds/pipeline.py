@@ -50,6 +50,10 @@ class Pipeline:
         """The stages that have a method."""
         return {stage: getattr(self, stage) for stage in STAGES if getattr(self, stage) is not None}
 
+    def inputs(self) -> dict[str, str]:
+        """Digests of what decides the result beside the pipeline's text: `weights.policy`, `decode.calibration text`, …"""
+        return {f"{stage}.{name}": value for stage, m in self.methods.items() for name, value in m.inputs().items()}
+
     def __str__(self) -> str:
         return " ".join(f"{stage}={method}" for stage, method in self.methods.items()) or "dense"
 

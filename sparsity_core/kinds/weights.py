@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from sparsity_core.kinds.knobs import MOST_RATIO, knob
 from sparsity_core.kinds.method import Method
 from sparsity_core.work import Progress, silent
 
@@ -35,14 +37,27 @@ class Ranking(NamedTuple):
     mean: torch.Tensor | None = None  # [n]
 
 
+def removed(help: str) -> Any:
+    """The `ratio` knob of a weights method, with what it is a share of."""
+    return knob(0.25, low=0.0, high=0.75, at_least=0.0, at_most=MOST_RATIO, always=True, help=help)
+
+
+@dataclass(frozen=True)
 class WeightMethod(Method):
     """Decides which weights stay."""
 
     stage = "weights"
 
+    ratio: float = removed("share removed")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.name, getattr(self, "ratio", 0.0))
+        check_ratio(self.name, self.ratio)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether what is cut depends on the calibration text."""
+        return False
 
     def compress(self, model: Any, progress: Progress = silent) -> Any:
         """The `models.Model` with fewer weights, as a `Compressed`; `model` itself is left as it is.

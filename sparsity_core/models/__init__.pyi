@@ -21,8 +21,11 @@ from .seam import block_input as block_input
 from .seam import is_attention as is_attention
 from .seam import recording as recording
 from .seam import residual_stream as residual_stream
+from .texts import calibration_digest as calibration_digest
 from .texts import calibration_text as calibration_text
+from .texts import evaluation_digest as evaluation_digest
 from .texts import evaluation_text as evaluation_text
+from .texts import text_digest as text_digest
 from .texts import windows as windows
 from .tokens import pieces as pieces
 from .tokens import shown as shown

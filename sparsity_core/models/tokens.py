@@ -149,9 +149,9 @@ def token_classes(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def token_class(text: str) -> str:
-    """number, punctuation, function (a closed-class English word), name (capitalised), word, or space.
+    """number, punctuation, function (a closed-class English word), capitalised, word, or space.
 
-    A rule on the token's own text: no tagger, so a sentence's first word counts as a name.
+    A rule on the token's own text alone: a sentence's first word is capitalised as a name is.
     """
     word = text.strip()
     if not word:
@@ -162,4 +162,4 @@ def token_class(text: str) -> str:
         return "punctuation"
     if word.lower() in _FUNCTION_WORDS:
         return "function"
-    return "name" if word[0].isupper() else "word"
+    return "capitalised" if word[0].isupper() else "word"

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
+from sparsity_core.kinds import Pipeline
 from sparsity_core.record.spec import RunSpec
 from sparsity_core.record.trace import FORMAT, Trace
 from sparsity_core.work import ASSETS, cache_dir, read_regular, shelve, used, weights_on_disk
@@ -18,9 +19,21 @@ _RESULTS = 2  # raised when a run of an equal spec comes out otherwise, so that 
 
 
 def key_of(spec: RunSpec) -> str:
-    """The name under which a spec's result is stored; another one once a local model's files have changed."""
-    asked = "\n".join(filter(None, (f"{FORMAT}.{_RESULTS}", spec.to_json(), weights_on_disk(spec.model))))
+    """The name under which a spec's result is stored.
+
+    It changes with what the spec names: a model's weights, the files of its methods, the text that they are calibrated on.
+    """
+    stated = [f"{FORMAT}.{_RESULTS}", spec.to_json(), weights_on_disk(spec.model)]
+    stated += [f"{name} {digest}" for name, digest in sorted(_inputs(spec).items())]
+    asked = "\n".join(filter(None, stated))
     return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _inputs(spec: RunSpec) -> dict[str, str]:
+    try:
+        return Pipeline.parse(spec.pipeline).inputs()
+    except ValueError:  # a pipeline that cannot run has no result either
+        return {}
 
 
 class Store:

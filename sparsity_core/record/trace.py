@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from sparsity_core.kinds import class_named
 from sparsity_core.record.eviction import EvictionRecord
 from sparsity_core.record.gate import GateRecord
 from sparsity_core.record.losses import Comparison, Losses
@@ -236,7 +237,8 @@ class Trace(Part):
         try:
             source = meta.pop("provenance")
             provenance = Provenance(**{**source, "backends": tuple(source["backends"])})
-            trace = cls.of(provenance=provenance, **{**meta, "notes": tuple(meta["notes"])}, **arrays)
+            meta |= {"notes": tuple(meta["notes"]), "classes": [class_named(name) for name in meta["classes"]]}
+            trace = cls.of(provenance=provenance, **meta, **arrays)
             trace._check()
             return trace
         except (TypeError, KeyError, ValueError) as error:

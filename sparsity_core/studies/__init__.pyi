@@ -31,3 +31,5 @@ from .spectra_records import find_ranked as find_ranked
 from .spectra_records import find_study as find_study
 from .spectra_records import find_uncut as find_uncut
 from .spectra_records import keep_record as keep_record
+from .spectra_records import ranked_inputs as ranked_inputs
+from .spectra_records import study_inputs as study_inputs

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from sparsity_core.models import Model
     from sparsity_core.weights import CompressedModel, FeedForward
 
-from sparsity_core.studies.spectra_records import MEASURES, RATIO, Ranked, Uncut, WeightStudy, at_ratio
+from sparsity_core.studies.spectra_records import (
+    MEASURES,
+    RATIO,
+    Ranked,
+    Uncut,
+    WeightStudy,
+    at_ratio,
+    ranked_inputs,
+    study_inputs,
+)
 
 SEEDS = 3  # of a random baseline
 _BLOCK, _BLOCKS = 1024, 2  # of the evaluation text
@@ -49,7 +58,7 @@ def contenders(ratio: float) -> list[WeightMethod]:
         cls: type[Any] = get(name)
         method = at_ratio(cls(), ratio)
         seeded = cls.source == "baseline" and "seed" in [knob.name for knob in cls.knobs()]
-        found += [replace(method, seed=seed) for seed in range(SEEDS)] if seeded else [method]  # type: ignore[type-var]
+        found += [replace(method, seed=seed) for seed in range(SEEDS)] if seeded else [method]  # type: ignore[call-arg]
     return found
 
 
@@ -160,7 +169,7 @@ def study(
     if not rankings:
         return found, None
     importance = np.stack([r.importance.double().cpu().numpy() for r in rankings]).astype(np.float32)
-    return found, Ranked(str(at_ratio(method, RATIO)), importance)
+    return found, Ranked(str(at_ratio(method, RATIO)), importance, ranked_inputs(method))
 
 
 def _compressed(model: Model, method: WeightMethod, progress: Progress) -> tuple[CompressedModel, Sequence[Ranking]]:
@@ -208,7 +217,7 @@ def study_of(compressed: CompressedModel, progress: Progress = silent) -> Weight
         fingerprint=base.fingerprint,
         dtype=base.dtype_name,
         method=str(compressed.method),
-        ratio=float(getattr(compressed.method, "ratio", 0.0)),
+        ratio=compressed.method.ratio,
         matrices=matrices,
         n_neurons=n_neurons,
         measures=np.asarray(measures, np.float64).reshape(len(blocks), len(matrices), len(MEASURES)),
@@ -220,6 +229,7 @@ def study_of(compressed: CompressedModel, progress: Progress = silent) -> Weight
         convention="",
         seconds=compressed.seconds,
         notes=tuple(compressed.notes),
+        inputs=study_inputs(compressed.method),
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
 
 from sparsity_core.kinds import WeightMethod
+from sparsity_core.models import evaluation_digest
 from sparsity_core.work import ASSETS, cache_dir, opened, read_regular, sealed, shelve, used, write_whole
 
 FORMAT = 1  # raised when a stored study can no longer be read as it was meant
@@ -97,6 +98,7 @@ class Ranked(_Record):
 
     method: str
     importance: np.ndarray  # float32 [L, N]
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of the files and texts that it was made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,7 @@ class WeightStudy(_Record):
     convention: str
     seconds: float
     notes: tuple[str, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of the files and texts that it was made of
 
     @property
     def kept(self) -> np.ndarray:
@@ -152,8 +155,19 @@ def _folders(fingerprint: str, dtype: str) -> list[Path]:
     return [cache_dir() / "spectra" / name, SHIPPED_SPECTRA / name]
 
 
-def _file(kind: str, method: WeightMethod | str) -> str:
-    return f"{kind}-{hashlib.sha256(f'{FORMAT} {method}'.encode()).hexdigest()[:24]}.npz"
+def ranked_inputs(method: WeightMethod) -> dict[str, str]:
+    """Digests of what decides how a method ranks neurons, beside its knobs and the model."""
+    return method.inputs()
+
+
+def study_inputs(method: WeightMethod) -> dict[str, str]:
+    """Digests of what decides a study, beside the method's knobs and the model."""
+    return {**method.inputs(), "evaluation text": evaluation_digest()}
+
+
+def _file(kind: str, method: WeightMethod | str, inputs: dict[str, str]) -> str:
+    asked = f"{FORMAT} {method} {json.dumps(inputs, sort_keys=True)}"
+    return f"{kind}-{hashlib.sha256(asked.encode()).hexdigest()[:24]}.npz"
 
 
 def _find(kind: type[_R], fingerprint: str, dtype: str, name: str) -> _R | None:
@@ -172,11 +186,11 @@ def find_uncut(fingerprint: str, dtype: str) -> Uncut | None:
 
 def find_ranked(fingerprint: str, dtype: str, method: WeightMethod) -> Ranked | None:
     """How the method ranks this model's neurons, at any ratio, once it was asked."""
-    return _find(Ranked, fingerprint, dtype, _file("ranked", at_ratio(method, RATIO)))
+    return _find(Ranked, fingerprint, dtype, _file("ranked", at_ratio(method, RATIO), ranked_inputs(method)))
 
 
 def find_study(fingerprint: str, dtype: str, method: WeightMethod) -> WeightStudy | None:
-    return _find(WeightStudy, fingerprint, dtype, _file("study", method))
+    return _find(WeightStudy, fingerprint, dtype, _file("study", method, study_inputs(method)))
 
 
 def bundled_uncut(model: str, dtype: str) -> Uncut | None:
@@ -194,7 +208,7 @@ def keep_record(
 ) -> str | None:
     """Stores a record. Returns None, or the sentence that says why it could not be kept."""
     named = {Ranked: "ranked", WeightStudy: "study"}
-    name = "uncut.npz" if isinstance(record, Uncut) else _file(named[type(record)], record.method)
+    name = "uncut.npz" if isinstance(record, Uncut) else _file(named[type(record)], record.method, record.inputs)
     folder = cache_dir() / "spectra" if folder is None else folder
     try:
         record.save(folder / f"{fingerprint}-{dtype}" / name)
@@ -207,5 +221,5 @@ def keep_record(
 
 
 def at_ratio(method: WeightMethod, ratio: float) -> WeightMethod:
-    """The method with another ratio; itself where it has none."""
-    return replace(method, ratio=ratio) if "ratio" in [k.name for k in method.knobs()] else method  # type: ignore[type-var]
+    """The method with another ratio."""
+    return replace(method, ratio=ratio)

@@ -8,6 +8,7 @@ from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import read_trained as read_trained
 from .checkpoints import write_checkpoint as write_checkpoint
 from .checkpoints import write_trained as write_trained
+from .digests import digest_of as digest_of
 from .files import MOST_BYTES as MOST_BYTES
 from .files import UNFINISHED as UNFINISHED
 from .files import clear_leftovers as clear_leftovers

@@ -45,7 +45,7 @@ VARIANTS = [
     "a2sf(budget=12, dense_layers=2, variant=prefill)",
     "a2sf(budget=12, forgetting_factor=[0.25, 0.5, 1.0])",
     "a2sf(budget=12, forgetting_factor=[[0.25, 1.0], [0.5, 0.0], 0.75])",
-    "a2sf(budget=12, forgetting_factor={name: 0.0, number: 1.0, other: 0.25, space: 0.75})",
+    "a2sf(budget=12, forgetting_factor={capitalised: 0.0, number: 1.0, other: 0.25, space: 0.75})",
     "a2sf(budget=12, forgetting_factor={other: 0.25, space: 0.75}, variant=prefill)",
     "a2sf(budget=12, n_sink=2, recent=3)",
     "a2sf(budget=1)",
@@ -397,10 +397,10 @@ def class_of(character: str) -> str:
         return "function"
     if character.isdigit():
         return "number"
-    return ASCII_CLASSES.get(character, "name" if character.isupper() else "word")
+    return ASCII_CLASSES.get(character, "capitalised" if character.isupper() else "word")
 
 
-BY_CLASS = {"name": 0.0, "number": 1.0, "space": 0.75}
+BY_CLASS = {"capitalised": 0.0, "number": 1.0, "space": 0.75}
 # method → what each layer's scan should be, written down from the knobs by hand
 SCANS = {
     "a2sf(budget=12)": lambda layer: {"decay": 0.3},
@@ -409,7 +409,7 @@ SCANS = {
     "a2sf(budget=12, forgetting_factor=[[0.25, 1.0], [0.5, 0.0], 0.75])": lambda layer: {
         "decay": torch.tensor([[0.25, 1.0], [0.5, 0.0], [0.75, 0.75]][layer])[:, None]
     },
-    "a2sf(budget=12, forgetting_factor={name: 0.0, number: 1.0, other: 0.25, space: 0.75})": lambda layer: {
+    "a2sf(budget=12, forgetting_factor={capitalised: 0.0, number: 1.0, other: 0.25, space: 0.75})": lambda layer: {
         "decay": torch.tensor([BY_CLASS.get(class_of(c), 0.25) for c in tiny.TEXT])
     },
     "a2sf(budget=12, forgetting_factor={space: 0.5})": lambda layer: {

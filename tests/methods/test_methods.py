@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from sparselens_kernels.rows import decayed_sums
 from sparsity_core import Pipeline, methods
 from sparsity_core.attention import EvictionStage, Recorder, Stages, layer_rules
 from sparsity_core.kinds.eviction import FORGETTING_CLASSES, EvictionMethod, LayerShape
-from sparsity_core.kinds.knobs import REDUCTIONS, RULES
+from sparsity_core.kinds.knobs import REDUCTIONS, RULES, knob
 from sparsity_core.kinds.registry import register
 from sparsity_core.models import AttentionCall
 from sparsity_core.models.model import Architecture
@@ -233,8 +235,12 @@ def test_equal_methods_have_one_spelling_and_one_hash():
         (methods.A2SF(forgetting_factor=1), methods.A2SF(forgetting_factor=1.0)),
         (methods.A2SF(forgetting_factor=[0.5, [0, 1]]), methods.A2SF(forgetting_factor=(0.5, (0.0, 1.0)))),
         (
-            methods.A2SF(forgetting_factor={"name": 1, "word": 0}),
-            methods.A2SF(forgetting_factor={"word": 0, "name": 1}),
+            methods.A2SF(forgetting_factor={"capitalised": 1, "word": 0}),
+            methods.A2SF(forgetting_factor={"word": 0, "capitalised": 1}),
+        ),
+        (
+            methods.A2SF(forgetting_factor={"name": 1, "word": 0}),  # as links of before spell it
+            methods.A2SF(forgetting_factor={"capitalised": 1, "word": 0}),
         ),
     ]:
         assert one == other
@@ -306,6 +312,7 @@ REFUSED_KNOBS = [
     ("a2sf", {"forgetting_factor": True}, "a forgetting factor lies between 0 and 1; got True"),
     ("a2sf", {"forgetting_factor": "0.3"}, "a forgetting factor lies between 0 and 1; got '0.3'"),
     ("a2sf", {"forgetting_factor": [0.5, [0.5, 2]]}, "a forgetting factor lies between 0 and 1; got 2"),
+    ("a2sf", {"forgetting_factor": {"name": 0.5, "capitalised": 0.5}}, "a token class is given twice"),
     ("a2sf", {"forgetting_factor": {"numbers": 0.5}}, "'numbers' is no token class; there are number, punctuation"),
     ("a2sf", {"forgetting_factor": {"number": 1.5}}, "a forgetting factor lies between 0 and 1; got 1.5"),
     ("a2sf", {"forgetting_factor": {1: 0.5, "x": 0.5}}, "'1' is no token class"),
@@ -388,9 +395,9 @@ def test_every_method_says_what_it_is(name):
     assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(")
     assert cls.source
     assert getattr(methods, cls.__name__) is cls
-    assert all(knob.metadata["help"] for knob in cls.knobs())
-    for knob in cls.knobs():
-        assert knob.metadata["choices"] is None or knob.default in knob.metadata["choices"]
+    assert all(own.metadata["help"] for own in cls.knobs())
+    for own in cls.knobs():
+        assert own.metadata["choices"] is None or own.default in own.metadata["choices"]
     str(cls())  # its defaults are valid
 
 
@@ -416,3 +423,41 @@ def test_numbers_of_numpy_are_numbers() -> None:
     given = methods.A2SF(budget=np.int64(64), forgetting_factor=np.float32(0.5), value_norm=np.bool_(True))
     assert given == methods.A2SF(budget=64, forgetting_factor=0.5, value_norm=True)
     assert Pipeline.parse(f"eviction={given}").eviction == given
+
+
+def test_a_knob_with_a_parser_needs_no_other_place_that_knows_it():
+    """Its value is what the parser makes of a given one, in the constructor, in a pipeline's text and when it is spelled."""
+
+    def pair(method: str, value: object) -> tuple[float, ...]:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(f"{method}: edges are two numbers; got {value!r}")
+        return tuple(float(v) for v in value)
+
+    @dataclass(frozen=True)
+    class Between(EvictionMethod):
+        name: ClassVar[str] = "between"
+        edges: tuple[float, float] = knob((0.0, 1.0), parse=pair, help="from and to")
+        share: float = knob(0.5, always=True, help="always spelled")
+
+    assert str(Between(edges=[0, 2])) == "between(budget=256, edges=[0.0, 2.0], share=0.5)"
+    assert Between(edges=(0, 1)) == Between()
+    with pytest.raises(ValueError, match=r"between: edges are two numbers; got 3"):
+        Between(edges=3)
+
+
+def test_knobs_that_name_files_say_so():
+    named = {name: [k.name for k in methods.get(name).knobs() if k.metadata["path"]] for name in methods.names()}
+    assert {name: files for name, files in named.items() if files} == {
+        "prunenet": ["policy"],
+        "dcp": ["adapter"],
+        "double_sparsity": ["calibration"],
+    }
+    assert methods.PruneNet().inputs() == {}  # what ships is no file of the user's
+    assert methods.PruneNet(policy="nowhere/at.all").inputs() == {"policy": "absent"}
+
+
+@pytest.mark.parametrize("name", methods.names("weights"))
+def test_every_weights_method_has_a_ratio_and_says_whether_it_reads_text(name):
+    method = methods.get(name)()
+    assert str(replace(method, ratio=0.5)).startswith(f"{name}(ratio=0.5")
+    assert method.reads_text == ("calibration text" in method.inputs())

@@ -170,7 +170,7 @@ def test_what_has_no_ink_is_shown_by_a_sign():
         ("🙂", "punctuation"),
         (" the", "function"),
         ("The", "function"),
-        (" Ann", "name"),
+        (" Ann", "capitalised"),
         (" cats", "word"),
         ("中", "word"),
         ("\n", "space"),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from sparsity_core.kinds import GateMethod, Pipeline
-from sparsity_core.methods.gate.dcp.records import family, recipe_of
 from sparsity_core.record import key_of
 from sparsity_core.studies import GateLook
 from ui import work
@@ -25,11 +23,7 @@ def gate_of(item: Shown) -> GateMethod | None:
 
 def recipe_used(method: GateMethod) -> dict[str, Any] | None:
     """How the gate that a method uses was trained."""
-    adapter, gamma = getattr(method, "adapter", "auto"), getattr(method, "gamma", 0.0)
-    if adapter != "auto":
-        return recipe_of(Path(adapter).expanduser())
-    shipped = family()
-    return recipe_of(shipped[min(shipped, key=lambda known: abs(known - gamma))]) if shipped else None
+    return method.recipe()
 
 
 def look_of(item: Shown, layer: int, window: tuple[int, int]) -> GateLook | None:

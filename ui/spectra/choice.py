@@ -14,7 +14,7 @@ from sparsity_core.record import RunSpec
 from sparsity_core.studies import Uncut
 from sparsity_core.work import explain
 from ui.figure import Origin
-from ui.knobs import knob_widgets
+from ui.knobs import knob_widgets, made
 from ui.literal import literal
 from ui.session import specs
 
@@ -100,7 +100,7 @@ def choose(spec: RunSpec, uncut: Uncut) -> Choice | None:
                         values |= knob_widgets(_LETTER, cls, [knob], linked)
                 others = others[len(columns) :]
     try:
-        method: Any = cls(**values)
+        method: Any = made(cls, values)
     except ValueError as error:
         st.warning(literal(explain(error)), icon=":material/warning:")
         return None
@@ -125,7 +125,7 @@ def _fill_in(uncut: Uncut) -> None:
         method = _linked()
         st.session_state["spectra linked"] = method
         st.session_state.S_method = method.name
-        st.session_state.S_ratio = float(getattr(method, "ratio", studies.RATIO))
+        st.session_state.S_ratio = method.ratio
         st.session_state.S_layer = _whole(
             st.query_params.get("layer"), st.session_state.get("layer", uncut.n_layers // 2)
         )
@@ -175,6 +175,7 @@ def origin(choice: Choice) -> Origin:
         "layer": str(choice.layer),
         "matrix": choice.matrix,
         "dtype": choice.uncut.dtype,
+        **studies.study_inputs(choice.method),
         "command": command,
     }
     return Origin(fields, f"{choice.spec.model}, {choice.method}.", command)

@@ -16,7 +16,7 @@ from sparsity_core.studies import LayerCut, LayerGrams, Ranked
 from ui import work
 from ui.session import EXAMPLE
 from ui.spectra.choice import Choice
-from ui.spectra.known import keep, known_values, place, study_of
+from ui.spectra.known import asked, keep, known_values, place, study_of
 
 _LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
 
@@ -29,10 +29,11 @@ def compute_studies(purpose: str, choice: Choice, wanted: list[WeightMethod]) ->
     """Queues the studies of some methods; each is kept as soon as it is done."""
     known = known_values()
     dense = next((s.dense_perplexity for m in wanted_and_known(choice) if (s := study_of(choice.who, m))), None)
-    work.submit(
-        purpose,
-        {f"study {place(choice.spec)} {m}": partial(_study_work, choice.spec, m, dense, known) for m in wanted},
-    )
+    pieces: dict[str, Callable[[Callable[[float, str], None]], Any]] = {}
+    for method in wanted:
+        key = f"study {place(choice.spec)} {asked(method, studies.study_inputs(method))}"
+        pieces[key] = partial(_study_work, choice.spec, method, dense, known)
+    work.submit(purpose, pieces)
 
 
 def wanted_and_known(choice: Choice) -> list[WeightMethod]:
@@ -53,7 +54,7 @@ def _uncut_work(spec: RunSpec, known: dict[str, Any], progress: Callable[[float,
     found = (model.fingerprint, model.dtype_name)
     if studies.find_uncut(*found) is not None:
         return None
-    return keep(studies.study_uncut(model, progress), "", found, known)
+    return keep(studies.study_uncut(model, progress), found, known)
 
 
 def _study_work(
@@ -68,8 +69,8 @@ def _study_work(
     study, ranked = studies.study(
         model, method, dense=dense, progress=lambda share, doing: progress(share, f"{method.name}: {doing}")
     )
-    problem = None if ranked is None else keep(ranked, ranked.method, found, known)
-    return keep(study, str(method), found, known) or problem
+    problem = None if ranked is None else keep(ranked, found, known)
+    return keep(study, found, known) or problem
 
 
 def _layer_work(spec: RunSpec, layer: int, known: dict[str, Any], progress: Callable[[float, str], None]) -> None:
@@ -110,7 +111,8 @@ def live_cut(choice: Choice, ranked: Ranked, grams: LayerGrams) -> tuple[LayerCu
     """The chosen matrix at the chosen ratio, and which neurons stay."""
     multiple = int(getattr(choice.method, "multiple", 1))
     kept = studies.kept_neurons(ranked.importance[choice.layer], choice.ratio, multiple)
-    return _live(f"{choice.who} {choice.layer} {choice.matrix} {choice.method}", choice.matrix, grams, kept), kept
+    key = f"{choice.who} {choice.layer} {choice.matrix} {asked(choice.method, ranked.inputs)}"
+    return _live(key, choice.matrix, grams, kept), kept
 
 
 @st.cache_resource(show_spinner=False, max_entries=256)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import streamlit as st
 
 from sparsity_core import studies
-from sparsity_core.kinds import Pipeline, WeightMethod
+from sparsity_core.kinds import WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.studies import Ranked, Uncut, WeightStudy
 from sparsity_core.work import Job
@@ -44,51 +46,64 @@ def _bundled(model: str, dtype: str) -> tuple[str, str]:
 
 
 def uncut_of(who: tuple[str, str]) -> Uncut | None:
-    return _record("uncut", *who, "")
+    return _record("uncut", *who)
 
 
 def study_of(who: tuple[str, str], method: WeightMethod) -> WeightStudy | None:
-    return _record("study", *who, str(method))
+    return _record("study", *who, method, studies.study_inputs(method))
 
 
 def ranked_of(who: tuple[str, str], method: WeightMethod) -> Ranked | None:
     """How the method ranks the neurons, where one ranking serves every ratio."""
     if not studies.is_interactive(method):
         return None
-    return _record("ranked", *who, str(studies.at_ratio(method, studies.RATIO)))
+    method = studies.at_ratio(method, studies.RATIO)
+    return _record("ranked", *who, method, studies.ranked_inputs(method))
 
 
-def _record(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
-    held = known_values()["records"].get((kind, fingerprint, dtype, spelled))
+def asked(method: WeightMethod | str | None, inputs: Mapping[str, str]) -> str:
+    """Names what a record is of: the method, and the content of what it was made of."""
+    return "" if method is None else f"{method} {sorted(inputs.items())}"
+
+
+def _record(
+    kind: str,
+    fingerprint: str,
+    dtype: str,
+    method: WeightMethod | None = None,
+    inputs: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    name = asked(method, inputs)
+    held = known_values()["records"].get((kind, fingerprint, dtype, name))
     if held is not None:
         return held
     try:
-        return _stored(kind, fingerprint, dtype, spelled)
+        return _stored(kind, fingerprint, dtype, name, method)
     except LookupError:
         return None
 
 
 @st.cache_resource(show_spinner=False, max_entries=128)
-def _stored(kind: str, fingerprint: str, dtype: str, spelled: str) -> Any:
-    method: Any = Pipeline.parse(f"weights={spelled}").weights if spelled else None
+def _stored(kind: str, fingerprint: str, dtype: str, name: str, _method: Any) -> Any:
     found: Any
     if kind == "uncut":
         found = studies.find_uncut(fingerprint, dtype)
     elif kind == "study":
-        found = studies.find_study(fingerprint, dtype, method)
+        found = studies.find_study(fingerprint, dtype, _method)
     else:
-        found = studies.find_ranked(fingerprint, dtype, method)
+        found = studies.find_ranked(fingerprint, dtype, _method)
     if found is None:
-        raise LookupError(spelled)
+        raise LookupError(name)
     return found
 
 
-def keep(record: Any, spelled: str, who: tuple[str, str], known: dict[str, Any]) -> str | None:
+def keep(record: Any, who: tuple[str, str], known: dict[str, Any]) -> str | None:
     """Keeps a record on disk, or in this process where no disk takes it, which the sentence that it returns then says."""
     problem = studies.keep_record(record, *who)
     if problem is not None:
         kind = {Uncut: "uncut", Ranked: "ranked", WeightStudy: "study"}[type(record)]
-        known["records"][(kind, *who, spelled)] = record
+        name = "" if kind == "uncut" else asked(record.method, record.inputs)
+        known["records"][(kind, *who, name)] = record
         while len(known["records"]) > 64:
             known["records"].popitem(last=False)
     return problem

@@ -34,6 +34,8 @@ class A2SF(ScoredEviction):
         0.3,
         low=0.0,
         high=1.0,
+        parse=normalised_factor,
+        prominent=True,
         help="α: 0 looks at the last query alone, 1 forgets nothing. A number, [one per layer], [[one per KV head]] "
         "or {number: 0.9, other: 0.3} by token class",
     )
@@ -42,7 +44,6 @@ class A2SF(ScoredEviction):
     recent: int = knob(0, low=0, high=256, at_least=0, at_most=MOST_TOKENS, help="last tokens, never dropped")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "forgetting_factor", normalised_factor(self.name, self.forgetting_factor))
         super().__post_init__()
         self._check_protected("n_sink", "recent")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from sparsity_core.kinds import MOST_SEED, knob
+from sparsity_core.kinds import MOST_SEED, WeightMethod, knob
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibrated(WeightMethod):
     """The knobs of a method that looks at what the model does on the calibration text."""
 
     samples: int = knob(
@@ -23,7 +23,14 @@ class Calibrated:
     length: int = knob(256, low=16, high=2048, at_least=2, at_most=8192, help="tokens of a stretch")
     seed: int = knob(0, low=0, high=99, at_least=0, at_most=MOST_SEED, help="of where the stretches begin")
 
-    calibrated: ClassVar[bool] = True
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def inputs(self) -> dict[str, str]:
+        from sparsity_core.models import calibration_digest
+
+        return super().inputs() | ({"calibration text": calibration_digest()} if self.reads_text else {})
 
     def windows(self, model: Model) -> torch.Tensor:
         """int64 [samples, length]. Raises ValueError where the model does not read stretches so long."""

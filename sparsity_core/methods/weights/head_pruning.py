@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_RATIO, WeightMethod, knob, register
+from sparsity_core.kinds import WeightMethod, knob, register, removed
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.work import Progress, silent
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Heads(WeightMethod):
-    ratio: float = knob(
-        0.25, low=0.0, high=0.75, at_least=0.0, at_most=MOST_RATIO, help="share of each layer's attention heads removed"
-    )
+    ratio: float = removed("share of each layer's attention heads removed")
     importance: str = knob(
         "gradient",
         choices=("gradient", "norm"),
@@ -43,10 +41,14 @@ class HeadPruning(Calibrated, _Heads):
         r"\quad\text{or}\quad s_g = \Bigl( \sum_{h \in g} \lVert W_O^{(h)} W_V^{(g)} \rVert_F^2 \Bigr)^{1/2}"
     )
 
+    @property
+    def reads_text(self) -> bool:
+        return self.importance == "gradient"
+
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.weights import cut_heads
 
-        return cut_heads(model, self, self.scores, progress, ratio=self.ratio, reads_text=self.importance == "gradient")
+        return cut_heads(model, self, self.scores, progress, ratio=self.ratio, reads_text=self.reads_text)
 
     def scores(self, model: Model, progress: Progress) -> list[torch.Tensor]:
         """Of each layer [n]: one score per KV group where groups go, per query head elsewhere."""

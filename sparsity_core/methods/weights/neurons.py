@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sparsity_core.models import Model
     from sparsity_core.weights import CompressedModel, FeedForward
 
-from sparsity_core.kinds import MOST_CHANNELS, MOST_RATIO, WeightMethod, knob
+from sparsity_core.kinds import MOST_CHANNELS, WeightMethod, knob, removed
 from sparsity_core.work import Progress, silent
 
 
@@ -21,9 +21,7 @@ from sparsity_core.work import Progress, silent
 class NeuronMethod(WeightMethod):
     """Ranks the neurons of each feed-forward block; the least important go, with their rows and their column."""
 
-    ratio: float = knob(
-        0.25, low=0.0, high=0.75, at_least=0.0, at_most=MOST_RATIO, help="share of each layer's FFN neurons removed"
-    )
+    ratio: float = removed("share of each layer's FFN neurons removed")
     allocation: str = knob(
         "uniform",
         choices=("uniform", "equal_ks"),
@@ -37,8 +35,6 @@ class NeuronMethod(WeightMethod):
         at_most=MOST_CHANNELS,
         help="kept neurons are rounded to a multiple of this; hardware likes 8, 64",
     )
-
-    calibrated: ClassVar[bool] = False  # whether it reads text
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         return self.compress_by(model, self.rank, progress)

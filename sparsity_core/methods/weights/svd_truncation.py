@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_RATIO, WeightMethod, knob, register
+from sparsity_core.kinds import WeightMethod, register, removed
 from sparsity_core.work import Progress, silent
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ class SVDTruncation(WeightMethod):
         r"\hat W = U_k \Sigma_k V_k^\top,\quad k = \Bigl\lfloor (1 - \text{ratio}) \frac{mn}{m + n} \Bigr\rfloor"
     )
 
-    ratio: float = knob(
-        0.25, low=0.0, high=0.75, at_least=0.0, at_most=MOST_RATIO, help="share of each FFN matrix's parameters removed"
-    )
+    ratio: float = removed("share of each FFN matrix's parameters removed")
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.weights import truncate

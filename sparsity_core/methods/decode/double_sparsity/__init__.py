@@ -85,6 +85,11 @@ class DoubleSparsity(SelectionMethod):
     def keeps_cache_on_host(self) -> bool:
         return self.offload
 
+    def inputs(self) -> dict[str, str]:
+        from sparsity_core.models import calibration_digest
+
+        return super().inputs() or {"calibration text": calibration_digest()}
+
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         import torch
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsity_core.kinds import Gate, GateMethod, knob, register
 
@@ -47,6 +48,14 @@ class DCP(GateMethod):
         from sparsity_core.methods.gate.dcp.adapter import find_gate
 
         return find_gate(model, self.adapter, self.gamma)
+
+    def recipe(self) -> dict[str, Any] | None:
+        from sparsity_core.methods.gate.dcp.records import family, recipe_of
+
+        if self.adapter != "auto":
+            return recipe_of(os.path.expanduser(self.adapter))
+        shipped = family()
+        return recipe_of(shipped[min(shipped, key=lambda known: abs(known - self.gamma))]) if shipped else None
 
     @property
     def drops_at(self) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_CHANNELS, MOST_RATIO, WeightMethod, knob, register
+from sparsity_core.kinds import MOST_CHANNELS, WeightMethod, knob, register, removed
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.work import Progress, silent
 
@@ -30,14 +30,7 @@ class SliceGPT(Calibrated, WeightMethod):
         r"\quad \hat x = x / \operatorname{rms}(x)"
     )
 
-    ratio: float = knob(
-        0.25,
-        low=0.0,
-        high=0.75,
-        at_least=0.0,
-        at_most=MOST_RATIO,
-        help="share of the residual stream's channels removed",
-    )
+    ratio: float = removed("share of the residual stream's channels removed")
     multiple: int = knob(
         8, low=1, high=128, at_least=1, at_most=MOST_CHANNELS, help="kept channels are rounded to a multiple of this"
     )
