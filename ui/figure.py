@@ -21,6 +21,7 @@ from viz import paper, style
 PROMPT_FILE = "prompt.txt"
 _TABLE_ROWS = 2000
 _HEIGHT = 450  # px of a figure that names none
+_SHAPES = {"usual": 0.62, "low": 0.33, "square": 1.0}  # a file's height over its width
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,23 @@ def offer_figure(
 def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: Origin) -> None:
     provenance = paper.Provenance(caption=caption, fields=origin.fields)
     width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
+    shape = st.selectbox("Height", list(_SHAPES), key=f"height_{name}", help="low for a curve with a few spikes")
+    chosen = st.checkbox(
+        "With the marks of what is chosen",
+        key=f"chosen_{name}",
+        help="the frame of the layer, the tip at the token, the step",
+    )
     rendered = paper.can_render()
     if not rendered:
         st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
+    elif missing := paper.missing_glyphs(draw(paper.WIDTHS[width])[0]):
+        st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
 
     def export(form: str) -> bytes:
-        figure, height = draw(paper.WIDTHS[width])
-        return paper.export(figure, table, form, provenance, width=paper.WIDTHS[width], height=height)
+        inches = paper.WIDTHS[width]
+        figure, height = draw(inches)
+        height = paper.natural_height(figure, inches, _SHAPES[shape]) if height is None else height
+        return paper.export(figure, table, form, provenance, width=inches, height=height, chosen=chosen)
 
     for form in paper.FORMATS.values():
         st.download_button(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from sparsity_core.kinds import Pipeline
@@ -129,16 +130,12 @@ def against_dense(shown: list[Shown], at: View) -> None:
         sources=sources,
     )
     st.subheader("Regret by layer and head", anchor=False)
-    tables = {s.letter: cost.regret_table(s.trace, at.step) for s in shown if s.trace.compared}
-    most = max(float(t["regret"].max()) for t in tables.values()) or 1e-6
-    for column, item in zip(st.columns(len(tables)), [s for s in shown if s.trace.compared], strict=True):
-        with column:
-            show_figure(
-                cost.plot_regret(tables[item.letter], most),
-                tables[item.letter],
-                name=f"regret_{item.letter}",
-                caption=f"Regret by layer and query head, mean up to step {at.step} ({cost.label(item.trace)}).",
-                read=f"{item.letter}: the share of the dense model's attention that goes to keys which this "
-                "pipeline has evicted by then.",
-                sources=[(item.spec, item.trace)],
-            )
+    tables = {name: cost.regret_table(trace, at.step) for name, trace in compared.items()}
+    show_figure(
+        cost.plot_regret(tables),
+        pd.concat(tables, names=["pipeline"]).reset_index("pipeline"),
+        name="regret",
+        caption=f"Regret by layer and query head, mean up to step {at.step} ({'; '.join(compared)}).",
+        read="The share of the dense model's attention that goes to keys which a pipeline has evicted by then.",
+        sources=[(s.spec, s.trace) for s in shown if s.trace.compared],
+    )

@@ -2,77 +2,107 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 SEQUENTIAL = "cividis"
 
 OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
 
-HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")  # black and yellow vanish on dark and white
+VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY = "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+HUES = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)  # of Okabe and Ito; black and yellow vanish on dark and white
+NEUTRAL = "#8A93A3"  # what stands beside a method: thresholds, the model before a cut; readable on both grounds
+_LIGHT_GREY, _DARK_GREY = "#A0A0A0", "#707070"  # of references: random choices and the dense model
 
 # in pixels: Plotly's named dashes are too long for a line of 1.2 pt
-_DASHES = ("solid", "5px,2px", "1.5px,1.5px", "5px,2px,1.5px,2px", "9px,2px", "9px,2px,1.5px,2px")
+SOLID, DASHED, DOTTED, DASH_DOT = "solid", "5px,2px", "1.5px,1.5px", "5px,2px,1.5px,2px"
+LONG, LONG_DOT = "9px,2px", "9px,2px,1.5px,2px"
+DASHES = (SOLID, DASHED, DOTTED, DASH_DOT, LONG, LONG_DOT)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon", "hexagram", "star")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn. Two lines of a figure differ in colour or dash, two marks in colour or symbol."""
+
+    colour: str
+    dash: str
+    symbol: str
+
 
 _METHODS = {
-    "a2sf": ("#D55E00", _DASHES[0]),
-    "h2o": ("#0072B2", _DASHES[1]),
-    "tova": ("#009E73", _DASHES[3]),
-    "streaming_llm": ("#CC79A7", _DASHES[4]),
-    "local_window": ("#E69F00", _DASHES[5]),
-    "snapkv": ("#56B4E9", _DASHES[0]),
-    "dcp": ("#56B4E9", _DASHES[0]),
-    "random": ("#A0A0A0", _DASHES[2]),  # the two references are greys, readable on both grounds; methods have hues
-    "dense": ("#707070", _DASHES[0]),
-    "prunenet": ("#D55E00", _DASHES[0]),
-    "leverage": ("#0072B2", _DASHES[1]),
-    "row_norm": ("#009E73", _DASHES[3]),
-    "column_norm": ("#E69F00", _DASHES[5]),
-    "wanda_sp": ("#56B4E9", _DASHES[0]),
-    "flap": ("#CC79A7", _DASHES[4]),
-    "llm_pruner": ("#009E73", _DASHES[1]),
-    "svd_truncation": ("#E69F00", _DASHES[1]),
-    "svd_llm": ("#0072B2", _DASHES[4]),
-    "head_pruning": ("#CC79A7", _DASHES[5]),
-    "slicegpt": ("#56B4E9", _DASHES[3]),
-    "random_neurons": ("#A0A0A0", _DASHES[2]),
-}
-
-_SYMBOLS = {
-    "prunenet": "star",
-    "leverage": "square",
-    "row_norm": "diamond",
-    "column_norm": "triangle-up",
-    "wanda_sp": "circle",
-    "flap": "pentagon",
-    "llm_pruner": "triangle-down",
-    "svd_truncation": "hourglass",
-    "svd_llm": "bowtie",
-    "head_pruning": "cross",
-    "slicegpt": "hexagram",
-    "random_neurons": "x",
+    "dense": Look(_DARK_GREY, SOLID, "circle"),
+    "a2sf": Look(VERMILLION, SOLID, "circle"),
+    "h2o": Look(BLUE, DASHED, "square"),
+    "tova": Look(GREEN, DASH_DOT, "diamond"),
+    "streaming_llm": Look(PURPLE, LONG, "triangle-up"),
+    "local_window": Look(ORANGE, LONG_DOT, "triangle-down"),
+    "snapkv": Look(SKY, SOLID, "hexagon"),
+    "random": Look(_LIGHT_GREY, DOTTED, "x"),
+    "dcp": Look(SKY, LONG, "circle"),
+    "double_sparsity": Look(PURPLE, SOLID, "circle"),
+    "quest": Look(GREEN, SOLID, "square"),
+    "sparq": Look(ORANGE, SOLID, "pentagon"),
+    "prunenet": Look(VERMILLION, DASHED, "star"),
+    "leverage": Look(BLUE, SOLID, "triangle-right"),
+    "row_norm": Look(GREEN, DASHED, "hexagram"),
+    "column_norm": Look(ORANGE, DASHED, "triangle-up"),
+    "wanda_sp": Look(SKY, DASHED, "diamond"),
+    "flap": Look(PURPLE, DASHED, "pentagon"),
+    "llm_pruner": Look(GREEN, LONG, "triangle-down"),
+    "svd_truncation": Look(ORANGE, DASH_DOT, "hourglass"),
+    "svd_llm": Look(BLUE, LONG, "bowtie"),
+    "head_pruning": Look(PURPLE, LONG_DOT, "cross"),
+    "slicegpt": Look(SKY, DASH_DOT, "star-diamond"),
+    "random_neurons": Look(_LIGHT_GREY, DASH_DOT, "cross"),
 }
 
 
-def _look(name: str) -> tuple[str, str]:
+def look_of(name: str) -> Look:
+    """The look of a method, the same in every figure, theme and process."""
     code = zlib.crc32(name.encode())  # hash() differs from process to process
-    return _METHODS.get(name) or (HUES[code % len(HUES)], _DASHES[code // len(HUES) % len(_DASHES)])
+    by_name = Look(HUES[code % 6], DASHES[code // 6 % 6], SYMBOLS[code // 36 % len(SYMBOLS)])
+    return _METHODS.get(name) or by_name
+
+
+def distinct_looks(names: Sequence[str]) -> list[Look]:
+    """A look for each series of one figure, by its method's name: its method's own, or the next that nobody here has.
+
+    Several pipelines of one method keep its colour as long as there are dashes left. There are 36 looks.
+    """
+    lines: set[tuple[str, str]] = set()
+    marks: set[tuple[str, str]] = set()
+    found = []
+    for name in names:
+        free = (
+            v for v in _variants(look_of(name)) if (v.colour, v.dash) not in lines and (v.colour, v.symbol) not in marks
+        )
+        look = next(free, look_of(name))
+        lines.add((look.colour, look.dash))
+        marks.add((look.colour, look.symbol))
+        found.append(look)
+    return found
+
+
+def _variants(look: Look) -> Iterator[Look]:
+    """A look, then its colour with every other dash and symbol, then other colours likewise."""
+    yield look
+    for colour, dash, symbol in itertools.product((look.colour, *HUES), DASHES, SYMBOLS):
+        yield replace(look, colour=colour, dash=dash, symbol=symbol)
 
 
 def method_colour(name: str) -> str:
-    """The colour of a method, the same in every figure, theme and process."""
-    return _look(name)[0]
+    return look_of(name).colour
 
 
 def method_dash(name: str) -> str:
-    """The line dash of a method, which tells two lines apart without colour and where two names share a hue."""
-    return _look(name)[1]
+    return look_of(name).dash
 
 
 def method_symbol(name: str) -> str:
-    """The marker of a method, which tells two points apart without colour."""
-    shapes = ("hexagon", "hexagram", "star-diamond", "star-square")
-    return _SYMBOLS.get(name) or shapes[zlib.crc32(name.encode()) % len(shapes)]
+    return look_of(name).symbol
 
 
 @dataclass(frozen=True)

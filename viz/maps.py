@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from viz.chosen import CHOSEN
 from viz.text import plain
 
 FIRST_AXIS = go.Scatter(x=[None], y=[None], hoverinfo="skip", showlegend=False)  # an axis without a trace is not drawn
@@ -29,8 +30,8 @@ def marks(selected: tuple[int, int] | None, positions: np.ndarray) -> tuple[list
         return [], []
     layer, position = selected
     row = {"x0": positions[0] - 0.5, "x1": positions[-1] + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-    tip = {**ABOVE, "x": position, "xanchor": "center", "text": "▼", "borderpad": 0}
-    frame = {"type": "rect", **row, "line": {"width": 1.5}}
+    tip = {"name": CHOSEN, **ABOVE, "x": position, "xanchor": "center", "text": "▼", "borderpad": 0}
+    frame = {"name": CHOSEN, "type": "rect", **row, "line": {"width": 1.5}}
     return [frame], [tip] if positions[0] <= position <= positions[-1] else []
 
 
@@ -51,3 +52,9 @@ def named_columns(positions: np.ndarray, tokens: Sequence[str]) -> dict[str, Any
         "showline": False,
         "showgrid": False,
     }
+
+
+def swatch(name: str, colour: str) -> go.Scatter:
+    """A legend's entry for cells of one colour."""
+    marker = {"symbol": "square", "size": 10, "color": colour, "line": {"width": 1, "color": f"rgb{GREY}"}}
+    return go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, hoverinfo="skip")

@@ -9,11 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.looks import OKABE_ITO
+from viz.chosen import mark_x
+from viz.looks import DASHES, NEUTRAL, OKABE_ITO
 from viz.text import plain
 
 _LINES = [OKABE_ITO[i] for i in (6, 5, 3, 1, 7, 2)]
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def score_table(
@@ -90,7 +90,7 @@ def plot_scores(table: pd.DataFrame, *, step: int | None = None, log: bool = Tru
             x=threshold["step"],
             y=threshold["score"],
             mode="lines",
-            line={"color": "#8A93A3", "width": 1},
+            line={"color": NEUTRAL, "width": 1},
             name="threshold: score of the token dropped",
             hovertemplate="step %{x}: dropped at %{y:.4g}<extra>threshold</extra>",
         )
@@ -102,7 +102,7 @@ def plot_scores(table: pd.DataFrame, *, step: int | None = None, log: bool = Tru
             x=line["step"],
             y=line["score"],
             mode="lines",
-            line={"color": colour, "dash": _DASHES[i % len(_DASHES)]},
+            line={"color": colour, "dash": DASHES[i % len(DASHES)]},
             name=name,
             legendgroup=name,
             hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
@@ -120,8 +120,7 @@ def plot_scores(table: pd.DataFrame, *, step: int | None = None, log: bool = Tru
                 showlegend=False,
                 hovertemplate="dropped at step %{x}" + (", score %{y:.4g}" if known else "") + f"<extra>{name}</extra>",
             )
-    if step is not None:
-        figure.add_vline(step, line={"width": 1, "dash": "dot"})
+    mark_x(figure, step)
     figure.update_xaxes(title="step (query position)")
     figure.update_yaxes(title="accumulated score", type="log" if log else "linear", exponentformat="power")
     return figure.update_layout(height=380)

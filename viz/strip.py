@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +17,21 @@ from viz.text import plain
 
 _COLUMNS = 84  # characters to a line
 _PER_INCH = 15  # of a paper's width
-_LEGEND = {
-    "kept": "kept",
-    "dropped": "dropped: struck through",
-    "sink": "sink: dotted underline",
-    "recent": "recent: underlined",
-    "future": "future: grey",
+_FONT = "DejaVu Sans Mono, monospace"
+_BOX = [(0.0, -0.38), (1.0, -0.38), (1.0, 0.38), (0.0, 0.38), (0.0, -0.38)]  # x in widths of a token, y in lines
+_SHAPES = {
+    "dropped": [(0.0, 0.0), (1.0, 0.0)],
+    "sink": [(0.0, -0.38), (1.0, -0.38)],
+    "recent": [(0.0, -0.38), (1.0, -0.38)],
+}
+_CLEAR = {"width": 0, "color": "rgba(0,0,0,0)"}
+# The states that have each mark, and how it is drawn.
+_MARKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "kept": (("kept", "sink", "recent"), {"fill": "toself", "fillcolor": "rgba(0,114,178,0.16)", "line": _CLEAR}),
+    "dropped": (("dropped",), {"line": {"width": 1, "color": STATE_STYLE["dropped"].light}}),
+    "sink": (("sink",), {"line": {"width": 2, "color": STATE_STYLE["sink"].light, "dash": "2px,2px"}}),
+    "recent": (("recent",), {"line": {"width": 1.5, "color": STATE_STYLE["recent"].light}}),
+    "contested": ((), {"line": {"width": 1, "color": "#1F2430", "dash": "1.5px,1.5px"}}),
 }
 
 
@@ -88,54 +99,75 @@ def paper_strip(table: pd.DataFrame, width: float) -> tuple[go.Figure, float]:
     return figure, 0.4 + 0.16 * (high - low)
 
 
+def contested_with(
+    table: pd.DataFrame, beside: Trace, layer: int, head: int | str = "first", step: int | None = None
+) -> pd.DataFrame:
+    """The strip's table with a column `contested`: whether exactly one of the two traces has dropped the token."""
+    end = beside.n_tokens - 1
+    other = strip_table(beside, min(layer, beside.n_layers - 1), head, end if step is None else min(step, end))
+    known = other.set_index(["position", "token"])["state"]
+    theirs = known.reindex(pd.MultiIndex.from_frame(table[["position", "token"]])).to_numpy()
+    differs = (table["state"] == "dropped").to_numpy() != (theirs == "dropped")
+    return table.assign(contested=differs & pd.notna(theirs))
+
+
+class _Place(NamedTuple):
+    """Where a token is written: its left edge, its line and its width, in characters."""
+
+    x: int
+    y: int
+    width: int
+
+
 def plot_strip(table: pd.DataFrame, columns: int = _COLUMNS) -> go.Figure:
-    """The strip as a figure for papers: tokens in lines, a dropped one struck through, a protected one underlined."""
-    x, y, line, column = [], [], 0, 0
-    widths = [max(1, sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in t)) for t in table["token"]]
-    for token, width in zip(table["token"], widths, strict=True):
+    """The strip as a figure for papers: tokens in lines, kept ones shaded, dropped ones struck through."""
+    places = _places(table["token"], columns)
+    states = table["state"].to_numpy()
+    marks = {name: np.isin(states, list(of)) for name, (of, _) in _MARKS.items()}
+    if "contested" in table:
+        marks["contested"] = table["contested"].to_numpy()
+    figure = go.Figure()
+    for name, where in marks.items():
+        if where.any():
+            _add_mark(figure, name, [place for place, marked in zip(places, where, strict=True) if marked])
+    for state, look in STATE_STYLE.items():
+        chosen = np.flatnonzero(states == state)
+        if chosen.size:
+            figure.add_scatter(
+                x=[places[i].x for i in chosen],
+                y=[places[i].y for i in chosen],
+                mode="text",
+                text=[plain(table["token"].iloc[i]) for i in chosen],
+                textposition="middle right",
+                textfont={"family": _FONT, "color": look.light if state in ("dropped", "future") else None},
+                customdata=table[["position", "dropped_at"]].iloc[chosen].to_numpy(),
+                hovertemplate="token %{customdata[0]}<extra>" + state + "</extra>",
+                name=f'<span style="color:{look.light}">not read yet</span>' if state == "future" else state,
+                showlegend=state == "future",
+            )
+    lines = 1 - min(place.y for place in places)
+    figure.update_xaxes(visible=False, range=[-1, columns + 1])
+    figure.update_yaxes(visible=False, range=[-lines + 0.2, 0.8])
+    return figure.update_layout(height=90 + 22 * lines, showlegend=True)
+
+
+def _places(tokens: Iterable[str], columns: int) -> list[_Place]:
+    """Where each token stands: a line is broken where it is full, and after a line end of the text."""
+    places, line, column = [], 0, 0
+    for token in tokens:
+        width = max(1, sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in token))
         if column + width > columns and column:
             line, column = line + 1, 0
-        x.append(column)
-        y.append(-line)
+        places.append(_Place(column, -line, width))
         column += width + 1
         if "↵" in token:
             line, column = line + 1, 0
-    figure = go.Figure()
-    for state, look in STATE_STYLE.items():
-        chosen = np.flatnonzero(table["state"].to_numpy() == state)
-        if not chosen.size:
-            continue
-        colour = look.light
-        bars: list[float | None] = []
-        heights: list[float | None] = []
-        for i in chosen:
-            at = y[i] + {"dropped": 0.0, "sink": -0.36, "recent": -0.36}.get(state, 0.0)
-            if state in ("dropped", "sink", "recent"):
-                bars += [x[i] - 0.1, x[i] + widths[i] + 0.1, None]
-                heights += [at, at, None]
-        figure.add_scatter(
-            x=[x[i] for i in chosen],
-            y=[y[i] for i in chosen],
-            mode="text",
-            text=[plain(table["token"].iloc[i]) for i in chosen],
-            textposition="middle right",
-            textfont={"family": "DejaVu Sans Mono, monospace", "color": colour if state != "kept" else None},
-            customdata=table[["position", "dropped_at"]].iloc[chosen].to_numpy(),
-            hovertemplate="token %{customdata[0]}<extra>" + state + "</extra>",
-            showlegend=False,
-        )
-        figure.add_scatter(
-            x=bars or [None],
-            y=heights or [None],
-            mode="lines",
-            line={
-                "color": colour if bars else "rgba(0, 0, 0, 0)",
-                "width": 1,
-                "dash": "solid" if state != "sink" else "dot",
-            },
-            name=_LEGEND[state],
-            hoverinfo="skip",
-        )
-    figure.update_xaxes(visible=False, range=[-1, columns + 1])
-    figure.update_yaxes(visible=False, range=[-line - 0.8, 0.8])
-    return figure.update_layout(height=90 + 22 * (line + 1))
+    return places
+
+
+def _add_mark(figure: go.Figure, name: str, places: list[_Place]) -> None:
+    """The mark `name` at each place as one trace with gaps: an outline of its shape, open or filled."""
+    look, shape = _MARKS[name][1], _SHAPES.get(name, _BOX)
+    x = [at for p in places for at in (*(p.x + 0.15 + dx * (p.width + 0.2) - 0.1 for dx, _ in shape), None)]
+    y = [at for p in places for at in (*(p.y + dy for _, dy in shape), None)]
+    figure.add_scatter(x=x, y=y, mode="lines", name=name, hoverinfo="skip", **look)

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.looks import method_colour
+from viz.looks import NEUTRAL, method_colour
 
 COSTS = {
     "perplexity": "perplexity ÷ dense",
@@ -70,7 +70,7 @@ def plot_sweep(table: pd.DataFrame, cost: str, *, knob: str, method: str, layer:
             x=own["value"],
             y=own[cost],
             mode="lines+markers",
-            line={"dash": "dash", "color": "#8A93A3"},
+            line={"dash": "dash", "color": NEUTRAL},
             marker={"symbol": "diamond"},
             name=f"layer {layer}",
             hovertemplate=f"{knob} %{{x}}: %{{y:.4g}}<extra>layer {layer}</extra>",

@@ -147,7 +147,7 @@ PAPER = _template(
 
 _TEMPLATES = {"light": LIGHT, "dark": DARK, "paper": PAPER}
 
-_NAME = 42  # characters of a legend's line, as a column of 3 inches holds them
+_NAME, _TITLE = 42, 26  # characters of a legend's line and of an axis upwards, as a column of 3 inches holds them
 
 _SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
 
@@ -168,14 +168,19 @@ def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_pla
         layout.updatemenus = layout.sliders = ()
         _fit_annotations(styled)
         for trace in styled.data:
-            if trace.name and len(trace.name) > _NAME:
-                trace.name = "<br>".join(
-                    textwrap.wrap(trace.name, _NAME, break_long_words=False, break_on_hyphens=False)
-                )
+            if trace.name and "<" not in trace.name:
+                trace.name = _lines(trace.name, _NAME)
+        for axis in styled.select_yaxes():
+            if axis.title.text and "<" not in axis.title.text:
+                axis.title.text = _lines(axis.title.text, _TITLE)
     elif layout.title.text and layout.margin.t is None:
         layout.margin.t = 72  # the title above the legend
     layout.template = _TEMPLATES[theme]
     return styled
+
+
+def _lines(text: str, most: int) -> str:
+    return "<br>".join(textwrap.wrap(text, most, break_long_words=False, break_on_hyphens=False)) or text
 
 
 def _fit_annotations(figure: go.Figure) -> None:
@@ -184,10 +189,10 @@ def _fit_annotations(figure: go.Figure) -> None:
     for annotation in layout.annotations:
         annotation.font.size = min(annotation.font.size or text, text)
     if any(a.yref == "paper" and (a.y or 0) >= 1 and a.yanchor == "bottom" for a in layout.annotations):
-        layout.margin.t = PAPER.layout.margin.t + 1.5 * text * (1 + _has_legend(figure))
+        layout.margin.t = PAPER.layout.margin.t + 1.5 * text * (1 + has_legend(figure))
 
 
-def _has_legend(figure: go.Figure) -> bool:
+def has_legend(figure: go.Figure) -> bool:
     if figure.layout.showlegend is not None:
         return figure.layout.showlegend
     named = [t for t in figure.data if (t.showlegend is None and t.type != "heatmap") or t.showlegend]

@@ -23,6 +23,7 @@ from sparsity_core import Pipeline, generate, run
 from sparsity_core.record.trace import Trace
 from tests import tiny
 from tests.traces import HOSTILE, NEVER, TOKENS, kept_all, named, trace
+from tests.viz.gallery import plots, plots_of_viz
 from viz import atlas, cost, scores, strip, sweep
 from viz.looks import SEQUENTIAL, STATE_STYLE, method_colour, method_dash
 from viz.text import plain
@@ -240,13 +241,15 @@ def test_two_texts_are_not_compared() -> None:
 def test_a_contested_cell_has_the_colour_of_the_one_that_dropped_it() -> None:
     table = atlas.difference_table(trace(), other(), head=0)
     colours = cost.pair_colours(trace(), other())
-    figure = atlas.plot_difference(table, colours)
+    figure = atlas.plot_difference(table, colours, cost.pair_names(trace(), other()))
     (cells,) = figure.select_traces(selector={"type": "heatmap"})
     same(cells.z[0], [NAN, 0, 0, 1, 1, 2, NAN, NAN])
     both, a, b = (_colour_at(cells, value) for value in (0, 1, 2))
     assert (a, b) == (method_colour("a2sf"), method_colour("h2o")) == colours
     assert both not in colours
-    assert list(cells.colorbar.ticktext) == ["both", "A only", "B only"]
+    keys = {data.name: data.marker.color for data in figure.data if data.name}
+    assert list(keys) == ["dropped by a2sf only", "by h2o only", "by both", "by neither"]
+    assert [keys["dropped by a2sf only"], keys["by h2o only"], keys["by both"]] == [a, b, both]
 
 
 def _colour_at(cells: Any, value: float) -> str:
@@ -256,6 +259,11 @@ def _colour_at(cells: Any, value: float) -> str:
     above = [colour for stop, colour in cells.colorscale if stop >= at]
     assert below[-1] == above[0], "a value between two colours would be mixed"
     return below[-1]
+
+
+def test_two_pipelines_of_one_method_are_called_by_all_their_knobs() -> None:
+    assert cost.pair_names(trace(), other()) == ("a2sf", "h2o")
+    assert cost.pair_names(trace(), named("eviction=a2sf(budget=4)")) == ("a2sf(budget=3)", "a2sf(budget=4)")
 
 
 def test_two_pipelines_of_one_method_get_two_colours() -> None:
@@ -320,11 +328,23 @@ def test_the_strip_figure_writes_each_token_once_in_the_colour_of_its_state() ->
             assert int(position) not in written
             written[int(position)] = text
             assert table["state"][int(position)] == state
-        if state != "kept":
+        if state in ("dropped", "future"):
             assert data.textfont.color == STATE_STYLE[state].light
     assert written == {i: plain(token) for i, token in enumerate(HOSTILE)}
-    struck = layer_named(figure, "dropped: struck through")
+    struck = next(data for data in figure.data if data.name == "dropped" and data.mode == "lines")
     assert sum(x is None for x in struck.x) == 2, "a stroke for each of the two dropped tokens"
+
+
+def test_the_strip_figure_marks_sink_recent_and_contested_and_shades_what_is_kept() -> None:
+    table = strip.strip_table(trace(), 0, 0, 5)
+    beside = strip.contested_with(table, other(), 0, 0, 5)
+    # A has dropped tokens 1 and 2 by step 5, and so has the other: layer 1 differs in tokens 2 and 3
+    assert not beside["contested"].any()
+    apart = strip.contested_with(strip.strip_table(trace(), 1, 0, 5), other(), 1, 0, 5)
+    assert apart.loc[apart["contested"], "position"].tolist() == [2, 3]
+    lines = {d.name: sum(x is None for x in d.x) for d in strip.plot_strip(apart).data if d.mode == "lines"}
+    # layer 1 at step 5: sink 0, kept 1 and 4, dropped 2 and 3, recent 5
+    assert lines == {"kept": 4, "dropped": 2, "sink": 1, "recent": 1, "contested": 2}
 
 
 def test_the_strip_has_fewer_tokens_to_a_line_and_more_height_in_a_narrow_column() -> None:
@@ -482,9 +502,16 @@ def test_regret_is_the_mean_up_to_the_step() -> None:
 
 
 def test_the_regret_plot_has_a_row_for_each_head() -> None:
-    (cells,) = cost.plot_regret(cost.regret_table(trace()), most=0.5).data
+    (cells,) = cost.plot_regret({"A": cost.regret_table(trace())}).data
     same(cells.z, [[0.05, 0.25], [0.1, 0.3], [0.15, 0.35], [0.2, 0.4]])
-    assert (list(cells.x), list(cells.y), cells.zmax) == ([0, 1], [0, 1, 2, 3], 0.5)
+    assert (list(cells.x), list(cells.y)) == ([0, 1], [0, 1, 2, 3])
+
+
+def test_the_regret_of_two_pipelines_shares_one_colour_bar() -> None:
+    figure = cost.plot_regret({"A": cost.regret_table(trace()), "B": cost.regret_table(trace(), step=4)})
+    assert [cells.coloraxis for cells in figure.data] == ["coloraxis"] * 2
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, pytest.approx(0.4))
+    assert [note.text for note in figure.layout.annotations] == ["A", "B"]
 
 
 def test_a_loss_belongs_to_the_token_that_was_predicted() -> None:
@@ -560,27 +587,8 @@ def test_the_best_value_is_the_lowest_cost_or_the_highest_likeness(column: str, 
 # --- what holds for every plot ---
 
 
-def plots(made: Trace) -> dict[str, go.Figure]:
-    """Each plot of viz, of one trace; a plot that is missing here fails `test_every_plot_is_tried`."""
-    beside = named("eviction=a2sf(budget=4)", tokens=made.tokens)
-    table = atlas.atlas_table(made, "first", step=5)
-    values = {0.1: made, 0.9: beside}
-    return {
-        "plot_atlas": atlas.plot_atlas(table, n_prompt=6, step=5, selected=(0, 3)),
-        "plot_overview": atlas.plot_overview(atlas.pooled_table(table, 4), (0, 4)),
-        "plot_difference": atlas.plot_difference(atlas.difference_table(made, beside), cost.pair_colours(made, beside)),
-        "plot_strip": strip.plot_strip(strip.strip_table(made, 0, 0, 5)),
-        "plot_scores": scores.plot_scores(scores.score_table(made, 0, 0, [0, 1, 2, 3, 4]), step=5),
-        "plot_similarity": cost.plot_similarity(cost.similarity_table({"A": made, "B": beside}), "retained", 0),
-        "plot_regret": cost.plot_regret(cost.regret_table(made)),
-        "plot_loss": cost.plot_loss({"A": cost.loss_table(made)}, {"A": "a2sf"}, 5),
-        "plot_sweep": sweep.plot_sweep(sweep.sweep_table(values), "regret", knob="α", method="a2sf", layer=0),
-    }
-
-
-def test_every_plot_is_tried() -> None:
-    there = {name for module in (atlas, cost, scores, strip, sweep) for name in dir(module) if name.startswith("plot_")}
-    assert there == set(plots(trace()))
+def test_every_plot_of_viz_is_tried() -> None:
+    assert set(plots_of_viz()) == set(plots(trace()))
 
 
 @pytest.fixture
@@ -608,12 +616,13 @@ def _drawn(figure: go.Figure) -> list[Any]:
     return json.loads(figure.to_json())["data"]
 
 
-def test_no_token_acts_in_any_plot() -> None:
+def test_no_token_acts_in_any_plot_of_viz() -> None:
+    """Tokens, and names of pipelines, matrices and settings, that a link may have brought."""
     acting = [token for token in HOSTILE if plain(token) != token]
     assert len(acting) == 5
     for name, figure in plots(trace(tokens=HOSTILE)).items():
         spec = json.loads(figure.to_json())
-        texts = list(_texts(spec["data"])) + list(_texts(spec["layout"].get("annotations", [])))
+        texts = list(_texts(spec))
         for token in acting:
             assert not [text for text in texts if token in text], f"{name} shows {token} unescaped"
 

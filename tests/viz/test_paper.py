@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -148,6 +150,42 @@ def test_csv_starts_with_provenance_and_pandas_skips_it(table: pd.DataFrame) -> 
 def test_csv_of_an_empty_table_keeps_its_columns(table: pd.DataFrame) -> None:
     empty = table.iloc[:0]
     pd.testing.assert_frame_equal(paper.read_csv(paper.export(go.Figure(), empty, "csv", PROVENANCE)), empty)
+
+
+FORMULAS = ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "＝1", "'=1", "''@x", '=HYPERLINK("http://x")']
+
+
+def test_no_cell_of_text_is_a_formula_to_a_spreadsheet_and_each_comes_back() -> None:
+    cells = [*FORMULAS, "plain", "a=b", "'quoted'", "-", ""]
+    table = pd.DataFrame({"token": cells, "score": np.arange(len(cells)) - 3.5})
+    data = paper.export(go.Figure(), table, "csv", PROVENANCE)
+    pd.testing.assert_frame_equal(paper.read_csv(data), table)
+    rows = [row for row in csv.reader(io.StringIO(data.decode(), newline="")) if row and not row[0].startswith("#")]
+    for token, score in rows[1:]:
+        assert not token.startswith(("=", "+", "-", "@", "\t", "\r", "＝")), token
+        float(score)
+    assert b"# text: text that begins with" in data
+
+
+def test_provenance_begins_no_cell_that_acts() -> None:
+    provenance = paper.Provenance("caption,=1+1", {"command": "run 'a,=HYPERLINK(1)'\n;@x"})
+    text = paper.export(go.Figure(), pd.DataFrame({"a": [1]}), "csv", provenance).decode()
+    for line in filter(lambda line: line.startswith("#"), text.splitlines()):
+        for cell in re.split("[,;\t]", line)[1:]:
+            assert not cell.startswith(("=", "+", "-", "@")), line
+
+
+def test_a_csv_without_formulas_says_nothing_of_them() -> None:
+    assert b"# text:" not in paper.export(go.Figure(), pd.DataFrame({"token": ["a"]}), "csv", PROVENANCE)
+
+
+def test_a_legend_of_several_lines_adds_its_height_and_a_low_figure_stays_low() -> None:
+    one = go.Figure([go.Scatter(y=[1], name="short")]).update_layout(showlegend=True)
+    many = go.Figure([go.Scatter(y=[1], name=f"a pipeline with a long name {i}") for i in range(6)])
+    assert paper.natural_height(one, 3.25) == pytest.approx(0.62 * 3.25)
+    assert paper.natural_height(one, 3.25, shape=0.33) == pytest.approx(0.33 * 3.25)
+    # a line of 7 pt text takes 1.6 × 7 / 72 inches; six names stand below one another
+    assert paper.natural_height(many, 3.25) == pytest.approx(0.62 * 3.25 + 5 * 1.6 * 7 / 72)
 
 
 class _Page(HTMLParser):

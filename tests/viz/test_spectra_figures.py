@@ -277,6 +277,7 @@ def test_methods_are_compared_by_mean_distance_and_rise_in_perplexity():
     assert (one.marker.color, one.marker.symbol) == (method_colour("leverage"), method_symbol("leverage"))
     assert (ring.name, list(ring.x), list(ring.y)) == ("chosen", [0.25], [2])
     assert figure.layout.yaxis.type == "log"
+    assert [note.text for note in figure.layout.annotations] == ["leverage", "random_neurons (3 seeds)"]
     free = spectra.comparison_table([outcome("leverage(ratio=0.25)", 0.25, 9.0), outcome(*rows[1])], "up")
     assert spectra.plot_comparison(free, "up").layout.yaxis.type == "linear"  # a logarithm has no place for a fall
 

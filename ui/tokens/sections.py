@@ -102,12 +102,12 @@ def difference(shown: list[Shown], at: View) -> None:
     start, end = at.window(common)
     inside = table[table["position"].between(start, end - 1)]
     show_figure(
-        atlas.plot_difference(inside, cost.pair_colours(a.trace, b.trace)),
+        atlas.plot_difference(inside, cost.pair_colours(a.trace, b.trace), cost.pair_names(a.trace, b.trace)),
         table,
         name="difference",
         caption=f"Contested tokens at step {at.step}, {at.heads}: dropped by one pipeline and kept by the other. "
         f"A: {cost.label(a.trace)}. B: {cost.label(b.trace)}.",
-        read=f"White: dropped by neither. {apart}Mean Jaccard index of the dropped sets over the layers, 1 where they are "
+        read=f"{apart}Mean Jaccard index of the dropped sets over the layers, 1 where they are "
         f"the same: {atlas.agreement(table).mean():.2f}.",
         sources=[(s.spec, s.trace) for s in shown],
     )
@@ -118,13 +118,14 @@ def strip_of(item: Shown, shown: list[Shown], at: View) -> None:
     trace, beside = item.trace, next((other for other in shown if other is not item), None)
     window = at.window(trace.n_tokens)
     table = strip.strip_table(trace, at.layer, at.head, min(at.step, trace.n_tokens - 1), window)
+    drawn = strip.contested_with(table, beside.trace, at.layer, at.head, at.step) if beside else table
     cells = strip_cells(table, beside.trace if beside else None, at)
     clicked = token_strip(
         cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}"
     )
     offer_figure(
-        partial(strip.paper_strip, table),
-        table,
+        partial(strip.paper_strip, drawn),
+        drawn,
         name=f"strip_figure_{item.letter}",
         caption=f"Tokens kept and dropped in layer {at.layer}, {at.heads}, at step {at.step} ({cost.label(trace)}).",
         read="A token struck through is dropped. A double border protects a sink, an underline a recent token. Click a token to "

@@ -12,6 +12,7 @@ from PIL import Image
 from plotly.colors import sample_colorscale
 
 from sparsity_core.record import Trace
+from viz.chosen import CHOSEN
 from viz.looks import SEQUENTIAL
 from viz.maps import ABOVE, FIRST_AXIS, GREY, MARGIN, PALE, height, marks, named_columns
 
@@ -96,7 +97,7 @@ def plot_atlas(
         shapes.append(_line(n_prompt - 0.5, width=1, dash="dot"))
         notes.append({**ABOVE, "x": n_prompt - 0.5, "xanchor": "left", "text": "generated →"})
     if step is not None and step < positions[-1]:
-        shapes.append(_line(step + 0.5, width=1.5))
+        shapes.append({"name": CHOSEN, **_line(step + 0.5, width=1.5)})
     rows, tips = marks(selected, positions)
     layout = {  # at once: Plotly checks all of it again for each part that is set
         "height": height(shape[0]),

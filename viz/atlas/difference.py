@@ -7,7 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.maps import FIRST_AXIS, GREY, height, named_columns
+from viz.maps import FIRST_AXIS, GREY, height, named_columns, swatch
+from viz.text import plain
 
 _A_ONLY, _B_ONLY, _BOTH = 1, 2, 3
 
@@ -49,8 +50,8 @@ def agreement(table: pd.DataFrame) -> pd.Series:
     return (both / either).fillna(1.0).rename("jaccard")
 
 
-def plot_difference(table: pd.DataFrame, colours: tuple[str, str]) -> go.Figure:
-    """Contested tokens: cells that only A, or only B, has dropped. Cells on which both agree are faint or empty."""
+def plot_difference(table: pd.DataFrame, colours: tuple[str, str], names: tuple[str, str] = ("A", "B")) -> go.Figure:
+    """Contested tokens: cells that one pipeline alone has dropped, in its colour. `names` are those of A and B."""
     layers, positions = np.unique(table["layer"]), np.unique(table["position"])
     code = table["dropped_by"].map({"neither": np.nan, "both": 0.0, "A only": 1.0, "B only": 2.0})
     z = code.to_numpy(np.float32).reshape(len(layers), len(positions))
@@ -64,17 +65,16 @@ def plot_difference(table: pd.DataFrame, colours: tuple[str, str]) -> go.Figure:
         zmin=-0.5,
         zmax=2.5,
         colorscale=scale,
-        colorbar={
-            "title": {"text": "dropped by", "side": "top"},
-            "tickvals": [0, 1, 2],
-            "ticktext": ["both", "A only", "B only"],
-        },
+        showscale=False,
         hovertemplate="layer %{y}, token %{x}<extra></extra>",
     )
+    first, second = map(plain, names)
+    keys = {f"dropped by {first} only": a, f"by {second} only": b, "by both": both, "by neither": "rgba(0,0,0,0)"}
     layout = {
         "height": height(len(layers)),
-        "xaxis": {"title": {"text": "token position"}},
+        "xaxis": {"title": {"text": "token position"}, "range": [positions[0] - 0.5, positions[-1] + 0.5]},
         "xaxis2": named_columns(positions, table["token"].to_numpy()[: len(positions)]),
-        "yaxis": {"title": {"text": "layer"}, "showgrid": False},
+        "yaxis": {"title": {"text": "layer"}, "range": [layers[0] - 0.5, layers[-1] + 0.5], "showgrid": False},
+        "showlegend": True,
     }
-    return go.Figure([FIRST_AXIS, contested], layout)
+    return go.Figure([FIRST_AXIS, contested, *(swatch(name, colour) for name, colour in keys.items())], layout)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from viz.chosen import CHOSEN
 from viz.looks import SEQUENTIAL
 
 
@@ -35,7 +36,9 @@ def plot_overview(pooled: pd.DataFrame, window: tuple[int, int]) -> go.Figure:
             hovertemplate="layer %{y}, around token %{x:.0f}<br>%{z:.0%} dropped<extra></extra>",
         )
     )
-    figure.add_vrect(window[0] - 0.5, window[1] - 0.5, line={"width": 1.5}, fillcolor="rgba(255,255,255,0.25)")
+    figure.add_vrect(
+        window[0] - 0.5, window[1] - 0.5, line={"width": 1.5}, fillcolor="rgba(255,255,255,0.25)", name=CHOSEN
+    )
     figure.update_xaxes(title="token position")
     figure.update_yaxes(title="layer", showgrid=False)
     return figure.update_layout(height=190)

@@ -12,7 +12,8 @@ from sparsity_core.kinds import Pipeline
 from sparsity_core.record import Trace
 from viz.channels.mass import mass_read
 from viz.channels.names import CURVES, STATISTIC_LOOKS, over_shares
-from viz.looks import method_colour, method_dash
+from viz.looks import look_of
+from viz.text import plain
 
 
 def curve_point(trace: Trace) -> dict[str, float | str]:
@@ -36,18 +37,17 @@ def plot_curve(table: pd.DataFrame, cost: str = "relative") -> go.Figure:
     """Perplexity, or the attention that is read, against the share of the context that is read or kept."""
     figure = go.Figure()
     for name, own in table.groupby("method", sort=False):
-        statistic = str(name).rsplit(" ", 1)[-1]
-        named = own["name"].iloc[0]
-        colour, dash = STATISTIC_LOOKS.get(statistic) or (method_colour(named), method_dash(named))
+        look = STATISTIC_LOOKS.get(str(name).rsplit(" ", 1)[-1]) or look_of(own["name"].iloc[0])
         own = own.sort_values("share")
         figure.add_scatter(
             x=own["share"],
             y=own[cost],
             mode="lines+markers",
-            line={"color": colour, "dash": dash},
-            name=str(name),
+            line={"color": look.colour, "dash": look.dash},
+            marker={"symbol": look.symbol},
+            name=plain(str(name)),
             customdata=own["perplexity"],
-            hovertemplate=f"%{{y:.3f}}, perplexity %{{customdata:.2f}}<extra>{name}</extra>",
+            hovertemplate=f"%{{y:.3f}}, perplexity %{{customdata:.2f}}<extra>{plain(str(name))}</extra>",
         )
     perplexity = cost == "relative"
     return over_shares(figure).update_yaxes(

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sparsity_core.methods.decode.double_sparsity.channels import Channels
 from viz.channels.names import STATISTIC_NAMES
+from viz.chosen import CHOSEN
 from viz.looks import SEQUENTIAL
 
 
@@ -66,17 +67,17 @@ def plot_magnitudes(table: pd.DataFrame, r: int, statistic: str, *, selected: in
         y=outliers[by],
         mode="markers",
         marker={
-            "symbol": "circle-open",
-            "size": 5 if r <= 16 else 3,
+            "symbol": "circle",
+            "size": 4 if r <= 16 else 3,
             "color": "#FFFFFF",
-            "line": {"width": 1, "color": "#FFFFFF"},
+            "line": {"width": 0.75, "color": "#1F2430"},
         },
         name=f"the {r} largest of the row",
         hoverinfo="skip",
     )
     if selected is not None and by == "layer":
         across = {"x0": -0.5, "x1": values.shape[1] - 0.5, "y0": selected - 0.5, "y1": selected + 0.5}
-        figure.add_shape(type="rect", **across, line={"width": 1.5})
+        figure.add_shape(name=CHOSEN, type="rect", **across, line={"width": 1.5})
     tall = by == "layer"
     figure.update_xaxes(title="channel of the head", showgrid=False, range=[-0.5, values.shape[1] - 0.5])
     figure.update_yaxes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from sparsity_core.studies import SHARES
+from viz.looks import BLUE, DOTTED, GREEN, LONG, PURPLE, VERMILLION, Look
 
 STATISTIC_NAMES = {
     "qk": "mean |q · k| of a token with itself",
@@ -17,12 +18,12 @@ QUALITIES = {"mass": "exact attention that is read", "recall": "share of the exa
 
 CURVES = {"relative": "perplexity ÷ dense", "mass": "exact attention read or kept"}
 
-# Hue and dash of each statistic, the same in every figure.
+# The same in every figure, and none that a method has.
 STATISTIC_LOOKS = {
-    "qk": ("#D55E00", "solid"),
-    "q": ("#0072B2", "5px,2px"),
-    "k": ("#009E73", "1.5px,1.5px"),
-    "variance": ("#CC79A7", "9px,2px"),
+    "qk": Look(VERMILLION, LONG, "diamond"),
+    "q": Look(BLUE, DOTTED, "circle"),
+    "k": Look(GREEN, DOTTED, "triangle-up"),
+    "variance": Look(PURPLE, DOTTED, "square"),
 }
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS
 from sparsity_core.studies import SHARES, ChannelStudy
 from viz.channels.names import QUALITIES, STATISTIC_LOOKS, over_shares, share_name
-from viz.looks import SEQUENTIAL
+from viz.looks import NEUTRAL, SEQUENTIAL
 
 
 def quality_table(study: ChannelStudy) -> pd.DataFrame:
@@ -35,13 +35,14 @@ def plot_quality(table: pd.DataFrame, what: str, r: int) -> go.Figure:
     most = int(table["channels"].max())
     best = table[(table["channels"] == most) & (table["statistic"] == "qk")]
     figure.add_scatter(
-        x=best["share"], y=best[what], mode="lines", line={"color": "#8A93A3"}, name=f"all {most} channels",
+        x=best["share"], y=best[what], mode="lines", line={"color": NEUTRAL}, name=f"all {most} channels",
         hovertemplate="%{y:.1%}<extra>all channels</extra>",
     )  # fmt: skip
-    for statistic, (colour, dash) in STATISTIC_LOOKS.items():
+    for statistic, look in STATISTIC_LOOKS.items():
         own = table[(table["statistic"] == statistic) & (table["channels"] == r)]
         figure.add_scatter(
-            x=own["share"], y=own[what], mode="lines+markers", line={"color": colour, "dash": dash}, name=statistic,
+            x=own["share"], y=own[what], mode="lines+markers", line={"color": look.colour, "dash": look.dash},
+            marker={"symbol": look.symbol}, name=statistic,
             hovertemplate=f"%{{y:.1%}}<extra>{statistic}</extra>",
         )  # fmt: skip
     return over_shares(figure).update_yaxes(title=QUALITIES[what], tickformat=".0%")

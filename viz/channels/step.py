@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.studies import Read
+from viz.looks import NEUTRAL
 from viz.text import plain
 
 _LEAST = 1e-6  # attention below is drawn there, so that every step has the same axes
@@ -17,7 +18,7 @@ _FATES = {
     "read, rightly": ("#009E73", "circle"),
     "read, one of the exact top keys was not": ("#E69F00", "diamond"),
     "missed": ("#D55E00", "x"),
-    "left unread": ("#8A93A3", "circle-open"),
+    "left unread": (NEUTRAL, "circle-open"),
 }
 
 
@@ -65,7 +66,7 @@ def plot_read(table: pd.DataFrame) -> go.Figure:
             x=lost["position"],
             y=np.maximum(lost["exact"], _LEAST),
             mode="markers",
-            marker={"color": "#8A93A3", "symbol": "square-open", "size": 12},
+            marker={"color": NEUTRAL, "symbol": "square-open", "size": 10, "opacity": 0.6},
             name="dropped by the eviction method",
             hoverinfo="skip",
         )

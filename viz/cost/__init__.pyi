@@ -3,6 +3,7 @@ from .loss import plot_loss as plot_loss
 from .names import label as label
 from .names import method_of as method_of
 from .names import pair_colours as pair_colours
+from .names import pair_names as pair_names
 from .names import prompt_perplexity as prompt_perplexity
 from .regret import plot_regret as plot_regret
 from .regret import regret_table as regret_table

@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.looks import method_colour, method_dash
+from viz.chosen import mark_x
+from viz.looks import distinct_looks
 from viz.text import plain
 
 
@@ -32,21 +33,19 @@ def loss_table(trace: Trace) -> pd.DataFrame:
 def plot_loss(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str], step: int | None = None) -> go.Figure:
     """KL of the next-token distribution to the dense model's at each token: where forgetting hurts."""
     figure = go.Figure()
-    for name, table in tables.items():
-        method = methods[name]
-        drawn = any(line.line.color == method_colour(method) for line in figure.data)
+    looks = distinct_looks([methods[name] for name in tables])
+    for (name, table), look in zip(tables.items(), looks, strict=True):
         figure.add_scatter(
             x=table["position"],
             y=table["kl_to_dense"],
             mode="lines",
-            line={"color": method_colour(method), "dash": "2px,2px" if drawn else method_dash(method), "width": 1.2},
+            line={"color": look.colour, "dash": look.dash, "width": 1.2},
             name=plain(name),
             customdata=np.stack([[plain(t) for t in table["token"]], table["extra_nll"].round(3).astype(str)], axis=1),
             hovertemplate="before token %{x} “%{customdata[0]}”<br>KL %{y:.3f} nats, −log p %{customdata[1]} above dense"
             "<extra></extra>",
         )
-    if step is not None:
-        figure.add_vline(step, line={"width": 1, "dash": "dot"})
+    mark_x(figure, step)
     figure.update_xaxes(title="token position")
-    figure.update_yaxes(title="KL to dense (nats)")
+    figure.update_yaxes(title="KL to dense (nats)", nticks=6)
     return figure.update_layout(height=240, showlegend=len(tables) > 1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsity_core.kinds import Pipeline
 from sparsity_core.record import Trace
-from viz.looks import method_colour
+from viz.looks import HUES, method_colour
 
 
 def label(trace: Trace) -> str:
@@ -15,16 +15,22 @@ def label(trace: Trace) -> str:
 
 
 def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:
-    """The colours of two pipelines side by side: their methods' own, unless both run the same method."""
+    """Two colours for two pipelines side by side: A's method's own, and B's own unless that is the same."""
     first, second = method_colour(method_of(a)), method_colour(method_of(b))
-    return (first, second) if first != second else ("#D55E00", "#0072B2")
+    return first, next(colour for colour in (second, *HUES) if colour != first)
+
+
+def pair_names(a: Trace, b: Trace) -> tuple[str, str]:
+    """What two pipelines are called in one figure: their methods' names, with all knobs where those are the same."""
+    first, second = method_of(a), method_of(b)
+    return (first, second) if first != second else (label(a), label(b))
 
 
 def method_of(trace: Trace) -> str:
-    """The name of the method that drops tokens, by which it is coloured; "dense" where there is none."""
-    pipeline = Pipeline.parse(trace.provenance.pipeline)
-    method = pipeline.eviction or pipeline.gate
-    return method.name if method else "dense"
+    """The name of the method by which a pipeline is coloured, the one that drops tokens first; "dense" without any."""
+    chosen = Pipeline.parse(trace.provenance.pipeline).methods
+    found = (chosen[stage] for stage in ("eviction", "gate", "decode", "prefill", "weights") if stage in chosen)
+    return next((method.name for method in found), "dense")
 
 
 def prompt_perplexity(trace: Trace) -> tuple[float, float]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from sparsity_core.record import Trace
 from viz.looks import SEQUENTIAL
+from viz.text import plain
 
 
 def regret_table(trace: Trace, step: int | None = None) -> pd.DataFrame:
@@ -26,21 +30,32 @@ def regret_table(trace: Trace, step: int | None = None) -> pd.DataFrame:
     )
 
 
-def plot_regret(table: pd.DataFrame, most: float | None = None) -> go.Figure:
-    """Regret of each layer and head; `most` fixes the colour scale's end so that two figures share it."""
-    layers, heads = np.unique(table["layer"]), np.unique(table["head"])
-    figure = go.Figure(
-        go.Heatmap(
+def plot_regret(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Regret of each layer and head, a map for each pipeline by its name, one above the other under one colour scale."""
+    names = [plain(name) for name in tables]
+    figure = make_subplots(
+        len(tables),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=0.26 / len(tables),
+        subplot_titles=names if names[1:] else None,
+    )
+    shown = 0
+    for row, table in enumerate(tables.values(), 1):
+        layers, heads = np.unique(table["layer"]), np.unique(table["head"])
+        shown += min(12, len(heads))
+        figure.add_heatmap(
             z=table["regret"].to_numpy(np.float32).reshape(len(layers), len(heads)).T,
             x=layers,
             y=heads,
-            zmin=0,
-            zmax=most or max(1e-6, float(table["regret"].max())),
-            colorscale=SEQUENTIAL,
-            colorbar={"title": {"text": "regret"}, "tickformat": ".0%"},
+            coloraxis="coloraxis",
             hovertemplate="layer %{x}, head %{y}<br>%{z:.2%} of the dense attention went to evicted keys<extra></extra>",
+            row=row,
+            col=1,
         )
-    )
-    figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="query head", dtick=max(1, len(heads) // 8), showgrid=False)
-    return figure.update_layout(height=120 + 18 * min(12, len(heads)))
+        figure.update_yaxes(title="query head", dtick=max(1, len(heads) // 4), showgrid=False, row=row, col=1)
+    figure.update_xaxes(title="layer", row=len(tables), col=1)
+    most = max(1e-6, *(float(table["regret"].max()) for table in tables.values()))
+    bar = {"title": {"text": "regret"}, "tickformat": ".0%"}
+    scale = {"cmin": 0, "cmax": most, "colorscale": SEQUENTIAL, "colorbar": bar}
+    return figure.update_layout(height=90 + 40 * len(tables) + 18 * shown, coloraxis=scale)

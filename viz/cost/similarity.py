@@ -8,8 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
+from viz.chosen import mark_x
 from viz.cost.names import method_of
-from viz.looks import method_colour, method_dash
+from viz.looks import distinct_looks
 from viz.text import plain
 
 MEASURES = {
@@ -49,14 +50,15 @@ def similarity_table(traces: Mapping[str, Trace], head: int | str = "mean") -> p
 def plot_similarity(table: pd.DataFrame, measure: str = "ideal_cosine", layer: int | None = None) -> go.Figure:
     """A line per pipeline over the layers; for the mass retained also the ideal's, which no method of its size can pass."""
     figure = go.Figure()
-    for i, (name, rows) in enumerate(table.groupby("pipeline", sort=False)):
-        method = str(rows["method"].iloc[0])
+    series = list(table.groupby("pipeline", sort=False))
+    looks = distinct_looks([str(rows["method"].iloc[0]) for _, rows in series])
+    for (name, rows), look in zip(series, looks, strict=True):
         figure.add_scatter(
             x=rows["layer"],
             y=rows[measure],
             mode="lines+markers",
-            line={"color": method_colour(method), "dash": method_dash(method)},
-            marker={"symbol": ("circle", "square", "diamond", "cross")[i % 4]},
+            line={"color": look.colour, "dash": look.dash},
+            marker={"symbol": look.symbol},
             name=plain(str(name)),
             hovertemplate="layer %{x}: %{y:.3f}<extra></extra>",
         )
@@ -65,11 +67,13 @@ def plot_similarity(table: pd.DataFrame, measure: str = "ideal_cosine", layer: i
                 x=rows["layer"],
                 y=rows["ideal_retained"],
                 mode="lines",
-                line={"color": method_colour(method), "dash": "dot", "width": 1},
-                name=f"ideal set of equal size, {plain(str(name))}",
+                line={"color": look.colour, "dash": "dot", "width": 1},
+                name="the ideal set of as many keys",
+                legendgroup="ideal",
+                showlegend=name == series[0][0],
+                hovertemplate=f"layer %{{x}}: %{{y:.3f}}<extra>ideal, {plain(str(name))}</extra>",
             )
-    if layer is not None:
-        figure.add_vline(layer, line={"width": 1, "dash": "dot"})
+    mark_x(figure, layer)
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title=MEASURES[measure])
     return figure.update_layout(height=340, showlegend=True)

@@ -8,10 +8,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
-from viz.looks import method_colour, method_dash
+from viz.looks import look_of
+from viz.text import plain
 
 _SERIES = {
-    "dcp": "dcp, by γ and threshold",
+    "dcp": "dcp",
     "local_window": "local_window",
     "streaming_llm": "streaming_llm",
     "h2o": "h2o",
@@ -37,18 +38,19 @@ def plot_family(table: pd.DataFrame) -> go.Figure:
     """Perplexity against the share of the context that is kept: the trained gates beside eviction."""
     figure = go.Figure()
     for name in [n for n in _SERIES if n in set(table["method"])]:
+        look = look_of(name)
         own = table[table["method"] == name].sort_values("kept")
         figure.add_scatter(
             x=own["kept"],
             y=own["relative"],
             mode="lines+markers",
-            line={"color": method_colour(name), "dash": method_dash(name), "width": 2.4 if name == "dcp" else 1.6},
-            marker={"symbol": "circle" if name == "dcp" else "square", "size": 8 if name == "dcp" else 6},
+            line={"color": look.colour, "dash": look.dash, "width": 2.4 if name == "dcp" else 1.6},
+            marker={"symbol": look.symbol, "size": 8 if name == "dcp" else 6},
             name=_SERIES[name],
-            customdata=own[["setting", "perplexity"]],
+            customdata=[[plain(s), p] for s, p in zip(own["setting"], own["perplexity"], strict=True)],
             hovertemplate="%{customdata[0]}<br>keeps %{x:.0%}, perplexity %{customdata[1]:.2f}, %{y:.3f} × dense<extra></extra>",
         )
     figure.add_hline(1.0, line={"width": 1, "dash": "dot"})
-    figure.update_xaxes(title="share of the causal context that is kept", tickformat=".0%", range=[1.02, 0])
+    figure.update_xaxes(title="share of the causal context that is kept", tickformat=".0%", autorange="reversed")
     figure.update_yaxes(title="perplexity ÷ dense", type="log")
     return figure.update_layout(height=380, showlegend=True)

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.studies import GateLook
+from viz.chosen import mark_x, mark_y
 from viz.text import plain
 
 _FAR = 4.0  # gate logits beyond are drawn as this
@@ -62,10 +63,8 @@ def plot_interactions(look: GateLook, tokens: Sequence[str], step: int, token: i
         hovertemplate="“%{customdata[1]}” (%{y}) drops “%{customdata[0]}” (%{x})<extra></extra>",
         name="drops",
     )
-    if start <= step < start + n:
-        figure.add_hline(step, line={"width": 1, "dash": "dot"})
-    if start <= token < start + n:
-        figure.add_vline(token, line={"width": 1, "dash": "dot"})
+    mark_y(figure, step if start <= step < start + n else None)
+    mark_x(figure, token if start <= token < start + n else None)
     figure.update_xaxes(title="key: the token that may go", showgrid=False, constrain="domain")
     figure.update_yaxes(title="query: the token that decides", showgrid=False, autorange="reversed")
     return figure.update_layout(height=480, showlegend=False)

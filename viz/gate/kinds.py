@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
 from viz.shares import plot_shares
+from viz.text import plain
 
 
 def kinds_table(trace: Trace) -> pd.DataFrame:
@@ -32,7 +33,7 @@ def plot_kinds(table: pd.DataFrame) -> go.Figure:
     """What kinds of tokens go, by layer."""
     counts = table.groupby("kind")["tokens"].first()
     z = table.pivot(index="kind", columns="layer", values="dropped").rename(
-        index=lambda kind: f"{kind} ({counts[kind]})"
+        index=lambda kind: f"{plain(kind)} ({counts[kind]})"
     )
     figure = plot_shares(z, "dropped", "layer %{x}, %{y} tokens: %{z:.0%} dropped").update_xaxes(title="layer")
     return figure.update_layout(height=140 + 34 * len(z))

@@ -15,6 +15,8 @@ _SHARPNESS = {1.0: "1.5px,1.5px", 1.5: "5px,2px,1.5px,2px", 2.0: "5px,2px", 4.0:
 
 _GREYS = {1.0: "#A9B0BC", 1.5: "#98A0AD", 2.0: "#87909E", 4.0: "#768090", 8.0: "#656F80"}
 
+_NAMED = ", ".join(f"{a:g}" for a in _SHARPNESS)  # from the flattest curve to the steepest
+
 
 def sigmoid_table() -> pd.DataFrame:
     """σ_a(x) for some a: columns a, x, p."""
@@ -30,11 +32,12 @@ def plot_sigmoid(table: pd.DataFrame, points: Mapping[str, float], threshold: fl
     for a, rows in table.groupby("a"):
         figure.add_scatter(
             x=rows["x"], y=rows["p"], mode="lines", line={"color": _GREYS[a], "dash": _SHARPNESS[a], "width": 1.4},
-            name=f"a = {a:g}", hovertemplate=f"x = %{{x:.2f}}: %{{y:.3f}}<extra>a = {a:g}</extra>",
+            name=f"as trained, a = {_NAMED}", legendgroup="trained", showlegend=a == 8.0,
+            hovertemplate=f"x = %{{x:.2f}}: %{{y:.3f}}<extra>a = {a:g}</extra>",
         )  # fmt: skip
     figure.add_scatter(
         x=[-3, threshold, threshold, 3], y=[0, 0, 1, 1], mode="lines", line={"color": "#0072B2", "width": 2.4},
-        name="a = ∞, as used", hoverinfo="skip",
+        name="as used, a = ∞", hoverinfo="skip",
     )  # fmt: skip
     for symbol, (name, x) in zip(("circle", "diamond"), points.items(), strict=False):
         figure.add_scatter(

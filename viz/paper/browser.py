@@ -30,7 +30,7 @@ def can_render() -> bool:
 
 def render(sheet: Sheet, form: str, scale: float = 1) -> bytes:
     """The figure of a sheet in the paper look, as the browser draws it in whole pixels. Raises NoBrowser."""
-    return _renderer.render(drawn(sheet.figure), {"format": form, "scale": scale, **sheet.pixels})
+    return _renderer.render(drawn(sheet.figure, **sheet.pixels), {"format": form, "scale": scale, **sheet.pixels})
 
 
 class Renderer:

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from viz.labels import place_labels
 from viz.text import printable
-from viz.theme import style
+from viz.theme import PAPER, style
 
 _NOT_DRAWN = {"hovertemplate", "hovertext", "customdata", "template", "meta", "family", "hoverlabel"}
 
 
-def drawn(figure: go.Figure) -> dict[str, Any]:
-    """The figure in the paper look, without traces that nobody can see, and with printable text."""
-    spec = style(figure, "paper").to_dict()
+def drawn(figure: go.Figure, width: float, height: float) -> dict[str, Any]:
+    """The figure in the paper look at a size in px, without traces that nobody can see, and with printable text."""
+    spec = place_labels(style(figure, "paper"), width, height, PAPER.layout.font.size).to_dict()
     spec["data"] = [trace for trace in spec["data"] if not _invisible(trace)]
     return printable_texts(spec)
 
@@ -40,7 +41,7 @@ def printable_texts(value: Any) -> Any:
 
 def drawn_text(figure: go.Figure) -> str:
     """All text that a picture of the figure shows, in any order: no hover text and no hidden tick labels."""
-    return html.unescape("\n".join(_texts(drawn(figure))))
+    return html.unescape("\n".join(_texts(drawn(figure, 1000, 1000))))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pandas as pd
 import plotly.graph_objects as go
 
+from viz.chosen import without_chosen
 from viz.paper.drawing import drawn_text
 from viz.paper.fonts import say_missing, without_glyph
 from viz.paper.formats import FORMATS
+from viz.paper.height import natural_height
 from viz.paper.provenance import Provenance
 from viz.paper.sheet import Sheet
 
 __all__ = ["FORMATS", "export", "missing_glyphs"]
-
-_SHAPE = 0.62  # of a figure that has no height of its own: height over width
 
 
 def export(
@@ -27,10 +27,12 @@ def export(
     width: float = 5.5,
     height: float | None = None,
     scale: float = 4,
+    chosen: bool = False,
 ) -> bytes:
     """The figure as a file of the format, in the paper look whatever the screen's theme.
 
-    width, height: inches at final size; height is 0.62 of the width unless given. scale: PNG dots per 1/96 inch.
+    width, height: inches at final size; height is `natural_height` unless given. scale: PNG dots per 1/96 inch.
+    chosen: with the marks of what is chosen on a page (frame, tip, line at the step), which are left out otherwise.
     HTML keeps the figure's own size and interaction in the light theme; CSV is the table (see `read_csv`).
     Traces that nobody can see (opacity 0, as selection layers have) are left out of PDF, SVG and PNG. Where no font of
     this machine has a character, the provenance of a PDF or PNG says so under "missing glyphs".
@@ -38,10 +40,11 @@ def export(
     if fmt not in FORMATS:
         raise ValueError(f"format is {fmt!r}; allowed are {', '.join(FORMATS)}")
     form = FORMATS[fmt]
+    figure = figure if chosen else without_chosen(figure)
     if form.embeds and (missing := missing_glyphs(figure)):
         fields = {**provenance.fields, "missing glyphs": say_missing(missing)}
         provenance = replace(provenance, fields=fields)
-    sheet = Sheet(figure, table, provenance, width, _SHAPE * width if height is None else height, scale)
+    sheet = Sheet(figure, table, provenance, width, natural_height(figure, width) if height is None else height, scale)
     return form.write(sheet)
 
 

@@ -1,5 +1,6 @@
 from .comparison import comparison_table as comparison_table
 from .comparison import plot_comparison as plot_comparison
+from .comparison import tell_cost as tell_cost
 from .distances import distance_table as distance_table
 from .distances import plot_distances as plot_distances
 from .history import history_table as history_table

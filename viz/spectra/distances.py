@@ -7,8 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.studies import WeightStudy
+from viz.chosen import CHOSEN
 from viz.looks import SEQUENTIAL
 from viz.spectra.names import DISTANCES
+from viz.text import plain
 
 
 def distance_table(study: WeightStudy) -> pd.DataFrame:
@@ -32,13 +34,14 @@ def plot_distances(
 ) -> go.Figure:
     """A measure of every layer and matrix; `selected` is framed; `most` fixes the end of the colour scale."""
     layers, matrices = np.unique(table["layer"]), list(dict.fromkeys(table["matrix"]))
+    names = [plain(matrix) for matrix in matrices]
     z = table[measure].to_numpy(np.float32).reshape(len(layers), len(matrices)).T
     figure = go.Figure(
         go.Heatmap(
             z=z,
             x=layers,
             y=np.arange(len(matrices)),
-            customdata=np.tile(np.asarray(matrices, dtype=object)[:, None], (1, len(layers))),
+            customdata=np.tile(np.asarray(names, dtype=object)[:, None], (1, len(layers))),
             zmin=0,
             zmax=most or max(1e-6, float(np.nanmax(z))),
             colorscale=SEQUENTIAL,
@@ -51,6 +54,7 @@ def plot_distances(
         row = matrices.index(matrix)
         for width, colour in ((4, "#FFFFFF"), (2, "#D55E00")):  # seen on any cell, whatever the theme
             figure.add_shape(
+                name=CHOSEN,
                 type="rect",
                 x0=layer - 0.5,
                 x1=layer + 0.5,
@@ -61,7 +65,7 @@ def plot_distances(
     figure.update_xaxes(title="layer", range=[layers[0] - 0.5, layers[-1] + 0.5], dtick=max(1, len(layers) // 15))
     figure.update_yaxes(
         tickvals=list(range(len(matrices))),
-        ticktext=matrices,
+        ticktext=names,
         range=[len(matrices) - 0.5, -0.5],
         showgrid=False,
     )

@@ -28,7 +28,7 @@ def history_table(history: History) -> pd.DataFrame:
 
 def plot_history(table: pd.DataFrame, *, method: str, starts: Mapping[str, float] | None = None) -> go.Figure:
     """Mean D and mean reward by episode, side by side; `starts` are the mean D of what training set out from, dotted."""
-    figure = make_subplots(1, 2, horizontal_spacing=0.12)
+    figure = make_subplots(1, 2, horizontal_spacing=0.2)
     for column, (name, title) in enumerate((("ks", "mean D of the policy's choice"), ("reward", "mean reward")), 1):
         figure.add_scatter(
             x=table["episode"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsity_core.kinds import Pipeline
+from viz.looks import NEUTRAL
 
 VIEWS = {"distribution": "Distribution", "linear": "Linear", "log": "Logarithmic"}
 
@@ -13,7 +14,7 @@ DISTANCES = {
     "energy_lost": "energy lost",
 }
 
-BEFORE = "#8A93A3"  # of the whole model, in every figure
+BEFORE = NEUTRAL  # of the whole model
 
 
 def method_name(spelled: str) -> str:

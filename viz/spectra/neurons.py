@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from viz.looks import STATE_STYLE
+from viz.text import plain
 
 
 def neuron_table(importance: np.ndarray, row_norm: np.ndarray, leverage: np.ndarray, kept: np.ndarray) -> pd.DataFrame:
@@ -28,7 +29,7 @@ def plot_neurons(table: pd.DataFrame, *, first: str) -> go.Figure:
 
     Where the method ranks no neurons, leverage over row norm. `first` is the matrix whose rows are measured.
     """
-    axes = {"row_norm": f"row norm ‖w‖ in {first}", "leverage": f"leverage score in {first}"}
+    axes = {"row_norm": f"row norm ‖w‖ in {plain(first)}", "leverage": f"leverage score in {plain(first)}"}
     ranked = bool(table["importance"].notna().any())
     panels = list(axes) if ranked else ["row_norm"]
     up = "importance" if ranked else "leverage"
@@ -39,7 +40,7 @@ def plot_neurons(table: pd.DataFrame, *, first: str) -> go.Figure:
     ):
         own = table[table["kept"] == (state == "kept")]
         for column, axis in enumerate(panels, start=1):
-            figure.add_scattergl(
+            figure.add_scatter(
                 x=own[axis],
                 y=own[up],
                 mode="markers",

@@ -99,17 +99,18 @@ def _add_bracket(figure: go.Figure, table: pd.DataFrame, measures: Mapping[str, 
             "line": {"width": 3, "color": _BRACKET},
         },
         name="D",
+        showlegend=False,
         hovertemplate=f"D = {measures['ks']:.4f} at σ = {at:.4g}<extra></extra>",
     )
-    # below and right of both curves, or above and right of them: where neither passes
     flat = view == "distribution"
-    figure.add_annotation(
-        x=at if flat else ends[1],
+    left = not flat and ends[0] > 0.5  # right of it there is no room
+    figure.add_annotation(  # where neither curve passes
+        x=at if flat else ends[0 if left else 1],
         y=low if flat else (np.log10(at) if view == "log" and at > 0 else at),
         text=f"<b>D = {measures['ks']:.3f}</b> at σ = {at:.3g}",
         showarrow=False,
-        xanchor="left",
-        xshift=14,
-        yanchor="top" if flat else "bottom",
-        yshift=-2 if flat else 4,
+        xanchor="right" if left else "left",
+        xshift=-14 if left else 14,
+        yanchor="top" if flat or left else "bottom",
+        yshift=-2 if flat or left else 4,
     )
