@@ -172,7 +172,8 @@ def comparison(choice: Choice) -> None:
             caption=f"Rise in perplexity against mean D of {choice.matrix}, at a ratio of {ratio:g}. "
             f"Perplexity on {next(iter(measured.values())).convention}.",
             read="Lower is cheaper; further left is closer to the uncut spectrum. Random neurons are the baseline; their "
-            f"bars are the extremes of its seeds. {viz.tell_cost(table)} Perplexity on {next(iter(measured.values())).convention}.",
+            f"bars are the extremes of its seeds. {viz.tell_cost(table)} "
+            f"Perplexity on {next(iter(measured.values())).convention}.",
             sources=origin(choice),
         )
     if missing and not work.pending("comparison"):
