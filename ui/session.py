@@ -12,7 +12,7 @@ import streamlit as st
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import PROMPTS
 from sparsity_core.record import RunSpec, Store, Trace, key_of
-from sparsity_core.work import explain, keep_prompt, kept_prompt
+from sparsity_core.work import Recent, explain, keep_prompt, keeps, kept_prompt
 
 EXAMPLE = RunSpec(
     model="smollm2-135m",
@@ -21,6 +21,7 @@ EXAMPLE = RunSpec(
     generate=24,
 )
 MOST_NEW, MOST_SEED = 512, 2**31 - 1
+_MOST_TRACE_BYTES = 512 * 1024**2  # in memory, of all sessions together
 _LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
 
 
@@ -50,18 +51,18 @@ def trace_of(spec: RunSpec) -> Trace | None:
     key = key_of(spec)
     if key in unsaved:
         return unsaved[key]
-    try:
-        return _stored(key, spec)
-    except LookupError:
-        return None
+    found = _recent().get(key)
+    if found is None and (stored := Store().get(spec)) is not None:
+        found = _recent().keep(key, stored)
+    return found
 
 
-@st.cache_resource(max_entries=24, show_spinner=False)
-def _stored(key: str, _spec: RunSpec) -> Trace:
-    trace = Store().get(_spec)
-    if trace is None:
-        raise LookupError(key)  # an exception is not cached, so a later run is found
-    return trace
+@st.cache_resource(show_spinner=False)
+def _recent() -> Recent[Trace]:
+    """The traces that sessions looked at last."""
+    recent: Recent[Trace] = Recent(_MOST_TRACE_BYTES, lambda trace: trace.n_bytes)
+    keeps("traces looked at last", recent.n_bytes)
+    return recent
 
 
 def start() -> str | None:

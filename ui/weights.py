@@ -160,9 +160,11 @@ def _fill(
     most_bytes: int | None = None,
 ) -> tuple[str, str]:
     """Writes the pruned model to a folder. Returns its report card, as JSON and to be shown."""
+    from sparsity_core.inference import release_pruned
     from sparsity_core.models import load
     from sparsity_core.weights import report_card
 
+    release_pruned()  # this work makes a copy of its own
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype)
     compressed = method.compress(model, lambda share, doing: progress(0.3 * share, doing))

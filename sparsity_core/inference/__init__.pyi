@@ -8,3 +8,4 @@ from .running import run as run
 from .specs import execute as execute
 from .stages import gate_stage as gate_stage
 from .stages import pruned as pruned
+from .stages import release_pruned as release_pruned

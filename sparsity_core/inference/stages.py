@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from sparsity_core.attention import (
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline, ruled
 from sparsity_core.models import Model
-from sparsity_core.work import Progress, silent
+from sparsity_core.work import Progress, keeps, silent
 
 _SNAPSHOT_ELEMENTS = 6_000_000  # of a trace's scores: 24 MB of float32
 
@@ -33,26 +34,34 @@ def snapshot_steps(model: Model, n: int, most: int) -> list[int]:
     return sorted(set(np.linspace(n - 1, 0, count).round().astype(int).tolist())) if count else []
 
 
-_pruned: dict[tuple[str, ...], Model] = {}
+# By the model that it was cut from, with which it goes: one at most beside the shared model.
+_pruned: WeakKeyDictionary[Model, tuple[str, Model]] = WeakKeyDictionary()
 
 
 def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Model:
     """The model after the pipeline's weights stage. The one pruned last is kept and returned again for the same ask."""
     if pipeline.weights is None:
         return model
-    key = (
-        model.fingerprint,
-        model.dtype_name,
-        str(model.device),
-        str(pipeline.weights),
-        *pipeline.weights.inputs().values(),
-    )
-    found = _pruned.get(key)
-    if found is None:
+    asked = "\n".join([str(pipeline.weights), *pipeline.weights.inputs().values()])
+    spelled, found = _pruned.get(model, ("", model))
+    if spelled != asked:
+        release_pruned()  # before the next one is made: memory holds one
         found = pipeline.weights.compress(model, lambda share, doing: progress(0.0, doing)).model
-        _pruned.clear()  # one at a time, as with loaded models
-        _pruned[key] = found
+        _pruned[model] = asked, found
     return found
+
+
+def release_pruned() -> None:
+    """Gives the memory of the pruned copy back, for work that makes a copy of its own."""
+    _pruned.clear()
+
+
+def _own_bytes() -> int:
+    """What the pruned copy takes beside the weights that it shares with its model."""
+    return sum(found.n_bytes(beside=model) for model, (_, found) in list(_pruned.items()))
+
+
+keeps("a pruned copy of it", _own_bytes)
 
 
 def recorder_for(

@@ -21,13 +21,14 @@ from sparsity_core.models.probe import look_at_layers, probe, probe_logits
 from sparsity_core.models.refusals import ModelError, explained
 from sparsity_core.models.seam import ATTENTION, layers_with_attention, watch_inputs
 from sparsity_core.models.sources import Source, source_of
-from sparsity_core.work import EMBEDDED, Progress, silent, weights_on_disk
+from sparsity_core.work import EMBEDDED, Progress, keeps, silent, weights_on_disk
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 _loaded: dict[tuple[str, str, str, str], Model] = {}
 _load_lock = threading.Lock()
+keeps("the model loaded last", lambda: sum(model.n_bytes() for model in list(_loaded.values())))
 
 
 def load(

@@ -56,6 +56,12 @@ class Model:
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
+    def n_bytes(self, beside: Model | None = None) -> int:
+        """Memory of the weights, each tensor that several share counted once; `beside` another model, of its own alone."""
+        shared = set() if beside is None else {w.untyped_storage().data_ptr() for w in beside.hf.parameters()}
+        stores = (weight.untyped_storage() for weight in self.hf.parameters())
+        return sum({s.data_ptr(): s.nbytes() for s in stores if s.data_ptr() not in shared}.values())
+
     def encode(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's own special tokens. Raises ValueError for text of no tokens or too many."""
         if not text.strip():

@@ -120,6 +120,11 @@ class Trace(Part):
         return len(self.token_ids)
 
     @property
+    def n_bytes(self) -> int:
+        """What its arrays take in memory."""
+        return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
+
+    @property
     def n_layers(self) -> int:
         return int(self.evicted_at.shape[0])
 

@@ -20,6 +20,9 @@ from .files import read_regular as read_regular
 from .files import read_text as read_text
 from .files import too_large as too_large
 from .files import write_whole as write_whole
+from .held import Recent as Recent
+from .held import held as held
+from .held import keeps as keeps
 from .jobs import Job as Job
 from .jobs import JobQueue as JobQueue
 from .jobs import explain as explain

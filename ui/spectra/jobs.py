@@ -66,6 +66,9 @@ def _study_work(
 ) -> str | None:
     model = _load(spec, known, progress)
     found = (model.fingerprint, model.dtype_name)
+    from sparsity_core.inference import release_pruned
+
+    release_pruned()  # the study makes a copy of its own
     study, ranked = studies.study(
         model, method, dense=dense, progress=lambda share, doing: progress(share, f"{method.name}: {doing}")
     )
