@@ -108,6 +108,7 @@ def plot_selected(table: pd.DataFrame, *, selected: tuple[int, int] | None = Non
         "shapes": shapes,
         "annotations": notes,
         "showlegend": bool(keys),
+        "legend": {"y": 1, "yref": "container", "yanchor": "top"},  # above the mark of the chosen token
     }
     return go.Figure([FIRST_AXIS, *maps, *keys], layout)
 
