@@ -158,6 +158,8 @@ def of_runs(sources: Runs) -> Origin:
         "tokens": str(trace.n_tokens),
         "generated": str(generated_tokens(*sources[0])),
         "seed": str(made.seed),
+        "start token": made.add_bos,
+        **made.inputs,
         "dtype": made.dtype,
         "device": made.device,
         "kernels": ", ".join(made.backends),
@@ -178,5 +180,6 @@ def _command(spec: RunSpec) -> str:
     verb = f"generate --max-new-tokens {spec.generate}" if spec.generate else "run"
     return (
         f"python -m sparsity_core {verb} --file {PROMPT_FILE} --model {quote(spec.model)} --pipeline {quote(spec.pipeline)} "
-        f"--seed {spec.seed} --device {quote(spec.device)} --dtype {quote(spec.dtype)} --out results"
+        f"--seed {spec.seed} --add-bos {quote(spec.add_bos)} "
+        f"--device {quote(spec.device)} --dtype {quote(spec.dtype)} --out results"
     )

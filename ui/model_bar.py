@@ -8,7 +8,7 @@ from ui.knobs import keep_settings
 from ui.literal import literal
 from ui.session import specs
 
-_OF_RUNS = ("model", "prompt_choice", "prompt_text", "compare", "generate", "seed", "device", "dtype")
+_OF_RUNS = ("model", "prompt_choice", "prompt_text", "compare", "generate", "seed", "device", "dtype", "add_bos")
 
 
 def model_bar() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from sparsity_core.kinds import Method, Pipeline
-from sparsity_core.models import PROMPTS
+from sparsity_core.models import ADD_BOS, PROMPTS
 from sparsity_core.record import RunSpec
 from sparsity_core.work import Job, cache_dir, explain, read_text
 from sparsity_core.work import held as memory
@@ -131,7 +131,7 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
         pipelines.append(pipeline("B", beside))
     else:
         keep_settings("B")
-    generate, seed, device, dtype = _run_settings(first)
+    generate, seed, device, dtype, add_bos = _run_settings(first)
     positions = _positions(model)
     if tokens and positions and tokens + generate > positions:
         new = f" and {generate:,} new ones" if generate else ""
@@ -139,12 +139,12 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
             f"The prompt has {tokens:,} tokens{new}, and {model} reads at most {positions:,}: shorten it by "
             f"{tokens + generate - positions:,}."
         )
-    base = RunSpec(str(model).strip(), prompt, pipelines[0], generate, seed, device, dtype)
+    base = RunSpec(str(model).strip(), prompt, pipelines[0], generate, seed, device, dtype, add_bos)
     return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
 
 
-def _run_settings(first: RunSpec) -> tuple[int, int, str, str]:
-    """(tokens to generate, seed, device, number format)."""
+def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
+    """(tokens to generate, seed, device, number format, start token)."""
     devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
     if first.device not in devices:
         devices.append(first.device)
@@ -190,9 +190,20 @@ def _run_settings(first: RunSpec) -> tuple[int, int, str, str]:
             ),
             drawn=opened,
         )
+        add_bos = held(
+            "add_bos",
+            first.add_bos,
+            lambda: st.selectbox(
+                "Start token",
+                ADD_BOS,
+                key="add_bos",
+                help="auto: as the tokenizer does; a prompt never starts with two",
+            ),
+            drawn=opened,
+        )
         if opened:
             st.caption(memory_held())
-    return int(generate), int(seed), device, dtype
+    return int(generate), int(seed), device, dtype, add_bos
 
 
 def memory_held() -> str:

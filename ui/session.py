@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import PROMPTS
+from sparsity_core.models import ADD_BOS, PROMPTS
 from sparsity_core.record import RunSpec, Store, Trace, key_of
 from sparsity_core.work import Recent, explain, keep_prompt, keeps, kept_prompt
 
@@ -96,10 +96,17 @@ def _specs_from(parameters: Mapping[str, str]) -> list[RunSpec]:
         device=parameters.get("device", "cpu"),
         dtype=parameters.get("dtype", "float32"),
         generate=_number(parameters.get("generate", "0"), MOST_NEW),
+        add_bos=_start(parameters.get("add_bos", "auto")),
         seed=_number(parameters.get("seed", "0"), MOST_SEED),
     )
     beside = parameters.get("beside")
     return [spec] if beside is None else [spec, replace(spec, pipeline=str(Pipeline.parse(beside)))]
+
+
+def _start(given: str) -> str:
+    if given not in ADD_BOS:
+        raise ValueError(f"add_bos is one of {', '.join(ADD_BOS)}; got {given!r}")
+    return given
 
 
 def _number(given: str, most: int) -> int:
@@ -119,6 +126,7 @@ def link_parameters(view: Mapping[str, Any]) -> dict[str, str]:
         "seed": str(spec.seed),
         "device": spec.device,
         "dtype": spec.dtype,
+        **({} if spec.add_bos == "auto" else {"add_bos": spec.add_bos}),
     }
     known = next((name for name, prompt in PROMPTS.items() if prompt.text == spec.prompt), None)
     if known is not None:

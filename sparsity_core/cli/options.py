@@ -44,8 +44,15 @@ def seed_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn at random")
 
 
+def start_option(parser: argparse.ArgumentParser, auto: str) -> None:
+    parser.add_argument(
+        "--add-bos", choices=("auto", "yes", "no"), default="auto", help=f"start with the start token; auto: {auto}"
+    )
+
+
 def trace_options(parser: argparse.ArgumentParser) -> None:
     """What `run` and `generate` record, and where the trace goes."""
+    start_option(parser, "as the tokenizer does")
     parser.add_argument("--snapshots", type=int, default=64, metavar="N", help="most copies of the scores in the trace")
     parser.add_argument(
         "--against-dense",

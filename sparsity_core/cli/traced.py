@@ -33,6 +33,7 @@ def summary(trace: Trace) -> dict[str, Any]:
         "model": trace.provenance.model,
         "pipeline": trace.provenance.pipeline,
         "dtype": trace.provenance.dtype,
+        "add_bos": trace.provenance.add_bos,
         "device": trace.provenance.device,
         "kernels": ", ".join(trace.provenance.backends),
         "tokens": trace.n_tokens,

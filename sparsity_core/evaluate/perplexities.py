@@ -17,6 +17,7 @@ def perplexity(
     *,
     block: int = 2048,
     most_blocks: int | None = None,
+    add_bos: str = "auto",
     seed: int = 0,
     progress: Progress = silent,
 ) -> Perplexity:
@@ -26,6 +27,7 @@ def perplexity(
         pipeline: a Pipeline or its text; the dense model where None.
         block: tokens of a block, 2 to the model's positions.
         most_blocks: only so many of the first blocks, for a quicker answer.
+        add_bos: "yes" starts every block with the start token; "auto" and "no" do not, as the convention is.
         seed: of random eviction.
 
     Raises ValueError for a text shorter than one block, or a block that the model cannot read.
@@ -40,6 +42,7 @@ def perplexity(
         text,
         block=whole("block", block),
         most_blocks=most_blocks,
+        add_bos=add_bos,
         losses_of=losses,
         pipeline=str(chosen),
         progress=progress,

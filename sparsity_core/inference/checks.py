@@ -18,10 +18,13 @@ def whole(name: str, value: Any) -> int:
         raise ValueError(f"{name} is a whole number; got {value!r}") from None
 
 
-def ids_of(model: Model, prompt: Any) -> list[int]:
-    """A text's token ids, or those given. Raises ValueError for what is neither."""
+def ids_of(model: Model, prompt: Any, add_bos: str = "auto") -> list[int]:
+    """A text's token ids, with or without a start token (see `Model.encode`), or those given.
+
+    Raises ValueError for what is neither.
+    """
     if isinstance(prompt, str):
-        return model.encode(prompt)
+        return model.encode(prompt, add_bos)
     try:
         return [operator.index(i) for i in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
     except TypeError:

@@ -44,6 +44,7 @@ def generate(
     temperature: float = 0.0,
     snapshots: int = 64,
     against_dense: bool = True,
+    add_bos: str = "auto",
     stop_at_eos: bool = True,
     progress: Progress = silent,
 ) -> Generation:
@@ -63,7 +64,7 @@ def generate(
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is 0 or more; got {temperature}")
-    ids = ids_of(model, prompt)
+    ids = ids_of(model, prompt, add_bos)
     n_prompt = len(ids)
     check_run(model, ids, seed, extra=max_new_tokens)
     total = n_prompt + max_new_tokens - 1  # the last new token is never an input
@@ -108,7 +109,7 @@ def generate(
     kv_bytes = held(cache) + recorder.index_bytes
     text = model.tokenizer.decode(new, skip_special_tokens=True)
     record = Words.of(model, [*ids, *new[:-1]]).record(n_prompt, text)
-    trace = draft(recorder, pipeline, reference, record, seed=seed, kv_bytes=kv_bytes)
+    trace = draft(recorder, pipeline, reference, record, seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
     if offload is not None:
         trace = replace(trace, offload=offload.moved.record())
     share = (read + max_new_tokens) * step_share

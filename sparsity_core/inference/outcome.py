@@ -19,7 +19,14 @@ from sparsity_core.work import Progress
 
 
 def draft(
-    recorder: Recorder, pipeline: Pipeline, reference: Model, text: TextRecord, *, seed: int, kv_bytes: int
+    recorder: Recorder,
+    pipeline: Pipeline,
+    reference: Model,
+    text: TextRecord,
+    *,
+    seed: int,
+    add_bos: str,
+    kv_bytes: int,
 ) -> Trace:
     """The trace as far as the pruned pass alone tells it. `reference` is the model that the pipeline started from."""
     n, model, stages = len(text.token_ids), recorder.model, recorder.stages
@@ -30,6 +37,8 @@ def draft(
         fingerprint=reference.fingerprint,  # the pipeline's own text says how its weights were cut
         pipeline=str(pipeline),
         seed=seed,
+        add_bos=add_bos,
+        inputs=pipeline.inputs(),
         dtype=model.dtype_name,
         device=str(model.device),
         backends=tuple(sorted(stages.eviction.backends)),

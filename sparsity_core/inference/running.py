@@ -27,6 +27,7 @@ def run(
     n_prefill: int | None = None,
     snapshots: int = 64,
     against_dense: bool = True,
+    add_bos: str = "auto",
     progress: Progress = silent,
 ) -> Trace:
     """One forward over the text, every query of it a decode step, so that it gives perplexity too.
@@ -38,12 +39,13 @@ def run(
             None. Methods that drop as they go ignore it.
         snapshots: how many times, at most, the accumulated scores are copied into the trace.
         against_dense: a second, dense pass for regret, the ideal mask and KL.
+        add_bos: whether a text starts with the start token: "auto" as the tokenizer does, "yes" or "no". Never with two.
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
     check_stages(pipeline)
-    ids = ids_of(model, prompt)
+    ids = ids_of(model, prompt, add_bos)
     check_run(model, ids, seed)
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
@@ -71,7 +73,7 @@ def run(
     recorder.check_fired(1)
     forward_seconds = time.perf_counter() - began
     kv_bytes = recorder.cached_bytes() + recorder.index_bytes
-    trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, kv_bytes=kv_bytes)
+    trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
     return complete(
         model, trace, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
     )

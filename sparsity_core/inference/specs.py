@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sparsity_core.inference.generation import generate
 from sparsity_core.inference.running import run
 from sparsity_core.kinds import Pipeline
@@ -20,6 +22,7 @@ def execute(spec: RunSpec, progress: Progress = silent) -> Trace:
         raise ValueError("the prompt is empty: type or choose some text")
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype, progress=lambda share, doing: progress(0.0, doing))
+    shared: dict[str, Any] = {"seed": spec.seed, "add_bos": spec.add_bos, "progress": progress}
     if not spec.generate:
-        return run(model, spec.prompt, pipeline, seed=spec.seed, progress=progress)
-    return generate(model, spec.prompt, pipeline, max_new_tokens=spec.generate, seed=spec.seed, progress=progress).trace
+        return run(model, spec.prompt, pipeline, **shared)
+    return generate(model, spec.prompt, pipeline, max_new_tokens=spec.generate, **shared).trace

@@ -15,13 +15,20 @@ from sparsity_core.work import Progress, silent
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean −log p over `tokens` predicted tokens, in `blocks` blocks of `block` tokens, no BOS added."""
+    """exp of the mean −log p over `tokens` predicted tokens, in `blocks` blocks of `block` tokens of the text."""
 
     perplexity: float
     tokens: int
     blocks: int
     block: int
     pipeline: str
+    add_bos: str = "auto"
+
+    @property
+    def convention(self) -> str:
+        """How it was measured, in words."""
+        start = "a start token before each" if self.add_bos == "yes" else "no BOS added"
+        return f"{self.tokens:,} tokens predicted in {self.blocks} blocks of {self.block}, {start}"
 
 
 @torch.inference_mode()
@@ -54,6 +61,7 @@ def blocks_perplexity(
     *,
     block: int = 2048,
     most_blocks: int | None = None,
+    add_bos: str = "auto",
     losses_of: Callable[[list[int]], np.ndarray] | None = None,
     pipeline: str = "dense",
     progress: Progress = silent,
@@ -65,6 +73,8 @@ def blocks_perplexity(
 
     Args:
         block: tokens of a block, 2 to the model's positions.
+        add_bos: "yes" starts every block with the start token, which predicts the block's first token too. Blocks have no
+            start token otherwise, as the convention is.
         most_blocks: only so many of the first blocks, for a quicker answer.
         losses_of: the losses [T] of a block's token ids; the plain model's where None. `pipeline` names what it runs.
 
@@ -76,6 +86,12 @@ def blocks_perplexity(
         )
     if most_blocks is not None and most_blocks < 1:
         raise ValueError(f"most_blocks is at least 1; got {most_blocks}")
+    start = model.start_token(add_bos)
+    if len(start) + block > model.arch.max_positions:
+        raise ValueError(
+            f"a start token and {block:,} tokens pass the {model.arch.max_positions:,} positions of {model.name}: "
+            "choose a smaller block"
+        )
     ids = model.encode_all(text)
     blocks = len(ids) // block
     if not blocks:
@@ -84,8 +100,8 @@ def blocks_perplexity(
     total = 0.0
     for i in range(blocks):
         progress(i / blocks, f"block {i + 1} of {blocks}")
-        part = ids[i * block : (i + 1) * block]
+        part = start + ids[i * block : (i + 1) * block]
         nll = losses(model, part) if losses_of is None else losses_of(part)
         total += float(np.nansum(nll.astype(np.float64)))
-    count = blocks * (block - 1)
-    return Perplexity(math.exp(total / count), count, blocks, block, pipeline)
+    count = blocks * (block - 1 + len(start))
+    return Perplexity(math.exp(total / count), count, blocks, block, pipeline, add_bos)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsity_core.models.prompts import ADD_BOS
 from sparsity_core.models.refusals import explained
 from sparsity_core.models.seam import backbone
 
@@ -62,12 +64,16 @@ class Model:
         stores = (weight.untyped_storage() for weight in self.hf.parameters())
         return sum({s.data_ptr(): s.nbytes() for s in stores if s.data_ptr() not in shared}.values())
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the tokenizer's own special tokens. Raises ValueError for text of no tokens or too many."""
+    def encode(self, text: str, add_bos: str = "auto") -> list[int]:
+        """Token ids, with the tokenizer's own special tokens and never two start tokens.
+
+        `add_bos`: "auto" starts as the tokenizer does, "yes" with a start token, "no" without one, unless the text itself
+        spells it. Raises ValueError for text of no tokens or too many, and where there is no start token to add.
+        """
         if not text.strip():
             raise ValueError("the prompt is empty: type or choose some text")
         check_characters(text)
-        ids = self._tokenised(text)
+        ids = self._started(self._tokenised(text), text, add_bos)
         self.check_length(len(ids))
         return ids
 
@@ -79,6 +85,23 @@ class Model:
     def _tokenised(self, text: str, **options: Any) -> list[int]:
         with explained(self.name):
             return list(self.tokenizer(text, **options)["input_ids"])
+
+    def start_token(self, add_bos: str) -> list[int]:
+        """The start token where `add_bos` is "yes", nothing otherwise. Raises ValueError where there is none to add."""
+        if add_bos not in ADD_BOS:
+            raise ValueError(f"add_bos is one of {', '.join(ADD_BOS)}; got {add_bos!r}")
+        bos = self.tokenizer.bos_token_id
+        if add_bos == "yes" and bos is None:
+            raise ValueError(f"the tokenizer of {self.name} has no start token: leave add_bos at auto or no")
+        return [bos] if add_bos == "yes" else []
+
+    def _started(self, ids: list[int], text: str, add_bos: str) -> list[int]:
+        wanted, bos = self.start_token(add_bos), self.tokenizer.bos_token_id
+        if bos is None or (add_bos == "auto" and ids[:1] != [bos]):
+            return ids
+        spelled = self.encode_all(text)[:1] == [bos]  # as a chat template does
+        body = list(itertools.dropwhile(lambda i: i == bos, ids))
+        return [bos, *body] if wanted or spelled or add_bos == "auto" else body
 
     def compress(self, method: WeightMethod) -> Compressed:
         """This model with fewer weights, for example `model.compress(methods.PruneNet(ratio=0.25))`; itself unchanged."""

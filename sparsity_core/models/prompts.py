@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ADD_BOS = ("auto", "yes", "no")  # whether a prompt starts with the start token; auto: as the tokenizer does
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,3 +19,5 @@ class Provenance:
     prompt_hash: str
     versions: dict[str, str]
     seconds: dict[str, float]
+    add_bos: str = "auto"  # whether a start token was asked for: as the tokenizer does, "yes" or "no"
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of files and texts that the pipeline was made of

@@ -17,6 +17,9 @@ class RunSpec:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    add_bos: str = "auto"  # the start token: as the tokenizer does, "yes" or "no"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        """The fields by name; `add_bos` only where it is chosen, as results of before are stored under specs without it."""
+        values = {name: value for name, value in asdict(self).items() if (name, value) != ("add_bos", "auto")}
+        return json.dumps(values, sort_keys=True, ensure_ascii=False)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from sparsity_core.models import Model, Perplexity, blocks_perplexity, evaluation_text, quiet
+from sparsity_core.models import Model, Perplexity, blocks_perplexity, evaluation_text, quiet, text_digest
 from sparsity_core.weights.ffn import feed_forwards
 from sparsity_core.weights.model_spectra import spectra_of
 from sparsity_core.weights.spectrum import each_spectrum, ks_distance, scaled_ks_distance
@@ -88,7 +88,13 @@ class CompressedModel:
         return (gone + self.removed) / sum(p.numel() for p in self.base.hf.parameters())
 
     def report(
-        self, *, text: str | None = None, block: int = 1024, blocks: int = 2, progress: Progress = silent
+        self,
+        *,
+        text: str | None = None,
+        block: int = 1024,
+        blocks: int = 2,
+        add_bos: str = "auto",
+        progress: Progress = silent,
     ) -> dict[str, Any]:
         """What was cut and what it cost, as plain JSON values.
 
@@ -104,7 +110,9 @@ class CompressedModel:
             def half(share: float, doing: str, done: float = 0.5 * len(found)) -> None:
                 progress(done + 0.5 * share, doing)
 
-            found.append(blocks_perplexity(model, text, block=length, most_blocks=blocks, progress=half))
+            found.append(
+                blocks_perplexity(model, text, block=length, most_blocks=blocks, add_bos=add_bos, progress=half)
+            )
         before, after = found
         ratios = [1 - len(kept) / b.n_neurons for kept, b in zip(self.kept, feed_forwards(self.base), strict=True)]
         ks: dict[str, list[float]] = {}
@@ -123,8 +131,7 @@ class CompressedModel:
             "ks_by_layer": ks,
             "perplexity_before": round(before.perplexity, 4),
             "perplexity_after": round(after.perplexity, 4),
-            "perplexity_convention": f"{name} text, {before.tokens:,} tokens predicted in {before.blocks} blocks of "
-            f"{before.block}, no BOS added",
+            "perplexity_convention": f"{name} text ({text_digest(text)}), {before.convention}",
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),
             **self.extra,

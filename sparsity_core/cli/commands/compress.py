@@ -15,6 +15,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     shared.file_option(parser, "measure perplexity on this UTF-8 text, not on the default")
     parser.add_argument("--blocks", type=int, default=2, metavar="N", help="blocks to measure perplexity on")
     parser.add_argument("--block", type=int, default=1024, metavar="N", help="tokens of a block")
+    shared.start_option(parser, "no block does")
     recovery = parser.add_argument_group("training after the cut, with LoRA merged into the weights")
     recovery.add_argument("--recover-steps", type=int, default=0, metavar="N", help="steps of it; 0 leaves it out")
     recovery.add_argument(
@@ -53,7 +54,11 @@ def answer(options: argparse.Namespace) -> shared.Answer:
         compressed = pipeline.weights.compress(model, _part(progress, 0.0, 0.4))
         compressed = _recovered(options, compressed, _part(progress, 0.4, 0.7))
         found = compressed.report(
-            text=text, block=options.block, blocks=options.blocks, progress=_part(progress, 0.7, 1.0)
+            text=text,
+            block=options.block,
+            blocks=options.blocks,
+            add_bos=options.add_bos,
+            progress=_part(progress, 0.7, 1.0),
         )
         compressed.save_pretrained(options.out, report=found)
     return {**found, "path": str(options.out)}, f"{report_card(found)}\nwritten to {options.out}"

@@ -15,6 +15,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     shared.pipeline_option(parser)
     parser.add_argument("--block", type=int, default=2048, metavar="N", help="tokens of a block")
     parser.add_argument("--most-blocks", type=int, metavar="N", help="only the first N blocks")
+    shared.start_option(parser, "no block does")
     shared.seed_option(parser)
     shared.json_option(parser)
 
@@ -31,9 +32,9 @@ def answer(options: argparse.Namespace) -> shared.Answer:
             pipeline,
             block=options.block,
             most_blocks=options.most_blocks,
+            add_bos=options.add_bos,
             seed=options.seed,
             progress=progress,
         )
-    convention = f"{found.tokens:,} tokens predicted in {found.blocks} blocks of {found.block}, no BOS added"
-    line = f"perplexity {found.perplexity:.4f}  ({found.pipeline}; {convention})"
+    line = f"perplexity {found.perplexity:.4f}  ({found.pipeline}; {found.convention})"
     return {"model": options.model, **asdict(found)}, line

@@ -50,6 +50,7 @@ def answer(options: argparse.Namespace) -> shared.Answer:
             temperature=options.temperature,
             snapshots=options.snapshots,
             against_dense=options.against_dense,
+            add_bos=options.add_bos,
             stop_at_eos=options.stop_at_eos,
             progress=progress,
         )

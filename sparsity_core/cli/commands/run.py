@@ -39,6 +39,7 @@ def answer(options: argparse.Namespace) -> shared.Answer:
             n_prefill=options.n_prefill,
             snapshots=options.snapshots,
             against_dense=options.against_dense,
+            add_bos=options.add_bos,
             progress=progress,
         )
     return trace_answer(options, trace)
