@@ -36,19 +36,9 @@ LONG = {  # kernels alone: an operation's equation, its arguments' meaning or it
 }
 
 LONGER = {  # above the limits, and by this much at most
-    "sparsity_core.attention.recorder": 490,
-    "sparsity_core.methods.weights.prunenet.training": 410,
-    "sparsity_core.attention.reading.attend": 65,
-    "sparsity_core.attention.recorder._scan": 61,
-    "sparsity_core.attention.selection.attend_selected": 64,
-    "sparsity_core.inference.generation.generate": 100,
-    "sparsity_core.inference.outcome.draft": 62,
-    "sparsity_core.inference.running.run": 63,
-    "sparsity_core.methods.gate.dcp.training.train_gate": 63,
-    "sparsity_core.methods.weights.prunenet.training.train_policy": 61,
+    "sparsity_core.inference.generation.generate": 82,
     "viz.atlas.atlas.plot_atlas": 68,
     "viz.theme._template": 71,
-    "ui.summary.summary": 65,
 }
 
 

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from sparsity_core import Pipeline, methods
 from sparsity_core.methods.weights.neurons import NeuronMethod
 from sparsity_core.methods.weights.prunenet.find import find_policy
+from sparsity_core.methods.weights.prunenet.layers import LayerSpectra
 from sparsity_core.methods.weights.prunenet.policy import Policy
 from sparsity_core.methods.weights.prunenet.training import (
     _Corrected,
     _Official,
-    _Spectra,
     _State,
     advantages,
     log_probability,
@@ -126,7 +126,7 @@ def test_rows_that_are_all_alike_score_alike():
 
 
 def test_the_official_policy_is_the_authors_formula_and_its_gradient():
-    with _Spectra(tiny.model(), 0.25) as spectra:
+    with LayerSpectra(tiny.model(), 0.25) as spectra:
         official = _Official(spectra, {"seed": 0, "episodes": 1}, lambda share, doing: None)
         n, d = spectra.dims
         parameters = official.start().parameters.double().requires_grad_()
@@ -152,7 +152,7 @@ def test_a_step_is_that_of_adamw(kind, rate, decay):
     optimizer = torch.optim.AdamW([theirs], lr=rate, weight_decay=decay)
     nothing = torch.zeros(5)
     state = _State(0, start, nothing, nothing, 0, start, 1.0, {})
-    with _Spectra(tiny.model(), 0.25) as spectra:
+    with LayerSpectra(tiny.model(), 0.25) as spectra:
         training = kind(spectra, {"seed": 0, "episodes": 1}, lambda share, doing: None)
         for _ in range(4):
             theirs.grad = torch.randn(5, generator=generator)

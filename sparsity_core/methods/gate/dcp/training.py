@@ -93,10 +93,7 @@ def train_gate(
     another training.
     """
     training = training or Training()
-    if training.length < 2 or training.length > model.arch.max_positions:
-        raise ValueError(
-            f"length is 2 to {model.arch.max_positions:,} tokens, the positions of {model.name}; got {training.length:,}"
-        )
+    _check_length(model, training.length)
     if start is not None:
         start.check(model)
         training = replace(training, rank=start.rank, propagate_in_depth=start.propagate_in_depth)
@@ -128,6 +125,13 @@ def train_gate(
             raise
     progress(1.0, run.told())
     return run.finished(time.perf_counter() - began)
+
+
+def _check_length(model: Model, length: int) -> None:
+    if not 2 <= length <= model.arch.max_positions:
+        raise ValueError(
+            f"length is 2 to {model.arch.max_positions:,} tokens, the positions of {model.name}; got {length:,}"
+        )
 
 
 class _Run:
