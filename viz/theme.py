@@ -40,21 +40,7 @@ def _template(
         "tickcolor": axis,
         **colourbar,
     }
-    axes = {
-        "automargin": True,
-        "showline": True,
-        "linecolor": axis,
-        "linewidth": thin,
-        "ticks": "outside",
-        "tickcolor": axis,
-        "tickwidth": thin,
-        "ticklen": colourbar["ticklen"],
-        "tickfont": {"size": small, "color": soft},
-        "title": {"font": {"size": text, "color": ink}, "standoff": 2 * colourbar["ticklen"]},
-        "gridcolor": grid,
-        "gridwidth": thin,
-        "zeroline": False,
-    }
+    axes = _axes(text=text, small=small, ink=ink, soft=soft, grid=grid, axis=axis, thin=thin, tick=colourbar["ticklen"])
     coloured = {"colorscale": SEQUENTIAL, "colorbar": colourbar}
     return go.layout.Template(
         layout={
@@ -85,6 +71,27 @@ def _template(
             "box": [{"line": {"width": line}, "marker": {"size": marker}}],
         },
     )
+
+
+def _axes(
+    *, text: float, small: float, ink: str, soft: str, grid: str, axis: str, thin: float, tick: float
+) -> dict[str, Any]:
+    """What both axes share."""
+    return {
+        "automargin": True,
+        "showline": True,
+        "linecolor": axis,
+        "linewidth": thin,
+        "ticks": "outside",
+        "tickcolor": axis,
+        "tickwidth": thin,
+        "ticklen": tick,
+        "tickfont": {"size": small, "color": soft},
+        "title": {"font": {"size": text, "color": ink}, "standoff": 2 * tick},
+        "gridcolor": grid,
+        "gridwidth": thin,
+        "zeroline": False,
+    }
 
 
 def _screen(*, ink: str, soft: str, grid: str, axis: str, hover: str) -> go.layout.Template:

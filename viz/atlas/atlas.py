@@ -62,36 +62,7 @@ def plot_atlas(
         raise ValueError(f"{shape[0]} × {shape[1]} cells are too many to draw: pool them, or choose a window")
     z = table["dropped_at"].to_numpy(np.float32).reshape(shape)
     seen = table["seen"].to_numpy().reshape(shape)
-    kept, unread = (np.where(where, 0, np.nan).astype(np.float32) for where in (seen & np.isnan(z), ~seen))
-    end = float(latest if latest is not None else max(1, positions[-1]))
-    # One heatmap for each fate, which is empty elsewhere and leaves the pointer there to the others.
-    fates: list[tuple[str, np.ndarray, str, dict[str, Any]]] = [
-        ("kept", kept, "in the cache", _one_colour(f"rgba{(*GREY, PALE)}")),
-        ("unread", unread, "not read yet", _one_colour("rgba(0,0,0,0)")),
-        (
-            "dropped",
-            z,
-            "dropped at step %{z:d}",
-            {"zmin": 0, "zmax": end, "colorscale": SEQUENTIAL, "colorbar": {"title": {"text": "dropped at step"}}},
-        ),
-    ]
-    drawn = [
-        FIRST_AXIS,
-        *(
-            go.Heatmap(
-                name=name,
-                z=cells,
-                x=positions,
-                y=layers,
-                xaxis="x2",
-                hoverongaps=False,
-                hovertemplate=f"layer %{{y}}, token %{{x}}<br>{fate}<extra></extra>",
-                **looks,
-            )
-            for name, cells, fate, looks in fates
-            if name != "unread" or not seen.all()
-        ),
-    ]
+    drawn = [FIRST_AXIS, *_fates(z, seen, positions, layers, float(latest or max(1, positions[-1])))]
     shapes, notes = [], []
     if n_prompt is not None and positions[0] < n_prompt <= positions[-1]:
         shapes.append(_line(n_prompt - 0.5, width=1, dash="dot"))
@@ -112,6 +83,31 @@ def plot_atlas(
         "annotations": [*notes, *tips],
     }
     return go.Figure(drawn, layout)
+
+
+def _fates(z: np.ndarray, seen: np.ndarray, positions: np.ndarray, layers: np.ndarray, end: float) -> list[go.Heatmap]:
+    """One heatmap for each fate, which is empty elsewhere and leaves the pointer there to the others."""
+    kept, unread = (np.where(where, 0, np.nan).astype(np.float32) for where in (seen & np.isnan(z), ~seen))
+    bar = {"zmin": 0, "zmax": end, "colorscale": SEQUENTIAL, "colorbar": {"title": {"text": "dropped at step"}}}
+    fates: list[tuple[str, np.ndarray, str, dict[str, Any]]] = [
+        ("kept", kept, "in the cache", _one_colour(f"rgba{(*GREY, PALE)}")),
+        ("unread", unread, "not read yet", _one_colour("rgba(0,0,0,0)")),
+        ("dropped", z, "dropped at step %{z:d}", bar),
+    ]
+    return [
+        go.Heatmap(
+            name=name,
+            z=cells,
+            x=positions,
+            y=layers,
+            xaxis="x2",
+            hoverongaps=False,
+            hovertemplate=f"layer %{{y}}, token %{{x}}<br>{fate}<extra></extra>",
+            **looks,
+        )
+        for name, cells, fate, looks in fates
+        if name != "unread" or not seen.all()
+    ]
 
 
 def cells_png(table: pd.DataFrame, latest: int) -> bytes:
