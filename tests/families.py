@@ -219,6 +219,8 @@ def tried(family: str) -> Found:
     try:
         model = wrap(hf, tiny.tokenizer(), family)
     except ModelError as error:
+        if plain is None:
+            return Found(family, "not tried", "transformers' own pass fails on a small configuration")
         return Found(family, "refused", _reason(family, str(error)))
     assert plain is not None, f"{family} is drawn, and transformers' own pass fails"
     limits = [check(model, ids, plain) for check in (losses_agree, generation_agrees, eviction_agrees, reloads)]
