@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 from sparsity_core.models import Enough, block_input, is_attention, recording, residual_stream
 
-_NORMS = ("input_layernorm", "ln_1", "self_attn_layer_norm")  # what families call the norm before attention
-
 
 def predicted_query(model: Model, layer: int) -> torch.Tensor | None:
     """[1, H, Tq, D]: the next layer's query as this layer's own residual stream gives it; None where that is not seen.
@@ -21,13 +19,11 @@ def predicted_query(model: Model, layer: int) -> torch.Tensor | None:
     The stream moves little from a layer to the next (Lee et al., arXiv:2406.19707). To be called by a recorder, while it
     attends in `layer`.
     """
-    from sparsity_core.models import decoder_layers
-
     seen, residual = block_input(), residual_stream()
     if seen is None or residual is None or layer + 1 >= model.arch.n_layers:
         return None
-    following = decoder_layers(model.hf, model.arch.n_layers)[layer + 1]
-    norm = next((getattr(following, name) for name in _NORMS if hasattr(following, name)), None)
+    following, name = model.layers[layer + 1], model.family.norm
+    norm = None if name is None else following.get_submodule(name)
     attention = next((m for m in following.modules() if is_attention(m)), None)
     if norm is None or attention is None:
         return None

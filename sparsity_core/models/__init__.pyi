@@ -3,7 +3,12 @@ from .caches import new_cache as new_cache
 from .call import AttentionCall as AttentionCall
 from .compat import quiet as quiet
 from .embedded import describe_embedded as describe_embedded
+from .families import FAMILIES as FAMILIES
+from .families import AttentionNames as AttentionNames
+from .families import Family as Family
+from .families import FeedForwardNames as FeedForwardNames
 from .families import decoder_layers as decoder_layers
+from .families import family_of as family_of
 from .loading import EMBEDDED as EMBEDDED
 from .loading import load as load
 from .loading import wrap as wrap

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsity_core.models.families import Family, decoder_layers, family_of
 from sparsity_core.models.prompts import ADD_BOS
 from sparsity_core.models.refusals import explained
 from sparsity_core.models.seam import backbone
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from sparsity_core.models.caches import LayerCache
 
 
-# Every layer rotary, channel i turned with channel i + D/2. Others interleave (GLM) or leave layers out (SmolLM3).
-_ROTATED_BY_HALVES = frozenset(
-    "llama mistral mixtral qwen2 qwen3 gemma gemma2 phi phi3 gpt_neox olmo olmo2 stablelm starcoder2".split()
-)
 _LOGIT_ELEMENTS = (
     2**25 * 3 // 4
 )  # 100 MB of float32: smaller blocks read the head's weights more often, up to a third slower
@@ -63,6 +60,16 @@ class Model:
         shared = set() if beside is None else {w.untyped_storage().data_ptr() for w in beside.hf.parameters()}
         stores = (weight.untyped_storage() for weight in self.hf.parameters())
         return sum({s.data_ptr(): s.nbytes() for s in stores if s.data_ptr() not in shared}.values())
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The decoder's layers."""
+        return decoder_layers(self.hf, self.arch.n_layers)
+
+    @property
+    def family(self) -> Family:
+        """What is known of the model's family."""
+        return family_of(self.arch.family, self.layers[0], self.hf.config.get_text_config())
 
     def encode(self, text: str, add_bos: str = "auto") -> list[int]:
         """Token ids, with the tokenizer's own special tokens and never two start tokens.
@@ -177,7 +184,7 @@ class Model:
             raise ValueError(
                 f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off"
             )
-        if self.arch.family not in _ROTATED_BY_HALVES:
+        if not self.family.rotated_by_halves:
             raise ValueError(
                 f"re_rotate does not know how {self.name} ({self.arch.family}) lays out its rotary channels: leave it off"
             )

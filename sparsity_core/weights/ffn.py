@@ -9,17 +9,8 @@ from typing import Any
 
 import torch
 
-from sparsity_core.models import Model, ModelError, decoder_layers
+from sparsity_core.models import FeedForwardNames, Model, ModelError, decoder_layers
 from sparsity_core.weights.spectrum import all_finite
-
-_LAYOUTS = (  # (gate, up, down) within a decoder layer
-    ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-    (None, "mlp.fc1", "mlp.fc2"),
-    (None, "mlp.c_fc", "mlp.c_proj"),
-    (None, "fc1", "fc2"),
-    (None, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-)
-_WIDTHS = ("ffn_dim", "n_inner", "intermediate_size")  # what configurations call the number of neurons
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +48,8 @@ class NeuronCut:
 
 def feed_forwards(model: Model) -> list[FeedForward]:
     """The block of each layer. Raises ModelError for a model without one of the known layouts, or with damaged weights."""
-    blocks = []
-    for index, layer in enumerate(decoder_layers(model.hf, model.arch.n_layers)):
-        names = _layout(layer, model)
+    blocks, names = [], _names(model)
+    for index, layer in enumerate(model.layers):
         gate, up, down = _modules(layer, names)
         block = FeedForward(index, None if gate is None else weight_of(gate), weight_of(up), weight_of(down))
         if not all(map(all_finite, block.matrices.values())):
@@ -72,12 +62,14 @@ def feed_forwards(model: Model) -> list[FeedForward]:
 
 def down_projections(model: Model) -> list[torch.nn.Module]:
     """The module of each layer that reads the neurons' activations [B, T, n]."""
-    return [layer.get_submodule(_layout(layer, model)[2]) for layer in decoder_layers(model.hf, model.arch.n_layers)]
+    name = _names(model)[2]
+    return [layer.get_submodule(name) for layer in model.layers]
 
 
 def up_projections(model: Model) -> list[torch.nn.Module]:
     """The module of each layer that reads the block's input [B, T, d], as the gate does."""
-    return [layer.get_submodule(_layout(layer, model)[1]) for layer in decoder_layers(model.hf, model.arch.n_layers)]
+    name = _names(model)[1]
+    return [layer.get_submodule(name) for layer in model.layers]
 
 
 def shared_copy(hf: Any) -> Any:
@@ -100,54 +92,68 @@ def without_neurons(model: Model, cuts: Sequence[NeuronCut]) -> tuple[Any, list[
             "filled with zeros: exact, but the saved size does not shrink by their share."
         )
     compensated = any(cut.bias is not None for cut in cuts)
-    config = hf.config.get_text_config()
-    if compensated and getattr(config, "mlp_bias", None) is False:
-        config.mlp_bias = True
+    config, family, names = hf.config.get_text_config(), model.family, _names(model)
+    if compensated and family.mlp_bias is not None:
+        setattr(config, family.mlp_bias, True)
+    biased = family.mlp_bias is not None and bool(getattr(config, family.mlp_bias))
     for layer, cut in zip(decoder_layers(hf, model.arch.n_layers), cuts, strict=True):
-        names = _layout(layer, model)
         gate, up, down = _modules(layer, names)
         for module in (gate, up):
             if module is not None:
                 bias = None if module.bias is None else _filled(module.bias[cut.kept], width)
                 set_weight(module, _filled(weight_of(module)[cut.kept], width), bias)
         bias = down.bias
-        if cut.bias is not None and (bias is not None or getattr(config, "mlp_bias", False)):
+        if cut.bias is not None and (bias is not None or biased):
             added = cut.bias.to(weight_of(down))
             bias = added if bias is None else bias + added
         set_weight(down, _filled(weight_of(down)[:, cut.kept].T, width).T, bias)
-        if compensated and getattr(config, "mlp_bias", False):
+        if compensated and biased:
             for module in (gate, up, down):
                 if module is not None and module.bias is None:
                     set_weight(module, weight_of(module), torch.zeros_like(weight_of(module)[:, 0]))
+        if family.neuron_norm is not None:
+            _cut_norm(layer.get_submodule(family.neuron_norm), cut.kept, width)
         mlp: Any = getattr(layer, "mlp", layer)
         if hasattr(mlp, "intermediate_size"):
             mlp.intermediate_size = width
-    if compensated and down_projections(model)[0].bias is None and not getattr(config, "mlp_bias", False):
+    if compensated and down_projections(model)[0].bias is None and not biased:
         notes.append(f"{model.arch.family} models have no bias after the FFN, so the compensation could not be stored.")
-    setattr(config, next(name for name in _WIDTHS if hasattr(config, name)), width)
+    if family.width is None:
+        raise ModelError(
+            f"the configuration of {model.arch.family} has no number of neurons to change: choose another method"
+        )
+    setattr(config, family.width, width)
     return hf, notes
 
 
 def with_matrices(model: Model, blocks: Sequence[FeedForward]) -> Any:
     """A transformers model that shares every weight with `model` but has these feed-forward weights, of unchanged shape."""
-    hf = shared_copy(model.hf)
+    hf, names = shared_copy(model.hf), _names(model)
     for layer, block in zip(decoder_layers(hf, model.arch.n_layers), blocks, strict=True):
-        for name, weight in zip(_layout(layer, model), (block.gate, block.up, block.down), strict=True):
+        for name, weight in zip(names, (block.gate, block.up, block.down), strict=True):
             if name is not None and weight is not None:
                 module: Any = layer.get_submodule(name)
                 set_weight(module, weight, module.bias)
     return hf
 
 
-def _layout(layer: torch.nn.Module, model: Model) -> tuple[str | None, str, str]:
-    names = {name for name, _ in layer.named_modules()}
-    for layout in _LAYOUTS:
-        if all(name is None or name in names for name in layout):
-            return layout
+def _names(model: Model) -> FeedForwardNames:
+    """Where a layer keeps gate, up and down. Raises ModelError where that is not known, or is so of some layers alone."""
+    names = model.family.feed_forward
+    if names is not None and all(
+        {n for n in names if n} <= {n for n, _ in layer.named_modules()} for layer in model.layers
+    ):
+        return names
     raise ModelError(
         f"{model.name} ({model.arch.family}) has no feed-forward block that is known here: it needs gate, up and down "
-        "projections, or two matrices"
+        "projections, or two matrices, and no other weights among them"
     )
+
+
+def _cut_norm(norm: Any, kept: torch.Tensor, width: int) -> None:
+    """Cuts an RMS norm over n neurons to `kept`, so that it divides as if the others were zeros: weight · √(n / width)."""
+    weight = norm.weight.detach()
+    norm.weight = torch.nn.Parameter(_filled(weight[kept], width) * (len(weight) / width) ** 0.5, requires_grad=False)
 
 
 def _modules(layer: torch.nn.Module, names: tuple[str | None, str, str]) -> list[Any]:

@@ -11,20 +11,11 @@ import numpy as np
 import torch
 
 from sparsity_core.kinds import WeightMethod
-from sparsity_core.models import Model, ModelError, decoder_layers, wrap
+from sparsity_core.models import AttentionNames, Model, ModelError, decoder_layers, wrap
 from sparsity_core.weights.compressed import CompressedModel
 from sparsity_core.weights.ffn import feed_forwards, set_weight, shared_copy, weight_of
 from sparsity_core.weights.neurons import kept_count, top
 from sparsity_core.work import Progress
-
-_LAYOUTS = (  # (query, key, value, output) within a decoder layer; one name thrice where a matrix holds all three
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense"),
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-    ("attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj"),
-)
-# Their code takes head_dim from the configuration, so the heads need not fill the hidden size.
-_ANY_NUMBER = frozenset("llama mistral qwen2 qwen3 phi gemma gemma2 gemma3_text".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +29,8 @@ class Heads:
 
 def heads_of(model: Model) -> list[Heads]:
     """Each layer's heads. Raises ModelError for a model without one of the known layouts."""
-    arch, found = model.arch, []
-    for index, layer in enumerate(decoder_layers(model.hf, arch.n_layers)):
-        names = _layout(layer, model)
+    arch, names, found = model.arch, _names(model), []
+    for index, layer in enumerate(model.layers):
         value = weight_of(layer.get_submodule(names[2]))
         value = value[-arch.n_kv_heads * arch.head_dim :]  # the last of the three where one matrix holds them
         output = weight_of(layer.get_submodule(names[3]))
@@ -56,12 +46,12 @@ def heads_of(model: Model) -> list[Heads]:
 
 def output_projections(model: Model) -> list[torch.nn.Module]:
     """The module of each layer that reads the heads' outputs [B, T, H · D]."""
-    return [layer.get_submodule(_layout(layer, model)[3]) for layer in decoder_layers(model.hf, model.arch.n_layers)]
+    return [layer.get_submodule(_names(model)[3]) for layer in model.layers]
 
 
 def shrinks(model: Model) -> bool:
     """Whether the configuration can say that heads are gone; a whole KV group goes at a time then."""
-    return model.arch.family in _ANY_NUMBER
+    return model.family.any_heads
 
 
 def n_units(model: Model) -> int:
@@ -122,7 +112,7 @@ def without_heads(model: Model, kept: Sequence[torch.Tensor]) -> tuple[Any, int]
     hf, arch = shared_copy(model.hf), model.arch
     before, zeros = sum(p.numel() for p in hf.parameters()), 0
     for layer, stay in zip(decoder_layers(hf, arch.n_layers), kept, strict=True):
-        modules: list[Any] = [layer.get_submodule(name) for name in _layout(layer, model)]
+        modules: list[Any] = [layer.get_submodule(name) for name in _names(model)]
         query, key, value, output = modules
         if not shrinks(model):
             silent = torch.ones(arch.n_heads, dtype=torch.bool)
@@ -157,12 +147,11 @@ def _channels(units: torch.Tensor, width: int) -> torch.Tensor:
     return (units[:, None] * width + torch.arange(width)).flatten()
 
 
-def _layout(layer: torch.nn.Module, model: Model) -> tuple[str, str, str, str]:
-    names = {name for name, _ in layer.named_modules()}
-    for layout in _LAYOUTS:
-        if all(name in names for name in layout):
-            return layout
-    raise ModelError(
-        f"{model.name} ({model.arch.family}) has no attention that is known here: it needs query, key, value and output "
-        "projections"
-    )
+def _names(model: Model) -> AttentionNames:
+    names = model.family.attention
+    if names is None:
+        raise ModelError(
+            f"{model.name} ({model.arch.family}) has no attention that is known here: it needs query, key, value and output "
+            "projections"
+        )
+    return names

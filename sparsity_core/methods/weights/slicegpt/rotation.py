@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sparsity_core.kinds import WeightMethod
-from sparsity_core.models import Model, ModelError, decoder_layers, wrap
+from sparsity_core.models import FAMILIES, Family, Model, ModelError, decoder_layers, wrap
 from sparsity_core.weights import (
     CompressedModel,
     feed_forwards,
@@ -28,13 +28,6 @@ from sparsity_core.weights import (
     weight_of,
 )
 from sparsity_core.work import Progress
-
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose stream is read through RMS norms alone and written plainly
-_READ = {  # norm: the matrices behind it, within a layer
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
-_WRITE = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def slice_stream(
@@ -51,9 +44,10 @@ def slice_stream(
     Raises ModelError for a family whose stream cannot be turned.
     """
     began, width = time.perf_counter(), model.arch.hidden_size
-    if model.arch.family not in _FAMILIES:
+    if not model.family.plain_stream:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.plain_stream)
         raise ModelError(
-            f"{method.name} turns a residual stream that is read through RMS norms, as in {', '.join(_FAMILIES)}; "
+            f"{method.name} turns a residual stream that is read through RMS norms, as in {known}; "
             f"{model.name} is of the family {model.arch.family}: choose another method"
         )
     keep = width if ratio == 0.0 else kept_count(width, ratio, multiple, what="channels")
@@ -86,8 +80,20 @@ def slice_stream(
 
 def norms(model: Model) -> list[torch.nn.Module]:
     """Every RMS norm that reads the stream, in order."""
-    layers = decoder_layers(model.hf, model.arch.n_layers)
-    return [*(layer.get_submodule(name) for layer in layers for name in _READ), model.hf.base_model.norm]
+    names = _read(model.family)
+    return [*(layer.get_submodule(name) for layer in model.layers for name in names), model.hf.base_model.norm]
+
+
+def _read(family: Family) -> dict[str, tuple[str, ...]]:
+    """Each norm of a layer, and the matrices behind it."""
+    attention, feed_forward = family.attention or (), family.feed_forward or ()
+    behind = {family.norm: attention[:3], family.ffn_norm: feed_forward[:2]}
+    return {norm: tuple(name for name in names if name) for norm, names in behind.items() if norm}
+
+
+def _write(family: Family) -> tuple[str, ...]:
+    """The matrices of a layer that write into the stream."""
+    return tuple(names[-1] for names in (family.attention, family.feed_forward) if names)
 
 
 def turned(model: Model, q: torch.Tensor) -> Any:
@@ -110,12 +116,12 @@ def turned(model: Model, q: torch.Tensor) -> Any:
         norm.weight = torch.nn.Parameter(norm.weight.new_ones(keep), requires_grad=False)
 
     for layer in decoder_layers(hf, model.arch.n_layers):
-        for name, behind in _READ.items():
+        for name, behind in _read(model.family).items():
             norm = layer.get_submodule(name)
             for reader in behind:
                 read(layer.get_submodule(reader), norm)
             unweighted(norm)
-        for writer in _WRITE:
+        for writer in _write(model.family):
             write(layer.get_submodule(writer))
     read(hf.lm_head, hf.base_model.norm)
     unweighted(hf.base_model.norm)
