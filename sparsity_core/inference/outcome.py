@@ -13,9 +13,15 @@ import torch
 
 from sparsity_core.attention import AgainstDense, Recorder, cuts_once
 from sparsity_core.kinds import EvictionMethod, Pipeline
-from sparsity_core.models import Model, log_total, picked, recording
+from sparsity_core.models import Model, check_losses, log_total, picked, recording
 from sparsity_core.record import Losses, Provenance, TextRecord, Trace
 from sparsity_core.work import Progress
+
+
+def _versions(model: Model) -> dict[str, str]:
+    """Of the libraries that decide the numbers and, for a model of the hub, of its files there."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    return found | ({"hub revision": model.revision} if model.revision else {})
 
 
 def draft(
@@ -43,7 +49,7 @@ def draft(
         device=str(model.device),
         backends=tuple(sorted(stages.eviction.backends)),
         prompt_hash=hashlib.sha256(prompt.tobytes()).hexdigest()[:12],
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+        versions=_versions(reference),
         seconds={},
     )
     protected = stages.eviction.protected
@@ -143,6 +149,9 @@ def complete(
         if draft.provenance.pipeline == "dense":
             zero = np.zeros(len(ids), np.float32)
             found |= {"dense_nll": nll, "kl_to_dense": zero, "top1_agrees": zero + 1}
+    for each, of in (("nll", model), ("dense_nll", reference)):
+        if of is not None and each in found:
+            check_losses(found[each], of.name)
     progress(1.0, "compared with the dense model")
     return draft.replaced(provenance=replace(draft.provenance, seconds=seconds), **found)
 

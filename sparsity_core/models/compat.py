@@ -32,6 +32,14 @@ def is_causal_lm(config: Any) -> bool:
     return type(config) in AutoModelForCausalLM._model_mapping
 
 
+def values_of(config: Any, key: str) -> set[Any]:
+    """What a configuration gives for a key: one value, or those of its layers where they differ; None where it has none."""
+    try:
+        return {getattr(config, key, None)}
+    except RuntimeError:  # what a configuration raises whose layers differ in the key
+        return {getattr(layer, key, None) for layer in config.per_layer_config}
+
+
 def quantisers() -> frozenset[str]:
     """What `quant_method` may be in a configuration, for transformers to undo or run the quantisation."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING

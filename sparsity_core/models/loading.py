@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sparsity_core.models.compat import is_causal_lm, quiet
+from sparsity_core.models.compat import is_causal_lm, quiet, values_of
 from sparsity_core.models.gguf import plain
 from sparsity_core.models.masks import outputs_of
 from sparsity_core.models.model import Architecture, Model
@@ -95,6 +95,14 @@ def wrap(hf: Any, tokenizer: Any, name: str) -> Model:
     config = hf.config.get_text_config()
     if hf.config.is_encoder_decoder or not hasattr(hf, "get_output_embeddings") or hf.get_output_embeddings() is None:
         raise ModelError(f"the model {name} is not a decoder language model: choose one made for text generation")
+    for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size"):
+        found = values_of(config, key)
+        if len(found) > 1:
+            several = ", ".join(map(str, sorted(found, key=str)))
+            raise ModelError(
+                f"{name} ({config.model_type}) has layers of different {key} ({several}), and recording needs the same in each: "
+                "choose another model"
+            )
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         raise ModelError(f"{name} ({config.model_type}) has no attention to prune: choose a transformer")

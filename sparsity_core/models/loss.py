@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sparsity_core.models.model import Model
+from sparsity_core.models.numbers import check_losses
 from sparsity_core.work import Progress, silent
 
 
@@ -102,6 +103,7 @@ def blocks_perplexity(
         progress(i / blocks, f"block {i + 1} of {blocks}")
         part = start + ids[i * block : (i + 1) * block]
         nll = losses(model, part) if losses_of is None else losses_of(part)
-        total += float(np.nansum(nll.astype(np.float64)))
+        check_losses(nll, model.name, i * block - len(start))
+        total += float(nll[:-1].astype(np.float64).sum())
     count = blocks * (block - 1 + len(start))
     return Perplexity(math.exp(total / count), count, blocks, block, pipeline, add_bos)

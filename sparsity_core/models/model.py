@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsity_core.models.families import Family, decoder_layers, family_of
+from sparsity_core.models.numbers import NotANumber, check_rows, damaged
 from sparsity_core.models.prompts import ADD_BOS
 from sparsity_core.models.refusals import explained
 from sparsity_core.models.seam import backbone
@@ -156,8 +157,23 @@ class Model:
                 )
 
     def hidden(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The last layer's normalised hidden states [B, T, hidden]."""
-        return backbone(self.hf)(input_ids=ids.to(self.device), **kwargs).last_hidden_state
+        """The last layer's normalised hidden states [B, T, hidden]. Raises ValueError where they are not finite."""
+        try:
+            states: torch.Tensor = backbone(self.hf)(input_ids=ids.to(self.device), **kwargs).last_hidden_state
+            check_rows(states)
+        except NotANumber as error:
+            positions = kwargs.get("position_ids")
+            start = 0 if positions is None else int(positions.min())
+            raise ValueError(damaged(start + self._first_damaged(ids, error.row), self.name, self.dtype_name)) from None
+        return states
+
+    def _first_damaged(self, ids: torch.Tensor, row: int) -> int:
+        """The first row whose embedding is not finite, which plain attention spreads to earlier ones; else `row`."""
+        try:
+            check_rows(self.hf.get_input_embeddings()(ids.to(self.device)))
+        except NotANumber as error:
+            return error.row
+        return row
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 (or wider) logits of hidden states [..., hidden] → [..., vocabulary]."""

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparsity_core.models.call import AttentionCall
 from sparsity_core.models.masks import build_mask, check_mask
+from sparsity_core.models.numbers import check_rows
 
 ATTENTION = "sparselens"
 _WINDOW = "sparselens_window"  # of an attention block, once its mask has been looked at
@@ -77,6 +78,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = getattr(module, _WINDOW, kwargs.get("sliding_window"))
     check_mask(attention_mask, query.shape[2], key.shape[2], window, module.layer_idx)
+    check_rows(query, key[..., -query.shape[2] :, :], value[..., -query.shape[2] :, :])
     call = AttentionCall(module.layer_idx, query, key, value, scale, softcap, window)
     return recorder.attend(call).transpose(1, 2).contiguous(), None
 

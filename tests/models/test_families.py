@@ -99,3 +99,17 @@ def test_families_are_told_apart_in_one_file():
             if isinstance(node, ast.Dict):
                 words = {e.value for e in node.keys if isinstance(e, ast.Constant) and isinstance(e.value, str)}
             assert len(words & set(FAMILIES)) < 3, f"{file.name}:{node.lineno} lists families"
+
+
+def test_layers_with_heads_of_different_sizes_are_refused_with_a_sentence():
+    config = transformers.Gemma4TextConfig(
+        **tiny.GROUPED,
+        head_dim=16,
+        global_head_dim=32,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        vocab_size_per_layer_input=258,
+        hidden_size_per_layer_input=8,
+    )
+    hf = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match=r"has layers of different head_dim \(16, 32\).*choose another model"):
+        wrap(hf, tiny.tokenizer(), "gemma4")

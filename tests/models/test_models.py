@@ -212,10 +212,13 @@ def test_a_model_of_the_hub_kept_on_this_machine_loads_offline(saved, tmp_path):
     shutil.copytree(saved, kept / "snapshots" / "1234")
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("1234")
-    code = "from sparsity_core import load; print(load('somebody/tiny', device='cpu').arch.family)"
+    code = (
+        "from sparsity_core import load, run; model = load('somebody/tiny', device='cpu');"
+        "print(model.arch.family, model.revision, run(model, 'some text').provenance.versions['hub revision'])"
+    )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://localhost:1"}
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert found.stdout == "llama\n", found.stderr
+    assert found.stdout == "llama 1234 1234\n", found.stderr
     assert "Retrying" not in found.stderr
 
 
