@@ -37,8 +37,6 @@ LONG = {  # kernels alone: an operation's equation, its arguments' meaning or it
 
 LONGER = {  # above the limits, and by this much at most
     "sparsity_core.inference.generation.generate": 82,
-    "viz.atlas.atlas.plot_atlas": 68,
-    "viz.theme._template": 71,
 }
 
 
