@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 import streamlit as st
-from streamlit.navigation.page import StreamlitPage
 
 import pages
 from sparsity_core.work import plugins
-from ui import session, work
+from ui import session, shared, work
+from ui.compat import StreamlitPage
 from ui.contrast import raise_contrast
 from ui.first_look import end_first_look
+from ui.history import one_entry_a_choice
 from ui.literal import literal
 from ui.model_bar import model_bar
 from ui.run_bar import follow_link, run_bar
@@ -39,7 +40,10 @@ PAGES = found_pages()
 def main() -> None:
     st.set_page_config(page_title="SparseLens", page_icon=str(ICON), layout="wide")
     raise_contrast()
-    problem = session.start()
+    if shared.is_shared():
+        st.set_option("client.showErrorDetails", "none")
+    one_entry_a_choice()
+    problem = session.follow_address()
     shown = session.shown()
     if len(shown) < len(session.specs()):
         follow_link()
@@ -65,6 +69,7 @@ def main() -> None:
     except Exception as error:  # a page's fault does not take the settings away, by which a visitor gets out of it
         failed = error
     with st.sidebar:
+        shared.notice()
         bar()  # after the page: that is what a visitor came to see
     if failed is not None:
         raise failed
@@ -73,7 +78,7 @@ def main() -> None:
 def open_model_page(chosen: StreamlitPage, module: ModuleType) -> None:
     chosen.run()
     end_first_look()
-    keep_link(module.PAGE.link())
+    session.keep_address(module.PAGE.link())
 
 
 def open_run_page(module: ModuleType, shown: list[Shown]) -> None:
@@ -86,7 +91,7 @@ def open_run_page(module: ModuleType, shown: list[Shown]) -> None:
             if work.pending("run")
             else "This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it."
         )
-        keep_link({})
+        session.keep_address({})
 
 
 @st.fragment
@@ -96,15 +101,7 @@ def look(name: str, shown: list[Shown]) -> None:
     at = view_bar(shown)
     module.page(shown, at)
     end_first_look()
-    keep_link(module.PAGE.link())
-
-
-def keep_link(also: dict[str, str]) -> None:
-    """The browser's address reproduces the view."""
-    view = {name: st.session_state[name] for name in ("layer", "head", "token", "step") if name in st.session_state}
-    link = session.link_parameters(st.session_state.view | view) | also
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
+    session.keep_address(module.PAGE.link())
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -13,16 +12,20 @@ import streamlit as st
 from sparsity_core.kinds import Method, Pipeline
 from sparsity_core.models import ADD_BOS, PROMPTS
 from sparsity_core.record import RunSpec
-from sparsity_core.work import Job, cache_dir, explain, read_text
+from sparsity_core.work import Job, explain, read_text
 from sparsity_core.work import held as memory
-from ui import work
+from ui import shared, work
+from ui.address import places_of, read_model
 from ui.first_look import painted
 from ui.knobs import DENSE, aside_picker, folded, held, joined, keep_settings, method_picker
 from ui.literal import literal
-from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, specs
+from ui.model_facts import count_tokens, most_positions
+from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, keep_address, specs
+from ui.trust import may_look_up, trust
 
 _OWN = "own"
 _MODELS = [EXAMPLE.model]
+_CHEAP_LETTERS, _CHEAP_NEW = 4000, 32
 
 
 @st.fragment
@@ -46,11 +49,7 @@ def run_bar() -> None:
         help="compute what the settings below ask for; results are kept and found again",
     )
     if pressed:
-        st.session_state.setdefault("failures", {}).pop("run", None)
-        st.session_state.wanted = wanted
-        if not work.submit_specs("run", wanted):
-            _show(wanted)
-        st.rerun()
+        _press(wanted)
     _forget_failure(wanted)
     work.watch("run", _finished)
     if wanted != specs() and not work.pending("run") and not problems:
@@ -61,14 +60,49 @@ def run_bar() -> None:
     _status(first.model)
 
 
+def _press(wanted: list[RunSpec]) -> None:
+    """Queues what Run was pressed for; what is stored is shown at once."""
+    failures = st.session_state.setdefault("failures", {})
+    failures.pop("run", None)
+    st.session_state.problem = None
+    try:
+        for spec in wanted:
+            shared.check_pressed(spec)
+    except ValueError as error:
+        failures["run"] = explain(error)
+        st.rerun()
+    for spec in wanted:
+        trust(places_of(spec.model, spec.pipeline))
+    st.session_state.wanted = st.session_state.wanted_address = wanted
+    if not work.submit_specs("run", wanted):
+        _show(wanted)
+    keep_address({})  # at once, so that a reload finds the run again
+    st.rerun()
+
+
 def follow_link() -> None:
-    """Runs what a link asks for where it is not stored, if it needs no download; else leaves that to the Run button."""
-    if st.session_state.get("followed"):
+    """Begins by itself what a link asks for and nobody has computed, where that is cheap or already under way.
+
+    All else waits for Run: whoever made the link may have asked for hours of work.
+    """
+    wanted = specs()
+    if st.session_state.get("followed") == wanted or work.pending("run"):
         return
-    st.session_state.followed = True
-    if all(spec.model == EXAMPLE.model and spec.prompt.strip() for spec in specs()) and not work.pending("run"):
-        st.session_state.wanted = specs()
-        work.submit_specs("run", specs())
+    st.session_state.followed = wanted
+    if all(_is_cheap(spec) or work.is_under_way(spec) for spec in wanted):
+        st.session_state.wanted = wanted
+        work.submit_specs("run", wanted)
+
+
+def _is_cheap(spec: RunSpec) -> bool:
+    """Whether a run takes seconds: the embedded model, whole, on a short text."""
+    return (
+        spec.model == EXAMPLE.model
+        and 0 < len(spec.prompt.strip()) <= _CHEAP_LETTERS
+        and spec.generate <= _CHEAP_NEW
+        and Pipeline.parse(spec.pipeline).weights is None
+        and may_look_up(spec)
+    )
 
 
 def _forget_failure(wanted: list[RunSpec]) -> None:
@@ -111,35 +145,43 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
         gate = stage(partial(aside_picker, "gate"), letter, current.gate)
         return joined(weights, gate, eviction, stage(partial(aside_picker, "decode"), letter, current.decode))
 
+    st.session_state.setdefault("model", first.model)
     model = st.selectbox(
         "Model",
-        sorted({*_MODELS, first.model}),
-        index=sorted({*_MODELS, first.model}).index(first.model),
+        sorted({*_MODELS, first.model, st.session_state.model or first.model}),
+        key="model",
         accept_new_options=True,
         help="the embedded model, a Hugging Face hub id (owner/name), or a local folder; type to enter one",
     )
     prompt = _prompt(first)
     if not prompt.strip():
         problems.append("The prompt is empty: type some text, or choose one from the library.")
-    tokens = _count(model, prompt)
+    tokens = count_tokens(model, prompt)
     about = f"about {max(1, len(prompt) // 4):,} tokens (exact once it is run)"
     st.caption(f"{tokens:,} token{'' if tokens == 1 else 's'}" if tokens else about)
     pipelines = [pipeline("A", Pipeline.parse(first.pipeline))]
     second = specs()[1] if len(specs()) > 1 else None
-    if st.toggle("Compare with a second method", value=second is not None, key="compare", help="A and B side by side"):
+    st.session_state.setdefault("compare", second is not None)
+    if st.toggle("Compare with a second method", key="compare", help="A and B side by side"):
         beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)")
         pipelines.append(pipeline("B", beside))
     else:
         keep_settings("B")
     generate, seed, device, dtype, add_bos = _run_settings(first)
-    positions = _positions(model)
+    positions = most_positions(model)
     if tokens and positions and tokens + generate > positions:
         new = f" and {generate:,} new ones" if generate else ""
         problems.append(
             f"The prompt has {tokens:,} tokens{new}, and {model} reads at most {positions:,}: shorten it by "
             f"{tokens + generate - positions:,}."
         )
-    base = RunSpec(str(model).strip(), prompt, pipelines[0], generate, seed, device, dtype, add_bos)
+    base = RunSpec(str(model or "").strip(), prompt, pipelines[0], generate, seed, device, dtype, add_bos)
+    try:
+        read_model(base.model)
+        for text in pipelines:
+            shared.check(replace(base, pipeline=text))
+    except ValueError as error:
+        problems.append(explain(error))
     return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
 
 
@@ -257,36 +299,6 @@ def _prompt(first: RunSpec) -> str:
     if "prompt_problem" in st.session_state:
         st.warning(literal(f"{st.session_state.prompt_problem}. The text above is unchanged."))
     return text
-
-
-def _count(model: str, text: str) -> int | None:
-    """The prompt's length in tokens, where the model's tokenizer is on this machine."""
-    path = _folder(model) / "tokenizer.json"
-    return _counted(str(path), text) if path.is_file() else None
-
-
-def _positions(model: str) -> int | None:
-    """How many tokens the model reads, where it is on this machine."""
-    try:
-        return json.loads((_folder(model) / "config.json").read_text()).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _folder(model: str) -> Path:
-    return cache_dir() / "models" / model if model == EXAMPLE.model else Path(model).expanduser()
-
-
-@lru_cache(maxsize=16)
-def _counted(path: str, text: str) -> int:
-    return len(_tokenizer(path).encode(text).ids)
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(path: str):  # type: ignore[no-untyped-def]
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(path)
 
 
 def _has_cuda() -> bool:

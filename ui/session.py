@@ -1,28 +1,26 @@
-"""What a browser session looks at: the specs shown, where in them, and the link that brings it back."""
+"""What a browser session looks at: the runs shown, where in them, and the address that brings both back."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import streamlit as st
 
-from sparsity_core.kinds import Pipeline
-from sparsity_core.models import ADD_BOS, PROMPTS
 from sparsity_core.record import RunSpec, Store, Trace, key_of
-from sparsity_core.work import Recent, explain, keep_prompt, keeps, kept_prompt
+from sparsity_core.work import Recent, explain, keeps
+from ui import shared
+from ui.address import EXAMPLE as EXAMPLE
+from ui.address import MOST_NEW as MOST_NEW
+from ui.address import MOST_SEED as MOST_SEED
+from ui.address import VIEW, places_of, read_address, write_address
+from ui.compat import came_by_history
+from ui.first_look import painted
+from ui.trust import may_look_up, propose
 
-EXAMPLE = RunSpec(
-    model="smollm2-135m",
-    prompt=PROMPTS["needle"].text,
-    pipeline="eviction=a2sf(budget=64)",
-    generate=24,
-)
-MOST_NEW, MOST_SEED = 512, 2**31 - 1
+# Widgets of the run bar that hold a run's settings, beside those of each pipeline, whose keys begin with its letter.
+_SETTINGS = ("model", "prompt_choice", "prompt_text", "compare", "generate", "seed", "device", "dtype", "add_bos")
 _MOST_TRACE_BYTES = 512 * 1024**2  # in memory, of all sessions together
-_LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,12 @@ def shown() -> list[Shown]:
 
 
 def trace_of(spec: RunSpec) -> Trace | None:
-    """A spec's trace from the store, or from a job whose result could not be stored; None where it was never run."""
+    """A spec's trace from the store, or from a job whose result could not be stored.
+
+    None where it was never run, and where a link names files for which nobody here has pressed Run yet.
+    """
+    if not may_look_up(spec):
+        return None
     unsaved = st.session_state.get("unsaved", {})
     key = key_of(spec)
     if key in unsaved:
@@ -65,74 +68,72 @@ def _recent() -> Recent[Trace]:
     return recent
 
 
-def start() -> str | None:
-    """Fills a new session from its address. Returns a sentence where the address could not be followed."""
-    if "specs" in st.session_state:
-        return None
-    st.session_state.specs, st.session_state.view = [EXAMPLE], {}
-    try:
-        st.session_state.specs = _specs_from(st.query_params)
-    except ValueError as error:
-        return f"The link could not be followed. {explain(error)} The bundled example is shown instead."
-    st.session_state.view = {k: st.query_params[k] for k in ("layer", "head", "token", "step") if k in st.query_params}
-    return None
+def follow_address() -> str | None:
+    """Takes the settings from the address, on a first visit and after Back or Forward.
+
+    Returns the sentence of an address that could not be followed, until another is.
+    """
+    first = "specs" not in st.session_state
+    if first:
+        st.session_state.specs, st.session_state.view = [EXAMPLE], {}
+    if first or came_by_history():
+        try:
+            _take(st.query_params)
+            st.session_state.problem = None
+        except ValueError as error:
+            instead = "The bundled example is shown instead." if first else "The view before it is shown instead."
+            st.session_state.problem = f"The link could not be followed. {explain(error)} {instead}"
+    return st.session_state.get("problem")
 
 
-def _specs_from(parameters: Mapping[str, str]) -> list[RunSpec]:
-    if not {"pipeline", "prompt", "text", "model"} & set(parameters):
-        return [EXAMPLE]
-    prompt = parameters.get("text")
-    if prompt is None:
-        name = parameters.get("prompt", "needle")
-        prompt = PROMPTS[name].text if name in PROMPTS else kept_prompt(name)
-        if prompt is None:
-            raise ValueError(
-                f"there is no prompt {name!r} in the library, and one too long for a link is found again only where it was run"
-            )
-    spec = RunSpec(
-        model=parameters.get("model", EXAMPLE.model),
-        prompt=prompt,
-        pipeline=str(Pipeline.parse(parameters.get("pipeline", "dense"))),
-        device=parameters.get("device", "cpu"),
-        dtype=parameters.get("dtype", "float32"),
-        generate=_number(parameters.get("generate", "0"), MOST_NEW),
-        add_bos=_start(parameters.get("add_bos", "auto")),
-        seed=_number(parameters.get("seed", "0"), MOST_SEED),
-    )
-    beside = parameters.get("beside")
-    return [spec] if beside is None else [spec, replace(spec, pipeline=str(Pipeline.parse(beside)))]
+def _take(parameters: Mapping[str, str]) -> None:
+    asked = read_address(parameters)
+    for spec in asked.specs:
+        shared.check(spec)
+        propose(places_of(spec.model, spec.pipeline))
+    if list(asked.specs) != specs():
+        st.session_state.specs = list(asked.specs)
+        forget_settings()
+    _forget(VIEW)
+    st.session_state.view = dict(asked.view)
+    st.session_state.playing = False
+    st.session_state.pop("wanted_address", None)
+    _forget_choices(parameters)
 
 
-def _start(given: str) -> str:
-    if given not in ADD_BOS:
-        raise ValueError(f"add_bos is one of {', '.join(ADD_BOS)}; got {given!r}")
-    return given
+def forget_settings() -> None:
+    """Lets the run bar show the settings of the runs on the page again."""
+    letters = [str(key) for key in st.session_state if str(key).startswith(("A_", "B_"))]
+    _forget([*_SETTINGS, *letters])
 
 
-def _number(given: str, most: int) -> int:
-    if not re.fullmatch("[0-9]{1,10}", given) or int(given) > most:
-        raise ValueError(f"generate and seed are whole numbers, at most {MOST_NEW} and {MOST_SEED:,}; got {given!r}")
-    return int(given)
+def _forget_choices(parameters: Mapping[str, str]) -> None:
+    """Lets a page take from the address those of its own choices that the address names."""
+    if "weights" in parameters:
+        _forget([str(key) for key in st.session_state if str(key).startswith("S_")])
+        _forget(["spectra choice"])
+    _forget([f"channels_{name}" for name in ("statistic", "r", "share") if name in parameters])
 
 
-def link_parameters(view: Mapping[str, Any]) -> dict[str, str]:
-    """The address that brings this view back."""
-    spec, *rest = specs()
-    parameters = {
-        "model": spec.model,
-        "pipeline": spec.pipeline,
-        **({"beside": rest[0].pipeline} if rest else {}),
-        "generate": str(spec.generate),
-        "seed": str(spec.seed),
-        "device": spec.device,
-        "dtype": spec.dtype,
-        **({} if spec.add_bos == "auto" else {"add_bos": spec.add_bos}),
-    }
-    known = next((name for name, prompt in PROMPTS.items() if prompt.text == spec.prompt), None)
-    if known is not None:
-        parameters["prompt"] = known
-    elif len(spec.prompt) <= _LONGEST_LINK:
-        parameters["text"] = spec.prompt
+def _forget(keys: tuple[str, ...] | list[str]) -> None:
+    for key in keys:
+        st.session_state.pop(key, None)
+
+
+def keep_address(also: Mapping[str, str]) -> None:
+    """Makes the browser's address the one that brings back the run asked for last and the view, beside a page's own part.
+
+    A replay writes none: its many steps are one choice. Nor does a run of the script before the browser has painted a page.
+    """
+    if not painted() or st.session_state.get("playing"):
+        return
+    wanted = st.session_state.get("wanted_address")
+    view = {name: st.session_state[name] for name in VIEW if name in st.session_state}
+    if wanted and "run" in st.session_state.get("pending", {}):
+        same = (wanted[0].model, wanted[0].prompt) == (specs()[0].model, specs()[0].prompt)
+        link = write_address(wanted, view if same else {})
     else:
-        parameters["prompt"] = keep_prompt(spec.prompt)
-    return parameters | {k: str(v) for k, v in view.items()}
+        link = write_address(specs(), st.session_state.view | view)
+    link |= also
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)

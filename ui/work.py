@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
-from streamlit import runtime
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from sparsity_core.record import RunSpec, Store, Trace, key_of
 from sparsity_core.work import Job, JobQueue, cache_dir, clear_leftovers, explain
+from ui import shared
+from ui.compat import is_connected, session_id
 from ui.literal import literal
 from ui.session import trace_of
+from ui.trust import may_look_up
 
 
 @st.cache_resource(show_spinner=False)
@@ -28,15 +29,13 @@ def queue() -> JobQueue:
 
 def _watcher() -> str:
     """This visitor's name in the queue, by which `_connected` finds the browser's session."""
-    context = get_script_run_ctx()
-    session = context.session_id if context is not None else ""
-    return st.session_state.setdefault("watcher", f"{uuid.uuid4().hex}/{session}")
+    return st.session_state.setdefault("watcher", f"{uuid.uuid4().hex}/{session_id()}")
 
 
 def _connected(watcher: str) -> bool:
     """Whether a visitor's browser is connected; work of the process itself always has its visitor."""
     _, _, session = watcher.partition("/")
-    return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
+    return not session or is_connected(session)
 
 
 def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Trace | None, str | None]]:
@@ -55,7 +54,9 @@ def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Tr
 def submit(purpose: str, work: dict[str, Callable[[Callable[[float, str], None]], Any]]) -> None:
     """Queues pieces of work, by key, that a page waits for together under `purpose`."""
     jobs: dict[str, Job] = {}
+    known = st.session_state.get("pending", {}).values()
     try:
+        shared.check_jobs(len(work) + sum(not job.finished for waited in known for job in waited.values()))
         for key, piece in work.items():
             jobs[key] = queue().submit(key, piece, _watcher())
     except ValueError as error:  # too many wait already: all of these or none
@@ -72,6 +73,12 @@ def submit_specs(purpose: str, specs: list[RunSpec]) -> bool:
     if missing:
         submit(purpose, missing)
     return bool(missing)
+
+
+def is_under_way(spec: RunSpec) -> bool:
+    """Whether a run waits or runs already, for whomever."""
+    job = queue().find(key_of(spec)) if may_look_up(spec) else None
+    return job is not None and not job.finished
 
 
 def offer_specs(purpose: str, specs: Sequence[RunSpec], known: int, why: str, label: str, icon: str) -> None:
@@ -94,7 +101,7 @@ def watch(purpose: str, done: Callable[[dict[str, Job]], None]) -> None:
         _watch(purpose, done)
     failure = st.session_state.get("failures", {}).get(purpose)
     if failure:
-        st.error(literal(failure), icon=":material/error:")
+        st.error(literal(shared.told(failure)), icon=":material/error:")
 
 
 @st.fragment(run_every=0.4)

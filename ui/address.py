@@ -1,0 +1,135 @@
+"""The address: the settings that a link asks for, and the link that brings settings back.
+
+`read_address` is the one gate of all that a link brings. It touches no file that the link names: `places_of` says which
+those are, and `ui.trust` when they may be looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sparsity_core.kinds import Pipeline
+from sparsity_core.models import ADD_BOS, PROMPTS
+from sparsity_core.record import RunSpec
+from sparsity_core.work import EMBEDDED, keep_prompt, kept_prompt
+
+EXAMPLE = RunSpec(
+    model=EMBEDDED,
+    prompt=PROMPTS["needle"].text,
+    pipeline="eviction=a2sf(budget=64)",
+    generate=24,
+)
+VIEW = ("layer", "head", "token", "step")
+MOST_NEW, MOST_SEED = 512, 2**31 - 1
+_MODEL_LETTERS = 1024
+_LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an address asks for: one run, or two side by side, and where to look in them."""
+
+    specs: tuple[RunSpec, ...] = (EXAMPLE,)
+    view: tuple[tuple[str, str], ...] = ()  # layer, head, token and step as far as they are given
+
+
+def read_address(parameters: Mapping[str, str]) -> Asked:
+    """Raises ValueError, as a sentence, for an address that asks for what cannot be."""
+    view = tuple((name, parameters[name][:20]) for name in VIEW if name in parameters)
+    if not {"pipeline", "prompt", "text", "model"} & set(parameters):
+        return Asked(view=view)
+    spec = RunSpec(
+        model=read_model(parameters.get("model", EXAMPLE.model)),
+        prompt=_prompt(parameters),
+        pipeline=str(Pipeline.parse(parameters.get("pipeline", "dense"))),
+        device=parameters.get("device", "cpu"),
+        dtype=parameters.get("dtype", "float32"),
+        generate=_number(parameters.get("generate", "0"), MOST_NEW),
+        seed=_number(parameters.get("seed", "0"), MOST_SEED),
+        add_bos=parameters.get("add_bos", EXAMPLE.add_bos),
+    )
+    if spec.add_bos not in ADD_BOS:
+        raise ValueError(f"add_bos is one of {', '.join(ADD_BOS)}; got {spec.add_bos[:40]!r}")
+    if not _DEVICE.fullmatch(spec.device):
+        raise ValueError(f"a device is cpu, cuda or cuda:1; got {spec.device[:40]!r}")
+    if spec.dtype not in _DTYPES:
+        raise ValueError(f"a number format is one of {', '.join(_DTYPES)}; got {spec.dtype[:40]!r}")
+    if "beside" not in parameters:
+        return Asked((spec,), view)
+    return Asked((spec, replace(spec, pipeline=str(Pipeline.parse(parameters["beside"])))), view)
+
+
+def write_address(specs: Sequence[RunSpec], view: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters of an address that brings these runs and this view back. Keeps a prompt too long for a link on disk."""
+    spec, *rest = specs
+    parameters = {
+        "model": spec.model,
+        "pipeline": spec.pipeline,
+        **({"beside": rest[0].pipeline} if rest else {}),
+        "generate": str(spec.generate),
+        "seed": str(spec.seed),
+        "device": spec.device,
+        "dtype": spec.dtype,
+        **({"add_bos": spec.add_bos} if spec.add_bos != EXAMPLE.add_bos else {}),
+    }
+    known = next((name for name, prompt in PROMPTS.items() if prompt.text == spec.prompt), None)
+    if known is not None:
+        parameters["prompt"] = known
+    elif len(spec.prompt) <= _LONGEST_LINK:
+        parameters["text"] = spec.prompt
+    else:
+        parameters["prompt"] = keep_prompt(spec.prompt)
+    return parameters | {name: str(value) for name, value in view.items()}
+
+
+def places_of(model: str, pipeline: str) -> frozenset[str]:
+    """What a run names that may lie anywhere on this machine's disk: a model that is no hub id, and files of its methods."""
+    named = {
+        str(getattr(method, knob.name))
+        for method in Pipeline.parse(pipeline).methods.values()
+        for knob in method.knobs()
+        if knob.metadata.get("path") and getattr(method, knob.name) != knob.default
+    }
+    return frozenset(named if is_hub_id(model) else {model, *named})
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model's name is the embedded one's, or could be that of a model on the hub: name or owner/name."""
+    return _HUB_ID.fullmatch(model) is not None and not model.endswith((".gguf", ".git")) and ".." not in model
+
+
+def read_model(given: str) -> str:
+    """A model's name as it was typed or linked. Raises ValueError for what can be none."""
+    name = given.strip()
+    if not name or len(name) > _MODEL_LETTERS or not name.isprintable():
+        raise ValueError(
+            f"a model is a hub id, a folder or {EMBEDDED}, in at most {_MODEL_LETTERS:,} printable characters; "
+            f"got {given[:40]!r}"
+        )
+    return name
+
+
+def _prompt(parameters: Mapping[str, str]) -> str:
+    if "text" in parameters:
+        return parameters["text"]
+    name = parameters.get("prompt", "needle")
+    text = PROMPTS[name].text if name in PROMPTS else kept_prompt(name)
+    if text is None:
+        raise ValueError(
+            f"there is no prompt {name[:40]!r} in the library, and one too long for a link is found again only where it was run"
+        )
+    return text
+
+
+def _number(given: str, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,10}", given) or int(given) > most:
+        raise ValueError(
+            f"generate and seed are whole numbers, at most {MOST_NEW} and {MOST_SEED:,}; got {given[:40]!r}"
+        )
+    return int(given)

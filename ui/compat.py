@@ -1,0 +1,24 @@
+"""What the app uses of Streamlit beside its public names; a test holds each against the installed version."""
+
+from __future__ import annotations
+
+from streamlit import runtime
+from streamlit.navigation.page import StreamlitPage as StreamlitPage
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+
+def came_by_history() -> bool:
+    """Whether this run was asked for by the browser's Back or Forward, whose address the page is to follow."""
+    run = get_script_run_ctx()
+    return run is not None and bool(run.is_history_navigation)
+
+
+def session_id() -> str:
+    """The name of this browser session, the same in all of its runs."""
+    run = get_script_run_ctx()
+    return "" if run is None else run.session_id
+
+
+def is_connected(session: str) -> bool:
+    """Whether a browser session of this name is connected. Outside of a server every session counts as connected."""
+    return not runtime.exists() or runtime.get_instance().is_active_session(session)
