@@ -57,11 +57,14 @@ def example_method() -> WeightMethod:
 
 
 def hold_choices(on_page: bool) -> None:
-    """Keeps what widgets of pages that are not drawn held: Streamlit forgets them at the end of a run."""
+    """Keeps what widgets of pages that are not drawn held: Streamlit forgets them at the end of a run.
+
+    What is drawn is told to the browser again, which may have begun to draw it too late to hear it the first time.
+    """
     if not on_page:
         st.session_state["spectra away"] = True
     for key in list(st.session_state):
-        if str(key).startswith(_HELD) or (on_page and key in _VIEW):
+        if str(key).startswith(_HELD) or key in _VIEW:
             st.session_state[key] = st.session_state[key]
 
 
