@@ -19,7 +19,6 @@ MOST_LETTERS = 32_000  # of a prompt: about 8,000 tokens
 MOST_NEW = 128
 MOST_READ = 2**16  # tokens of calibration text
 MOST_JOBS = 32  # of one session, waiting or running
-MOST_ZIPS = 4 * 2**30  # bytes, of all sessions together
 
 
 def is_shared() -> bool:

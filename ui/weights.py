@@ -18,7 +18,7 @@ from sparsity_core import studies
 from sparsity_core.kinds import WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.work import UNFINISHED, Job, Progress, cache_dir, check_fits, make_room, new_folder, used
-from ui import work
+from ui import shared, work
 from ui.literal import literal
 from ui.spectra import Choice, keep, known_values
 
@@ -41,12 +41,16 @@ def take_away(choice: Choice) -> None:
     name = literal(str(choice.method))
     st.markdown(f"The whole model under {name}, in a folder that `AutoModelForCausalLM.from_pretrained` loads.")
     folder, write, pack, use = st.columns([4, 1.7, 1.7, 2.6], vertical_alignment="bottom")
-    target = folder.text_input(
-        "Folder on the machine that runs SparseLens", key="spectra_folder", placeholder="~/models/pruned"
-    ).strip()
+    target = ""
+    if shared.is_shared():
+        folder.caption("This server is shared, so it writes to no folder of its own: take the model away as a zip.")
+    else:
+        target = folder.text_input(
+            "Folder on the machine that runs SparseLens", key="spectra_folder", placeholder="~/models/pruned"
+        ).strip()
     busy = work.pending("checkpoint")
     key = f"checkpoint {choice.spec.model} {choice.spec.dtype} {choice.method}"
-    if write.button(
+    if not shared.is_shared() and write.button(
         "Write", icon=":material/save:", disabled=busy or not target, width="stretch", key="write_checkpoint"
     ):
         work.submit(

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core.methods.gate.dcp.records import Training, command_of
-from ui import work
+from ui import shared, work
 from ui.figure import Origin, show_figure
 from ui.gate.training import curve_of, train, training_place
 from ui.literal import code, literal
@@ -21,6 +21,9 @@ _OFFERED = ("gamma", "steps", "length", "learning_rate", "seed")
 
 def train_section(item: Shown) -> None:
     st.subheader("Train a gate for this model", anchor=False)
+    if shared.is_shared():
+        st.caption("This server is shared, and a training takes hours of it: train on your own machine.")
+        return
     values: dict[str, Any] = {}
     for column, name in zip(st.columns(len(_OFFERED)), _OFFERED, strict=True):
         default, help_ = getattr(Training, name), Training.__dataclass_fields__[name].metadata["help"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from shlex import quote
 from typing import Any
 
@@ -12,11 +12,14 @@ from sparsity_core import methods, studies
 from sparsity_core.kinds import Pipeline, WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.studies import Uncut
-from sparsity_core.work import explain
+from sparsity_core.work import EMBEDDED, explain
+from ui import shared
+from ui.address import places_of
 from ui.figure import Origin
 from ui.knobs import knob_widgets, made
 from ui.literal import literal
 from ui.session import specs
+from ui.trust import may_touch, propose, trust
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(16))  # 0 to 0.75, as the slider steps
 
@@ -104,13 +107,30 @@ def choose(spec: RunSpec, uncut: Uncut) -> Choice | None:
                 others = others[len(columns) :]
     try:
         method: Any = made(cls, values)
+        shared.check(replace(spec, pipeline=f"weights={method}"))
+        if studies.is_interactive(method):  # the page cuts it at once, and a large ratio or multiple may leave nothing
+            studies.kept_neurons(uncut.row_norm[0], method.ratio, method.multiple)
     except ValueError as error:
         st.warning(literal(explain(error)), icon=":material/warning:")
+        return None
+    if not _may_read(method):
         return None
     choice = Choice(spec, uncut, method, int(st.session_state.S_layer), st.session_state.S_matrix)
     st.session_state["spectra choice"] = choice
     st.session_state["layer"] = choice.layer  # the layer that the other pages look at
     return choice
+
+
+def _may_read(method: WeightMethod) -> bool:
+    """Whether the method's files may be read; a button, and why, for those that a link alone named."""
+    places = places_of(EMBEDDED, f"weights={method}")
+    if may_touch(places):
+        return True
+    st.info(literal(f"The link names a file of this machine, {', '.join(places)}. It is not read before you say so."))
+    if st.button("Read it", key="read_linked", icon=":material/file_open:"):
+        trust(places)
+        st.rerun()
+    return False
 
 
 def _rows(n: int) -> list[Any]:
@@ -153,6 +173,7 @@ def _linked() -> WeightMethod:
         method = Pipeline.parse(f"weights={given}").weights
         if method is None:
             raise ValueError("it names no method")
+        propose(places_of(EMBEDDED, f"weights={method}"))
         return method
     except ValueError as error:
         st.warning(literal(f"The link's method could not be read. {explain(error)} The example is shown instead."))

@@ -14,6 +14,8 @@ from sparsity_core.kinds import WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.studies import LayerCut, LayerGrams, Ranked
 from ui import work
+from ui.address import places_of
+from ui.trust import trust
 from ui.session import EXAMPLE
 from ui.spectra.choice import Choice
 from ui.spectra.known import asked, keep, known_values, place, study_of
@@ -22,6 +24,7 @@ _LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
 
 
 def compute_uncut(spec: RunSpec) -> None:
+    trust(places_of(spec.model, "dense"))
     work.submit("spectra", {f"uncut {place(spec)}": partial(_uncut_work, spec, known_values())})
 
 
