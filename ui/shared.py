@@ -75,7 +75,9 @@ def check_pressed(spec: RunSpec) -> None:
 def check_jobs(jobs: int) -> None:
     """Raises ValueError where one session would have more jobs than a shared server gives to it."""
     if is_shared() and jobs > MOST_JOBS:
-        raise ValueError(f"this server is shared and gives a visitor {MOST_JOBS} jobs at once: wait for yours to finish")
+        raise ValueError(
+            f"this server is shared and gives a visitor {MOST_JOBS} jobs at once: wait for yours to finish"
+        )
 
 
 def told(error: str) -> str:
