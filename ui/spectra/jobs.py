@@ -15,10 +15,10 @@ from sparsity_core.record import RunSpec
 from sparsity_core.studies import LayerCut, LayerGrams, Ranked
 from ui import work
 from ui.address import places_of
-from ui.trust import trust
 from ui.session import EXAMPLE
 from ui.spectra.choice import Choice
 from ui.spectra.known import asked, keep, known_values, place, study_of
+from ui.trust import trust
 
 _LAYERS = 4  # ready for the slider at once: a few matrices of float64 each
 
