@@ -9,16 +9,26 @@ from sparselens_kernels.evict_scan import EvictScan, evict_scan
 from sparselens_kernels.flash_column_score import ColumnScore, flash_column_score
 from sparselens_kernels.gated_attention import GatedAttention, gate_drops, gated_attention
 from sparselens_kernels.label_scores import Labels, dequantise, label_scores, quantise
+from sparselens_kernels.masked_attention import MaskedAttention, masked_attention
+from sparselens_kernels.masks import BlockColumns, Blocks, Buckets, Columns, Diagonals, KeyMask, Window
 from sparselens_kernels.rows import attend, causal_rows, logits, reduce_group
 from sparselens_kernels.sparse_decode import sparse_decode
 
 __all__ = [
     "LATE",
     "NEVER",
+    "BlockColumns",
+    "Blocks",
+    "Buckets",
     "ColumnScore",
+    "Columns",
+    "Diagonals",
     "EvictScan",
     "GatedAttention",
+    "KeyMask",
     "Labels",
+    "MaskedAttention",
+    "Window",
     "attend",
     "causal_rows",
     "dequantise",
@@ -28,6 +38,7 @@ __all__ = [
     "gated_attention",
     "label_scores",
     "logits",
+    "masked_attention",
     "quantise",
     "reduce_group",
     "sparse_decode",

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import torch
 
+from sparselens_kernels.masks import KeyMask
+
 _TILE_ELEMENTS = 1_179_648  # of logits: 4.5 MiB of float32, which stay in the caches
 _TILE_ROWS = 256  # at most
 
@@ -98,11 +100,13 @@ def causal_rows(
     softcap: float | None = None,
     window: int | None = None,
     until: torch.Tensor | None = None,
+    mask: KeyMask | None = None,
 ) -> Iterator[Tile]:
     """Every query's softmax row, a tile at a time; a tile's weights are overwritten by the next one.
 
     Queries are the last Tq of the Tk keys. `window` hides the keys at a distance of `window` or more (a sliding-window
-    layer), and `until` int32 [B, 1 or Hkv, Tk] a key from that query on; its own query always sees it.
+    layer), and `until` int32 [B, 1 or Hkv, Tk] a key from that query on; its own query always sees it. `mask` shows each
+    query some of the keys, where all Tk tokens are queries.
     """
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
@@ -136,19 +140,22 @@ def causal_rows(
             tile = _capped(keys_first, softcap).permute(0, 1, 2, 4, 5, 3)
             # Subtracting each row's maximum would cost as much again as its exponentials, and few rows ever need it.
             own_until = None if until is None else until[:, heads if until.shape[1] > 1 else slice(None), :columns]
-            _hide(tile.exp_(), 0.0, window, own_until)
+            shown = None if mask is None else mask.grouped(mask.rows(past + start, columns, q.device), n_kv, heads)
+            _hide(tile.exp_(), 0.0, window, own_until, shown)
             total = tile.sum(-1, keepdim=True)
             norm = total.reciprocal()
             lost = (total < 1e-30) | ~(total < 1e30)  # out of the exponential's range
             if lost.any():
-                exact = _hide(logits(*block, 1.0, softcap)[:, :, None], float("-inf"), window, own_until)
+                exact = _hide(logits(*block, 1.0, softcap)[:, :, None], float("-inf"), window, own_until, shown)
                 torch.where(lost, in_strips(torch.softmax(exact[:, :, 0], dim=-1), strips), tile, out=tile)
                 norm.masked_fill_(lost, 1.0)
             yield Tile(heads, start, end, tile, norm)
             start = end
 
 
-def _hide(tile: torch.Tensor, value: float, window: int | None, until: torch.Tensor | None) -> torch.Tensor:
+def _hide(
+    tile: torch.Tensor, value: float, window: int | None, until: torch.Tensor | None, shown: torch.Tensor | None
+) -> torch.Tensor:
     """`tile` [B, Hkv, S, G, r, C] with `value` where a query, one of the last S · r keys, may not look; in place."""
     strips, rows, columns = tile.shape[2], tile.shape[4], tile.shape[5]
     seen = columns - strips * rows
@@ -156,6 +163,10 @@ def _hide(tile: torch.Tensor, value: float, window: int | None, until: torch.Ten
         tile[..., seen:].mul_(_causal(strips, rows, tile.dtype, tile.device))
     else:
         tile[..., seen:].masked_fill_(_causal(strips, rows, tile.dtype, tile.device) == 0.0, value)
+    if shown is not None:  # [KV heads, 1 or G, R, C]
+        n_kv, lists = shown.shape[:2]
+        by_strip = shown.view(1, n_kv, lists, strips, rows, columns).transpose(2, 3)
+        tile.masked_fill_(~by_strip, value)
     if window is None and until is None:
         return tile
     key = torch.arange(columns, device=tile.device)

@@ -6,6 +6,12 @@ from .eviction import layer_rules as layer_rules
 from .gate import GateStage as GateStage
 from .offload import HostLayer as HostLayer
 from .offload import Offloaded as Offloaded
+from .prefill import PrefillStage as PrefillStage
+from .probing import diagonal_sums as diagonal_sums
+from .probing import pooled as pooled
+from .probing import probabilities as probabilities
+from .probing import probing_flops as probing_flops
+from .probing import smallest_set as smallest_set
 from .reading import ReadingStage as ReadingStage
 from .recorder import Recorder as Recorder
 from .recorder import Stages as Stages

@@ -4,6 +4,7 @@ With P the dense probabilities of a layer and keep[q, k] = k ≤ q < evicted_at[
 
     regret[h, q] = Σ_k P[h, q, k] · (1 − keep[q, k])           the attention that evicted keys would have had
     ideal[q]     = the keys of largest Σ_g P[g, q, k], as many as are kept at q
+    coverage     = Σ_k P[h, q, k] · mask[q, k]                 of a prefill stage
     recall       = |keep ∩ ideal| / |ideal|
     cosine       = ⟨P·keep, P·ideal⟩ / (‖P·keep‖ ‖P·ideal‖)
 
@@ -13,11 +14,11 @@ such as a sink, is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from sparselens_kernels import causal_rows
+from sparselens_kernels import KeyMask, causal_rows
 
 from sparsity_core.models import AttentionCall
 
@@ -39,6 +40,7 @@ class AgainstDense:
         evicted_at: np.ndarray,  # int32 [L, Hkv, T]
         n_heads: int,
         on_layer: Callable[[int], None] = lambda layer: None,
+        masks: Mapping[int, KeyMask] | None = None,
     ) -> None:
         n_layers, n_kv, n_tokens = evicted_at.shape
         self.steps = probe_steps(n_tokens)
@@ -46,7 +48,8 @@ class AgainstDense:
         self.recall = np.ones((n_layers, n_kv, len(self.steps)), np.float32)
         self.cosine = np.ones_like(self.recall)
         self.mass = np.ones_like(self.recall)
-        self._evicted_at, self._on_layer = evicted_at, on_layer
+        self._evicted_at, self._on_layer, self._masks = evicted_at, on_layer, masks or {}
+        self.coverage = np.full(self.regret.shape if self._masks else (0, 0, 0), np.nan, np.float32)
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         q, k, v, layer = call.q, call.k, call.v, call.layer
@@ -54,13 +57,18 @@ class AgainstDense:
         out = q.new_empty(*q.shape[:3], v.shape[3])
         evicted_at = torch.tensor(self._evicted_at[layer], device=q.device)
         dropped_here = bool((evicted_at < evicted_at.shape[1]).any())
-        group = q.shape[1] // k.shape[1]
+        group, mask = q.shape[1] // k.shape[1], self._masks.get(layer)
         for tile in causal_rows(q, k, **call.how):
             heads, start, end = tile.heads, tile.start, tile.end
             own = slice(heads.start * group, heads.stop * group)
             out[:, own, start:end] = tile.attend(v)
             if dropped_here:
                 self._compare(layer, heads, own, start, end, tile.probabilities()[0], evicted_at[heads, :end])
+            if mask is not None and start < mask.n_tokens:
+                last = min(end, mask.n_tokens)
+                shown = mask.grouped(mask.rows(start, last, q.device), k.shape[1], heads)
+                seen = (tile.probabilities()[0, :, :, : last - start, :last] * shown).sum(-1)
+                self.coverage[layer, own, start:last] = seen.flatten(0, 1).cpu().numpy()
         return out
 
     def _compare(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import LATE, NEVER, evict_scan, flash_column_score
+from sparselens_kernels import LATE, NEVER, KeyMask, evict_scan, flash_column_score, masked_attention
 from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 
 from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
@@ -157,16 +157,19 @@ class EvictionStage(Stage):
                 )
 
     def _read_prompt(self, step: Step, rule: PrefillRule, call: AttentionCall) -> torch.Tensor:
-        """Attention of the prompt's queries over all its keys, and the one cut at its end."""
+        """Attention of the prompt's queries over all its keys that they may see, and the one cut at its end."""
         n, keys, own = call.n_queries, step.keys, self._layers[call.layer]
         positions = torch.arange(call.n_keys, device=call.k.device).expand(1, call.n_kv, -1)
         slots = [i for i, at in enumerate(own.steps) if at < n]
         until = keys.until(positions)
+        if step.mask is not None and keys.alike and n == call.n_keys:
+            return self._read_masked(step, step.mask, call, positions, until)
         result = flash_column_score(
             call.q,
             call.k,
             call.v,
             until=until,
+            mask=step.mask,
             decay=self._decay(rule.decay, positions),
             first_query=0 if rule.queries is None else max(0, n - rule.queries),
             reduction=rule.reduction,
@@ -193,6 +196,20 @@ class EvictionStage(Stage):
         lowest = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
         own.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= LATE), float("nan"))
         keys.positions, own.score, step.left = kept, result.score.gather(2, kept), kept
+        return result.out
+
+    def _read_masked(
+        self, step: Step, mask: KeyMask, call: AttentionCall, positions: torch.Tensor, until: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attention of the prompt's queries over the keys that a mask shows them, where nothing is evicted or scored."""
+        keys, own, n = step.keys, self._layers[call.layer], call.n_queries
+        result = masked_attention(call.q, call.k, call.v, mask, until=until, **call.how)
+        self.backends.add("gathered")
+        step.pairs = result.pairs
+        if until is not None:
+            keys.evicted_at[..., :n] = until
+        keys.positions, own.score = positions, torch.zeros_like(positions, dtype=torch.float32)
+        self._compact(step, n)
         return result.out
 
     def _ranked(self, votes: torch.Tensor, rule: PrefillRule, until: torch.Tensor | None, n: int) -> torch.Tensor:
@@ -226,6 +243,7 @@ class EvictionStage(Stage):
             call.k,
             call.v,
             until=until,
+            mask=step.mask,
             protected=None if self.protected is None else self.protected.to(call.k.device)[positions],
             budget=rule.budget or UNLIMITED,
             decay=self._decay(rule.decay, positions),

@@ -133,6 +133,7 @@ class ReadingStage(Stage):
                     until=None if until is None else until[:, : past + end],
                     dense_every=self._dense_every,
                     mean_value=self._mean_value,
+                    mask=step.mask,
                 )
                 parts.append(selected)
             self._follow_channels(selector, own.q, own.k, start + end)

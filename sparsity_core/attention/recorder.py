@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import NEVER, evict_scan
+from sparselens_kernels import NEVER, KeyMask, evict_scan
 
 from sparsity_core.attention.eviction import UNLIMITED, EvictionStage, parts_heads
 from sparsity_core.attention.gate import GateStage
+from sparsity_core.attention.prefill import PrefillStage
 from sparsity_core.attention.reading import ReadingStage
 from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
 from sparsity_core.models import AttentionCall, Enough, Model
@@ -23,13 +24,14 @@ class Stages:
 
     eviction: EvictionStage
     gate: GateStage | None = None
+    prefill: PrefillStage | None = None
     reading: ReadingStage | None = None
     dropped: torch.Tensor | None = None  # bool [T]: tokens that the user's rules drop
 
     @property
     def others(self) -> list[Stage]:
         """The stages around eviction, in their order."""
-        return [stage for stage in (self.gate, self.reading) if stage is not None]
+        return [stage for stage in (self.gate, self.prefill, self.reading) if stage is not None]
 
 
 class Recorder:
@@ -152,6 +154,11 @@ class Recorder:
                 self._eviction.begin(i, self._keys[i])
         self._keys[layer].key_bytes = (k.shape[3] + v.shape[3]) * k.element_size()
         return self._keys[layer]
+
+    @property
+    def masks(self) -> dict[int, KeyMask]:
+        """What the prefill stage showed the prompt's queries, by layer; empty without one."""
+        return {} if self.stages.prefill is None else self.stages.prefill.masks
 
     @property
     def index_bytes(self) -> int:

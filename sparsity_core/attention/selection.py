@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sparselens_kernels import attend, causal_rows, reduce_group, sparse_decode
+from sparselens_kernels import KeyMask, attend, causal_rows, reduce_group, sparse_decode
 
 from sparsity_core.kinds import Selector
 from sparsity_core.models import AttentionCall
@@ -57,12 +57,14 @@ def attend_selected(
     until: torch.Tensor | None = None,
     dense_every: int = 0,
     mean_value: bool = False,
+    mask: KeyMask | None = None,
 ) -> torch.Tensor:
     """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, Dv].
 
     The exact attention is computed beside it, to say what was left unread.
     `positions` int64 [Hkv, Tk] are the keys' own in the text; `until` int [Hkv, Tk], by place among the Tk as `window` is,
     hides each from a query on. Queries at multiples of `dense_every` read all.
+    `mask` shows each query some of the keys, where the queries are a whole text.
     With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
     q, k, v, window, scale = call.q, call.k, call.v, call.window, call.scale
@@ -70,7 +72,7 @@ def attend_selected(
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     key = torch.arange(k.shape[2], device=q.device)
     hidden = None if until is None else until[None]
-    for tile in causal_rows(q, k, **call.how, until=hidden):
+    for tile in causal_rows(q, k, **call.how, until=hidden, mask=mask):
         heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
         query = torch.arange(past + begin, columns, device=q.device)[:, None]
@@ -80,6 +82,13 @@ def attend_selected(
         if until is not None:
             visible = visible & (query < until[heads, None, :columns])
         visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
+        if mask is not None:
+            shown = mask.grouped(mask.rows(past + begin, columns, q.device), k.shape[1], heads)
+            if shown.shape[1] > 1:
+                raise ValueError(
+                    "a mask of each query head its own cannot go before a decode stage: choose another method"
+                )
+            visible = visible & shown[:, 0]
         n_read = _reads(share, visible.sum(-1))
         if dense_every:
             everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0

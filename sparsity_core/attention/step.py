@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sparselens_kernels import NEVER
+from sparselens_kernels import NEVER, KeyMask
 
 from sparsity_core.models import AttentionCall
 from sparsity_core.record import Part
@@ -64,6 +64,8 @@ class Step:
     before: torch.Tensor  # int64 [1, Hkv, past]: the cached keys' positions, as the call's first columns hold them
     generating: bool  # what is dropped leaves the cache; else one forward over the text simulates the drops
     out: torch.Tensor  # [1, H, Tq, Dv]
+    mask: KeyMask | None = None  # the keys that each of the prompt's queries may see; None: all earlier ones
+    pairs: int | None = None  # products of a query and a key that were computed; None: all the causal ones
     left: torch.Tensor | None = None  # int64 [1, Hkv, n]: the call's columns that stay in the cache; None where all do
 
     @property

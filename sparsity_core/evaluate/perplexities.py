@@ -33,6 +33,11 @@ def perplexity(
     Raises ValueError for a text shorter than one block, or a block that the model cannot read.
     """
     chosen = pipeline_of(pipeline)
+    if chosen.prefill is not None and chosen.prefill.looks_ahead:
+        raise ValueError(
+            f"{chosen.prefill.name} looks ahead: later tokens decide what earlier ones see, so a text has no perplexity "
+            "under it. Choose a causal method, or measure what it generates"
+        )
 
     def losses(ids: list[int]) -> np.ndarray:
         return run(model, ids, chosen, seed=seed, snapshots=0, against_dense=False).nll

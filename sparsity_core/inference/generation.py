@@ -114,7 +114,15 @@ def generate(
         trace = replace(trace, offload=offload.moved.record())
     share = (read + max_new_tokens) * step_share
     trace = complete(
-        model, trace, torch.cat(states), reference if against_dense else None, began, forward_seconds, share, progress
+        model,
+        trace,
+        torch.cat(states),
+        reference if against_dense else None,
+        began,
+        forward_seconds,
+        share,
+        progress,
+        masks=recorder.masks,
     )
     return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from sparselens_kernels import KeyMask
 
 from sparsity_core.attention import AgainstDense, Recorder, cuts_once
 from sparsity_core.kinds import EvictionMethod, Pipeline
@@ -65,6 +67,7 @@ def draft(
         notes=tuple(_notes(recorder, pipeline, evicted_at)),
         protected=np.zeros(0, bool) if protected is None else protected.numpy()[:n],
         gate=None if stages.gate is None else stages.gate.record(n),
+        prefill=None if stages.prefill is None else stages.prefill.record(n),
         reading=None if stages.reading is None else stages.reading.record(n),
         drift_record=None if stages.reading is None else stages.reading.drift(),
     )
@@ -78,6 +81,11 @@ def _notes(recorder: Recorder, pipeline: Pipeline, evicted_at: np.ndarray) -> li
         notes.append("Nothing was dropped: the gate keeps all of this text. Raise its threshold, or use a larger γ.")
     elif method is not None and not (evicted_at < n).any():
         notes.append(_why_nothing(method, recorder, n))
+    if pipeline.prefill is not None and pipeline.prefill.looks_ahead:
+        notes.append(
+            f"{pipeline.prefill.name} looks ahead: later tokens of the prompt decide what its earlier ones see, so the prompt "
+            "has no perplexity. What is generated after it is measured."
+        )
     stage = recorder.stages.gate
     note = "" if pipeline.gate is None or stage is None else pipeline.gate.note(stage.gate)
     return [*notes, note] if note else notes
@@ -111,10 +119,12 @@ def complete(
     forward_seconds: float,
     share: float,
     progress: Progress,
+    masks: Mapping[int, KeyMask] | None = None,
 ) -> Trace:
     """Adds the loss of the pruned pass and, with a dense pass, what the pruning cost.
 
     Eviction is held against the same weights without eviction, the losses against the reference, whose weights are whole.
+    Queries whose masks looked ahead have no losses.
     """
     ids = torch.from_numpy(draft.token_ids.astype(np.int64))
     seconds = {"forward": round(forward_seconds, 3)}
@@ -124,6 +134,7 @@ def complete(
             draft.evicted_at,
             draft.n_heads,
             lambda i: progress(share + (0.95 - share) * i / model.arch.n_layers, f"dense layer {i + 1}, to compare"),
+            masks,
         )
         with recording(dense):
             dense_hidden = model.hidden(ids[None], use_cache=False)[0]
@@ -138,6 +149,8 @@ def complete(
             "ideal_cosine": dense.cosine,
             "ideal_mass": dense.mass,
         }
+        if draft.prefill is not None:
+            found["coverage"] = dense.coverage
         seconds["dense"] = round(time.perf_counter() - began - forward_seconds, 3)
     else:
         nll = np.full(len(ids), np.nan, np.float32)
@@ -152,6 +165,9 @@ def complete(
     for each, of in (("nll", model), ("dense_nll", reference)):
         if of is not None and each in found:
             check_losses(found[each], of.name)
+    if draft.prefill is not None and draft.prefill.looks_ahead:
+        for name in {"nll", "kl_to_dense", "top1_agrees"} & set(found):
+            found[name][: draft.n_prompt - 1] = np.nan  # what these queries saw was chosen by tokens after them
     progress(1.0, "compared with the dense model")
     return draft.replaced(provenance=replace(draft.provenance, seconds=seconds), **found)
 

@@ -75,5 +75,13 @@ def run(
     kv_bytes = recorder.cached_bytes() + recorder.index_bytes
     trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
     return complete(
-        model, trace, hidden, reference if against_dense else None, began, forward_seconds, weight, progress
+        model,
+        trace,
+        hidden,
+        reference if against_dense else None,
+        began,
+        forward_seconds,
+        weight,
+        progress,
+        masks=recorder.masks,
     )

@@ -13,6 +13,7 @@ from sparsity_core.attention import (
     EvictionStage,
     GateStage,
     Offloaded,
+    PrefillStage,
     ReadingStage,
     Recorder,
     Stages,
@@ -112,14 +113,12 @@ def recorder_for(
     )
     gate = gate_stage(reference, pipeline, protected=protected, dropped=dropped)
     reading = _reading_stage(model, pipeline, n_tokens, first, progress, offload)
-    stages = Stages(eviction, gate, reading, dropped)
+    stages = Stages(eviction, gate, _prefill_stage(pipeline, words, seed), reading, dropped)
     return Recorder(model, stages, n_tokens=n_tokens, cache=cache, only_layer=only_layer, on_layer=on_layer)
 
 
 def check_stages(pipeline: Pipeline) -> None:
     """Raises ValueError, with the reason, where two stages of the pipeline cannot run together."""
-    if pipeline.prefill is not None:
-        raise ValueError("the prefill stage cannot be run yet: weights, gate, eviction and decode methods can")
     decode = pipeline.decode
     if decode is not None and decode.needs_all_keys and (pipeline.gate is not None or pipeline.eviction is not None):
         raise ValueError(decode.needs_all_keys)
@@ -141,6 +140,20 @@ def gate_stage(
             f"{pipeline.weights} changes the residual stream that the gate reads: leave one of the two out"
         )
     return GateStage(gate, pipeline.gate.drops_at, protected=protected, dropped=dropped)
+
+
+def _prefill_stage(pipeline: Pipeline, words: Words, seed: int) -> PrefillStage | None:
+    method, n_prompt = pipeline.prefill, len(words.ids)
+    if method is None:
+        return None
+    method.check(n_prompt)
+    return PrefillStage(
+        method.masks(seed),
+        words.texts,
+        n_prompt=n_prompt,
+        dense_layers=method.dense_layers,
+        looks_ahead=method.looks_ahead,
+    )
 
 
 def _reading_stage(

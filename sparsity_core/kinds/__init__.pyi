@@ -22,7 +22,9 @@ from .knobs import per_layer as per_layer
 from .method import Method as Method
 from .pipeline import STAGES as STAGES
 from .pipeline import Pipeline as Pipeline
+from .pipeline import spelled_stages as spelled_stages
 from .prefill import PrefillMethod as PrefillMethod
+from .prefill import PromptView as PromptView
 from .registry import get as get
 from .registry import names as names
 from .registry import register as register

@@ -5,6 +5,7 @@ from .losses import Losses as Losses
 from .offload import OffloadRecord as OffloadRecord
 from .part import Axes as Axes
 from .part import Part as Part
+from .prefill import PrefillRecord as PrefillRecord
 from .provenance import Provenance as Provenance
 from .reading import DriftRecord as DriftRecord
 from .reading import ReadingRecord as ReadingRecord

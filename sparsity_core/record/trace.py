@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from sparsity_core.kinds import class_named
+from sparsity_core.kinds import class_named, spelled_stages
 from sparsity_core.record.eviction import EvictionRecord
 from sparsity_core.record.gate import GateRecord
 from sparsity_core.record.losses import Comparison, Losses
 from sparsity_core.record.offload import OffloadRecord
 from sparsity_core.record.part import Axes, Part
+from sparsity_core.record.prefill import PrefillRecord
 from sparsity_core.record.provenance import Provenance
 from sparsity_core.record.reading import DriftRecord, ReadingRecord
 from sparsity_core.record.text import TextRecord
@@ -66,6 +67,7 @@ class Trace(Part):
     )  # bool [T]: kept by the user's rules; or empty
     comparison: Comparison | None = None  # with the dense model's attention
     gate: GateRecord | None = None
+    prefill: PrefillRecord | None = None
     reading: ReadingRecord | None = None
     drift_record: DriftRecord | None = None
     offload: OffloadRecord | None = None
@@ -116,6 +118,11 @@ class Trace(Part):
         return Trace.of(**{**self.flat(), **changes})
 
     @property
+    def stages(self) -> list[str]:
+        """The stages that ran, in order, as the pipeline's text spells them, such as `eviction=h2o(budget=64)`."""
+        return [f"{stage}={call}" for stage, call in spelled_stages(self.provenance.pipeline)]
+
+    @property
     def n_tokens(self) -> int:
         return len(self.token_ids)
 
@@ -140,7 +147,8 @@ class Trace(Part):
     @property
     def perplexity(self) -> float:
         """exp of the mean −log p over every token but the first."""
-        return float(np.exp(np.nanmean(self.nll))) if self.n_tokens > 1 else float("nan")
+        known = self.nll[~np.isnan(self.nll)]
+        return float(np.exp(known.mean())) if known.size else float("nan")
 
     @property
     def dense_perplexity(self) -> float:
@@ -256,6 +264,7 @@ _PARTS: dict[str, type[Part]] = {
     "eviction": EvictionRecord,
     "comparison": Comparison,
     "gate": GateRecord,
+    "prefill": PrefillRecord,
     "reading": ReadingRecord,
     "drift_record": DriftRecord,
     "offload": OffloadRecord,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sparselens_kernels.dispatch import Backend, check_attention_shapes, check_scoring, choose, per_key
+from sparselens_kernels.masks import KeyMask
 
 
 class EvictScan(NamedTuple):
@@ -38,6 +39,7 @@ def evict_scan(
     sink_q: torch.Tensor | None = None,
     until: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
+    mask: KeyMask | None = None,
     positions: torch.Tensor | None = None,
     score: torch.Tensor | None = None,
     start: int | None = None,
@@ -65,6 +67,7 @@ def evict_scan(
         until: int32 [B, 1 or Hkv, Tk], the query position from which on a key is hidden, by a gate or a rule; its slot is
             the first to go when one is needed.
         protected: bool [B, 1 or Hkv, Tk], keys that never go; where little else is left, the oldest recent one does.
+        mask: the keys that each query may see, by position; its own key always.
         positions, score: int64 and float [B, Hkv, Tk − Tq], the state of the cached keys; needed where Tk > Tq.
         start: the position of the first query, Tk − Tq where None (a cache that has lost nothing).
         scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
@@ -96,6 +99,8 @@ def evict_scan(
         unsupported = "a sliding-window layer"
     elif sink_q is not None:
         unsupported = "re-rotated sinks"
+    elif mask is not None:
+        unsupported = "a mask of keys"
     elif until is not None or protected is not None:
         unsupported = "hidden or protected keys"
     elif q.dtype == torch.float64:
@@ -122,5 +127,12 @@ def evict_scan(
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
     from sparselens_kernels.evict_scan import reference
 
-    numbers |= {"softcap": softcap, "window": window, "sink_q": sink_q, "until": until, "protected": protected}
+    numbers |= {
+        "softcap": softcap,
+        "window": window,
+        "sink_q": sink_q,
+        "until": until,
+        "protected": protected,
+        "mask": mask,
+    }
     return EvictScan(*reference.evict_scan(q, k, v, **numbers), chosen)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparselens_kernels.dispatch import LATE, NEVER
+from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype, attend, decayed_sums, logits
 
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
@@ -40,6 +41,7 @@ def evict_scan(
     sink_q: torch.Tensor | None,
     until: torch.Tensor | None,
     protected: torch.Tensor | None,
+    mask: KeyMask | None,
     positions: torch.Tensor,
     score: torch.Tensor,
     start: int,
@@ -91,6 +93,8 @@ def evict_scan(
             sinks = min(n_sink, n_past + end)
             block.logits[..., :sinks] = logits(sink_q[:, :, begin:end], k[:, :, :sinks], scale, softcap)
         block.hide_future(window)
+        if mask is not None:
+            block.hide_masked(mask)
         steps = {s - begin: slot for slot, s in enumerate(snapshot_steps) if begin <= s < end}
         n_free = max(0, min(rows, budget - n_kept))  # rows before the cache is full
         if n_free == rows or (n_sink + recent >= budget and until is None and protected is None):
@@ -160,6 +164,13 @@ class _Block:
         if self.until is not None:
             gone = query[..., None] >= self.until[:, :, None, :]
             self.logits.masked_fill_(gone[:, :, None], float("-inf"))
+
+    def hide_masked(self, mask: KeyMask) -> None:
+        """Hides what the mask does not show; one text, whose queries are the same for all heads."""
+        n_kv = self.positions.shape[1]
+        query, key = self.positions[0, 0, self.n_kept :], self.positions[0].repeat_interleave(mask.lists // n_kv, 0)
+        shown = mask.grouped(mask.sees(query, key), n_kv)  # [Hkv, 1 or G, R, C]
+        self.logits.masked_fill_(~shown[None], float("-inf"))
 
     def in_turn(self, n_sink: int, n_free: int) -> torch.Tensor:
         """[B, Hkv, C]: the row that drops each column where the oldest after the sinks goes; R where none does."""

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import torch
 
 from sparselens_kernels.dispatch import Backend, check_attention_shapes, check_scoring, choose, per_key
+from sparselens_kernels.masks import KeyMask
 
 
 class ColumnScore(NamedTuple):
@@ -30,6 +31,7 @@ def flash_column_score(
     softcap: float | None = None,
     window: int | None = None,
     until: torch.Tensor | None = None,
+    mask: KeyMask | None = None,
     snapshot_steps: Sequence[int] = (),
     backend: Backend = "auto",
 ) -> ColumnScore:
@@ -49,6 +51,7 @@ def flash_column_score(
         scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
         until: int32 [B, 1 or Hkv, Tk]: the first query (by its position, past + q) that no longer sees a key, at least the
             one after its own.
+        mask: the keys that each query may see, where all tokens are queries.
         snapshot_steps: queries after which the score is copied out.
 
     Raises ValueError for shapes that do not fit, and for backend="triton" where the kernel cannot take the call.
@@ -60,6 +63,8 @@ def flash_column_score(
         unsupported = "logit soft-capping"
     elif window is not None:
         unsupported = "a sliding-window layer"
+    elif mask is not None:
+        unsupported = "a mask of keys"
     elif len(snapshot_steps):
         unsupported = "score snapshots"
     elif reduction == "max":
@@ -93,6 +98,7 @@ def flash_column_score(
             softcap=softcap,
             window=window,
             until=until,
+            mask=mask,
             snapshot_steps=snapshot_steps,
         )
     return ColumnScore(out, score, snapshots, chosen)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype, causal_rows, decayed_sums
 
 
@@ -23,6 +24,7 @@ def flash_column_score(
     softcap: float | None,
     window: int | None,
     until: torch.Tensor | None,
+    mask: KeyMask | None,
     snapshot_steps: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, _, n_queries, _ = q.shape
@@ -42,7 +44,7 @@ def flash_column_score(
         return values if values.shape[2] == 1 else values[..., :n]
 
     group = q.shape[1] // n_kv
-    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window, until=until):
+    for tile in causal_rows(q, k, scale=scale, softcap=softcap, window=window, until=until, mask=mask):
         heads, start, end, seen = tile.heads, tile.start, tile.end, past + tile.end
         out[:, heads.start * group : heads.stop * group, start:end] = tile.attend(v)
         begin = max(start, first_query)

@@ -1,0 +1,344 @@
+"""The prefill stage: masks by hand and against loops written from the papers, causality, and what runs under them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sparselens_kernels import (
+    BlockColumns,
+    Blocks,
+    Buckets,
+    Columns,
+    Diagonals,
+    KeyMask,
+    Window,
+    evict_scan,
+    flash_column_score,
+    masked_attention,
+)
+
+from sparsity_core import Pipeline, generate, methods, run
+from sparsity_core.evaluate import perplexity
+from sparsity_core.kinds import PromptView
+from sparsity_core.methods.prefill.assa.selection import chosen, segments_of
+from sparsity_core.models import recording
+from tests import tiny
+
+WIDE = [  # every method where its pattern covers the whole text
+    "sliding_window(window=500)",
+    "longformer(window=500)",
+    "strided(stride=500)",
+    "bigbird(block=16, window_blocks=40)",
+    "lsh(buckets=2, rounds=1, window=500)",
+    "minference(vertical=500, slash=500)",
+    "flexprefill(coverage=1.0, block=16)",
+    "xattention(coverage=1.0, block=16, stride=4)",
+    "assa(min_ratio=1.0, max_ratio=1.0, block=16)",
+    "assa(min_ratio=1.0, max_ratio=1.0, block=16, look_ahead=True)",
+]
+NARROW = [
+    "sliding_window(window=7)",
+    "longformer(window=7, n_global=3)",
+    "strided(stride=6)",
+    "bigbird(block=8, window_blocks=1, random_blocks=1)",
+    "lsh(buckets=8, rounds=1, window=3)",
+    "assa(block=16, window=5, max_ratio=0.3)",
+    "assa(block=16, window=5, segment=sentence)",
+]
+LOOKING = [
+    "minference(vertical=5, slash=5, n_sink=2, probes=8)",
+    "flexprefill(coverage=0.7, block=16)",
+    "xattention(coverage=0.6, block=16, stride=4)",
+    "assa(block=16, window=5, look_ahead=True)",
+    "assa(block=16, window=5, look_ahead=True, queries=selected)",
+]
+IDS = tiny.ids(75)
+
+
+def views(ids=IDS, family="llama") -> list[PromptView]:
+    """What a prefill method is shown in each layer of the tiny model."""
+    model, found = tiny.model(family), []
+
+    class Keep:
+        def attend(self, call):
+            found.append(PromptView(call.layer, call.q[0], call.k[0], call.v[0], call.scale, tuple(" " for _ in ids)))
+            return flash_column_score(call.q, call.k, call.v, **call.how).out
+
+    with recording(Keep()), torch.inference_mode():
+        model.hidden(torch.tensor([ids]), use_cache=False)
+    return found
+
+
+def mask_of(method: str, view: PromptView) -> np.ndarray:
+    """bool [lists, T, T]"""
+    made = Pipeline.parse(f"prefill={method}").prefill
+    return made.mask(view).rows(0, view.n_tokens, view.k.device).numpy()
+
+
+def softmax_rows(view: PromptView) -> np.ndarray:
+    """float64 [H, T, T] of causal attention."""
+    n, group = view.n_tokens, view.q.shape[0] // view.k.shape[0]
+    logits = np.einsum("hqd,hkd->hqk", view.q.numpy(), view.k.numpy().repeat(group, 0)).astype(np.float64) * view.scale
+    logits = np.where(np.tril(np.ones((n, n), bool)), logits, -np.inf)
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def terms(n: int, lists: int, seed: int) -> list:
+    rng = torch.Generator().manual_seed(seed)
+    blocks = -(-n // 16)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=rng) < 0.15
+
+    def hashes() -> torch.Tensor:
+        return torch.randint(0, 5, (lists, 2, n), generator=rng)
+
+    return [
+        Window(9),
+        Columns(some(lists, n)),
+        Columns(some(1, n), some(lists, n)),
+        BlockColumns(some(lists, blocks, n), 16),
+        Blocks(some(lists, blocks, blocks), 16),
+        Diagonals(some(lists, n)),
+        Buckets(hashes(), hashes()),
+    ]
+
+
+@given(
+    n=st.sampled_from([1, 17, 63, 130]), lists=st.sampled_from([2, 6]), which=st.integers(0, 6), seed=st.integers(0, 9)
+)
+def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, which, seed):
+    mask = KeyMask([terms(n, lists, seed)[which], Window(3)], lists, n)
+    rng = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, heads, n, 16, generator=rng, dtype=torch.float64) for heads in (6, 2, 2))
+    rows = mask.rows(0, n, q.device)
+    logits = torch.einsum("hqd,hkd->hqk", q[0], k[0].repeat_interleave(3, 0)) / 4
+    plain = logits.masked_fill(~rows.repeat_interleave(6 // lists, 0), -math.inf).softmax(-1) @ v[0].repeat_interleave(
+        3, 0
+    )
+    torch.testing.assert_close(masked_attention(q, k, v, mask).out[0], plain)
+    torch.testing.assert_close(flash_column_score(q, k, v, mask=mask).out[0], plain)
+    torch.testing.assert_close(evict_scan(q, k, v, budget=n, mask=mask).out[0], plain)
+    for start in range(0, n, 20):
+        end = min(n, start + 20)
+        part = mask.rows(start, end, q.device)
+        assert (part == rows[:, start:end, :end]).all()
+        assert not (part.any(1) & ~mask.columns(start, end, q.device)).any()  # no key that is seen is left ungathered
+
+
+def test_a_scan_that_evicts_under_a_mask_equals_one_key_at_a_time():
+    n, budget = 40, 8
+    rng = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, heads, n, 8, generator=rng, dtype=torch.float64) for heads in (2, 1, 1))
+    mask = KeyMask([Columns(torch.rand(1, n, generator=rng) < 0.4), Window(3)], 1, n)
+    found = evict_scan(q, k, v, budget=budget, decay=0.5, mask=mask)
+    shown, kept, score = mask.rows(0, n, q.device)[0], [], {}
+    gone = {}
+    for i in range(n):
+        kept.append(i)
+        seen = [j for j in kept if shown[i, j]]
+        p = torch.softmax(q[0, :, i] @ k[0, 0, seen].T / 8**0.5, -1).sum(0)
+        score = {j: 0.5 * score.get(j, 0.0) for j in kept}
+        for j, x in zip(seen, p, strict=True):
+            score[j] += float(x)
+        if len(kept) > budget:
+            lowest = min(kept, key=lambda j: (score[j], j))
+            kept.remove(lowest)
+            gone[lowest] = i + 1
+    assert {j: int(at) for j, at in enumerate(found.evicted_at[0, 0]) if int(at) <= n} == gone
+
+
+@pytest.mark.parametrize("method", WIDE)
+def test_a_pattern_that_covers_the_text_is_dense(method):
+    dense, found = run(tiny.model(), IDS), run(tiny.model(), IDS, f"prefill={method}")
+    assert found.prefill.shown.tolist() == np.broadcast_to(np.arange(1, 76), found.prefill.shown.shape).tolist()
+    np.testing.assert_allclose(found.prefill.coverage, 1.0, atol=1e-5)
+    if not found.prefill.looks_ahead:
+        np.testing.assert_allclose(found.nll, dense.nll, atol=1e-5)
+    out = generate(tiny.model(), IDS, f"prefill={method}", max_new_tokens=4, stop_at_eos=False)
+    assert out.token_ids == generate(tiny.model(), IDS, max_new_tokens=4, stop_at_eos=False).token_ids
+
+
+@pytest.mark.parametrize("method", NARROW)
+def test_no_later_token_changes_what_an_earlier_query_sees(method):
+    other = [*IDS[:50], *reversed(IDS[50:])]
+    for one, two in zip(views(), views(other), strict=True):
+        before, after = mask_of(method, one), mask_of(method, two)
+        assert (before[:, :50] == after[:, :50]).all()
+        assert not before.all()
+        assert before[:, range(75), range(75)].all() and not np.triu(before, 1).any()
+
+
+@pytest.mark.parametrize("method", LOOKING)
+def test_a_method_that_looks_ahead_says_so_and_gives_no_losses_of_what_it_looked_at(method):
+    trace = run(tiny.model(), IDS, f"prefill={method}")
+    assert trace.prefill.looks_ahead and np.isnan(trace.nll).all() and math.isnan(trace.perplexity)
+    assert np.isnan(trace.kl_to_dense[:-1]).all()
+    assert "looks ahead" in trace.notes[0]
+    assert 0 < np.nanmean(trace.prefill.coverage) < 1
+    with pytest.raises(ValueError, match=r"looks ahead: .* Choose a causal method, or measure what it generates"):
+        perplexity(tiny.model(), "abcdefgh" * 30, f"prefill={method}", block=60)
+    out = generate(tiny.model(), IDS, f"prefill={method}", max_new_tokens=5, stop_at_eos=False)
+    assert np.isnan(out.trace.nll[:74]).all() and np.isfinite(out.trace.nll[74:-1]).all()
+
+
+@pytest.mark.parametrize("method", NARROW)
+def test_generation_reads_the_prompt_as_one_forward_does(method):
+    out = generate(tiny.model(), IDS, f"prefill={method}", max_new_tokens=1, stop_at_eos=False)
+    same = run(tiny.model(), IDS, f"prefill={method}")
+    np.testing.assert_allclose(out.trace.nll, same.nll, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", ["eviction=a2sf(budget=12)", "eviction=snapkv(budget=16, observation_window=4)"])
+@pytest.mark.parametrize("method", ["sliding_window(window=9)", "assa(block=16, window=5)"])
+def test_eviction_beside_a_mask_leaves_the_same_keys_simulated_and_physical(method, more):
+    pipeline = f"prefill={method} {more}"
+    out = generate(tiny.model(), IDS, pipeline, max_new_tokens=1, stop_at_eos=False)
+    again = run(tiny.model(), IDS, pipeline, n_prefill=len(IDS))
+    np.testing.assert_array_equal(out.trace.evicted_at, again.evicted_at)
+    np.testing.assert_allclose(out.trace.nll, again.nll, atol=1e-5)
+
+
+def test_vertical_slash_equals_a_loop_over_columns_and_distances():
+    for view in views():
+        rows, n = softmax_rows(view)[:, -8:], view.n_tokens
+        found = mask_of("minference(vertical=6, slash=4, probes=8, n_sink=2)", view)
+        for head, own in enumerate(rows):
+            columns = own.sum(0)
+            best = {0, 1} | set(sorted(range(2, n), key=lambda k: -columns[k])[:4])
+            apart = [sum(own[i, n - 8 + i - d] for i in range(8) if n - 8 + i >= d) for d in range(n)]
+            near = set(sorted(range(n), key=lambda d: -apart[d])[:4])
+            expected = [[k <= q and (k in best or q - k in near or q == k) for k in range(n)] for q in range(n)]
+            assert (found[head] == np.asarray(expected)).all()
+
+
+def test_antidiagonal_sums_equal_a_loop_over_tiles():
+    s, block = 4, 16
+    for view in views():
+        n, group = view.n_tokens, view.q.shape[0] // view.k.shape[0]
+        found = mask_of("xattention(coverage=0.6, block=16, stride=4)", view)
+        for head in range(view.q.shape[0]):
+            q, k = view.q[head].double().numpy(), view.k[head // group].double().numpy()
+            tiles, side = -(-n // s), -(-n // block)
+            sums = np.zeros((side, side))
+            for i in range(tiles):
+                logits = []
+                for j in range(i + 1):
+                    pairs = [(s * i + s - 1 - p, s * j + p) for p in range(s)]
+                    logits.append(sum(q[a] @ k[b] for a, b in pairs if a < n and b < n) * view.scale / s)
+                e = np.exp(np.asarray(logits) - max(logits))
+                for j, p in enumerate(e / e.sum()):
+                    sums[i * s // block, j * s // block] += p
+            for b in range(side):
+                order, total, chosen_blocks = np.argsort(-sums[b]), 0.0, {0, b}
+                for j in order:
+                    if total >= 0.6 * sums[b].sum() * (1 - 1e-6):
+                        break
+                    chosen_blocks.add(int(j))
+                    total += sums[b, j]
+                for q_at in range(b * block, min(n, (b + 1) * block)):
+                    seen = {int(x) // block for x in np.flatnonzero(found[head, q_at])}
+                    assert seen == {c for c in chosen_blocks if c <= b}
+
+
+def test_bigbird_and_longformer_equal_their_definitions():
+    view, n, b = views()[1], 75, 8
+    found = mask_of("bigbird(block=8, window_blocks=2, global_blocks=1, random_blocks=2)", view)
+    for head in found:
+        for q in range(n):
+            blocks = {k // b for k in np.flatnonzero(head[q])}
+            mine = q // b
+            if mine == 0:
+                assert blocks == {0}
+                continue
+            fixed = {0, mine, max(0, mine - 1)}
+            assert fixed <= blocks and len(blocks - fixed) == min(2, max(0, mine - 2))
+            assert all(head[q, : (block + 1) * b][block * b : q + 1].all() for block in blocks)
+    assert (found[0] != found[1]).any()  # each head draws its own
+    found = mask_of("longformer(window=7, n_global=3)", view)[0]
+    expected = [[k <= q and (q - k < 7 or k < 3 or q < 3) for k in range(n)] for q in range(n)]
+    assert (found == np.asarray(expected)).all()
+    found = mask_of("strided(stride=6)", view)[0]
+    assert (found == [[k <= q and (q - k < 6 or (q - k) % 6 == 0) for k in range(n)] for q in range(n)]).all()
+
+
+class Knobs:
+    coverage, min_ratio, max_ratio = 0.8, 0.0, 1.0
+
+
+def test_segments_keep_what_covers_their_importance_by_hand():
+    """Segment 0: .5 + .3 reach 80 %; segment 1, of equal importance, needs all but one of five; within max_ratio two of them."""
+    importance = torch.tensor([[0.1, 0.5, 0.1, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2]])
+    segments = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    assert chosen(importance, segments, Knobs())[0].int().tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0]
+    knobs = Knobs()
+    knobs.max_ratio = 0.4
+    assert chosen(importance, segments, knobs)[0].int().tolist() == [0, 1, 0, 1, 1, 1, 0, 0, 0]
+    knobs.coverage, knobs.min_ratio = 1e-6, 0.5
+    knobs.max_ratio = 0.5
+    assert chosen(importance, segments, knobs)[0].int().tolist() == [0, 1, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_sentences_are_segments_and_a_text_of_one_is_one():
+    assert segments_of(["A", " b", ".", " C", "!", "\n", "d"], 7, 64, "sentence").tolist() == [0, 0, 0, 1, 1, 2, 3]
+    assert segments_of(["A", " b"], 2, 64, "sentence").tolist() == [0, 0]
+    assert segments_of([], 5, 2, "block").tolist() == [0, 0, 1, 1, 2]
+
+
+def test_assa_reaches_its_coverage_where_max_ratio_allows():
+    """Of the importance by the probes themselves, in every block of queries and segment."""
+    pipeline = Pipeline(prefill=methods.ASSA(coverage=0.6, max_ratio=1.0, min_ratio=0.0, block=16, window=1, n_sink=0))
+    for view in views():
+        found = pipeline.prefill.mask(view).rows(0, 75, view.k.device).numpy()
+        p = softmax_rows(view).reshape(view.k.shape[0], -1, 75, 75).sum(1)
+        for start in range(16, 75, 16):
+            probes = [q for q in range(start) if q % 16 >= 12]
+            seen = np.asarray([sum(q >= k for q in probes) for k in range(start)])
+            importance = p[:, probes, :start].sum(1) / seen
+            for first in range(0, start, 16):
+                own = slice(first, first + 16)
+                kept = (importance[:, own] * found[:, start, own]).sum(-1)
+                assert (kept >= 0.6 * importance[:, own].sum(-1) * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("assa(coverage=1.5)", "coverage is at most 1"),
+        ("assa(coverage=0.0)", "coverage is at least"),
+        ("assa(min_ratio=0.5, max_ratio=0.1)", "min_ratio is at most max_ratio"),
+        ("assa(queries=selected)", "set look_ahead=True, or queries=all"),
+        ("assa(segment=paragraph)", "segment is one of block, sentence"),
+        ("assa(block=8, probes=9)", "probes are the last of a block of 8"),
+        ("xattention(block=64, stride=24)", "a whole number of strides"),
+        ("lsh(buckets=7)", "an even number"),
+        ("quest", "is no method of the prefill stage"),
+    ],
+)
+def test_bad_numbers_are_a_sentence(method, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Pipeline.parse(f"prefill={method}")
+
+
+@pytest.mark.parametrize("method", [*NARROW, *LOOKING])
+@pytest.mark.parametrize("n", [1, 2, 17])
+def test_short_texts_and_windows_beyond_them(method, n):
+    trace = run(tiny.model(), IDS[:n], f"prefill={method}")
+    assert (trace.prefill.shown >= 1).all() and (trace.prefill.shown <= np.arange(1, n + 1)).all()
+
+
+def test_a_trace_of_a_prefill_comes_back_from_its_file(tmp_path):
+    from sparsity_core import Trace
+
+    trace = run(tiny.model(), IDS, "prefill=bigbird(block=16) eviction=h2o(budget=20)")
+    trace.save(tmp_path / "t.npz")
+    back = Trace.load(tmp_path / "t.npz")
+    assert back.stages == ["prefill=bigbird(block=16)", "eviction=h2o(budget=20)"]
+    np.testing.assert_array_equal(back.prefill.shown, trace.prefill.shown)
+    assert back.prefill.block == trace.prefill.block and not back.prefill.looks_ahead
