@@ -36,7 +36,6 @@ LONG = {  # kernels alone: an operation's equation, its arguments' meaning or it
 }
 
 LONGER = {  # above the limits, and by this much at most
-    "sparsity_core.inference.generation.generate": 83,
     "ui.run_bar._run_settings": 61,
 }
 

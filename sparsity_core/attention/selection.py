@@ -67,28 +67,14 @@ def attend_selected(
     `mask` shows each query some of the keys, where the queries are a whole text.
     With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
-    q, k, v, window, scale = call.q, call.k, call.v, call.window, call.scale
+    q, k, v, scale = call.q, call.k, call.v, call.scale
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
-    key = torch.arange(k.shape[2], device=q.device)
     hidden = None if until is None else until[None]
     for tile in causal_rows(q, k, **call.how, until=hidden, mask=mask):
         heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
-        query = torch.arange(past + begin, columns, device=q.device)[:, None]
-        visible = (key[:columns] <= query)[None]
-        if window is not None:
-            visible = visible & (key[:columns] > query - window)
-        if until is not None:
-            visible = visible & (query < until[heads, None, :columns])
-        visible = visible.expand(p.shape[1], -1, -1)  # [KV heads, R, C]
-        if mask is not None:
-            shown = mask.grouped(mask.rows(past + begin, columns, q.device), k.shape[1], heads)
-            if shown.shape[1] > 1:
-                raise ValueError(
-                    "a mask of each query head its own cannot go before a decode stage: choose another method"
-                )
-            visible = visible & shown[:, 0]
+        visible = _visible(call, heads, begin, end, until, mask)
         n_read = _reads(share, visible.sum(-1))
         if dense_every:
             everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
@@ -115,6 +101,27 @@ def attend_selected(
             mean = visible.to(v.dtype) @ v[0, heads, :columns] / visible.sum(-1, keepdim=True)
             out[:, own, begin:end] = corrected(out[:, own, begin:end], known, mean)
     return out
+
+
+def _visible(
+    call: AttentionCall, heads: slice, begin: int, end: int, until: torch.Tensor | None, mask: KeyMask | None
+) -> torch.Tensor:
+    """bool [KV heads, R, C]: what queries begin … end − 1 may see of the keys before the last of them."""
+    past = call.n_keys - call.n_queries
+    key = torch.arange(past + end, device=call.k.device)
+    query = key[past + begin :, None]
+    visible = (key <= query)[None]
+    if call.window is not None:
+        visible = visible & (key > query - call.window)
+    if until is not None:
+        visible = visible & (query < until[heads, None, : past + end])
+    visible = visible.expand(heads.stop - heads.start, -1, -1)
+    if mask is None:
+        return visible
+    shown = mask.grouped(mask.rows(past + begin, past + end, key.device), call.n_kv, heads)
+    if shown.shape[1] > 1:
+        raise ValueError("a mask of each query head its own cannot go before a decode stage: choose another method")
+    return visible & shown[:, 0]
 
 
 def corrected(out: torch.Tensor, known: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

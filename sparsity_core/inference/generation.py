@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,83 +58,89 @@ def generate(
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
-    max_new_tokens = whole("max_new_tokens", max_new_tokens)
     check_stages(pipeline)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is 0 or more; got {temperature}")
     ids = ids_of(model, prompt, add_bos)
-    n_prompt = len(ids)
-    check_run(model, ids, seed, extra=max_new_tokens)
-    total = n_prompt + max_new_tokens - 1  # the last new token is never an input
-    model.check_steps(n_prompt, total, drops=pipeline.gate is not None or pipeline.eviction is not None)
+    total = _check_lengths(model, pipeline, ids, seed, max_new_tokens, temperature)
     reference, model = model, pruned(model, pipeline, progress)
-    against_dense = against_dense and bool(pipeline.methods)
-    began = time.perf_counter()
-    words = Words.of(model, ids)
-    cache = new_cache(model.hf)
+    dense = reference if against_dense and pipeline.methods else None
+    began, words, cache = time.perf_counter(), Words.of(model, ids), new_cache(model.hf)
     offload = _offloaded(model, pipeline, cache, total)
-    read, compared = _steps_of(n_prompt), _steps_of(total) if against_dense else 0
-    step_share = 1 / (read + max_new_tokens + compared)
-    states: list[torch.Tensor] = []
+    read, compared = _steps_of(len(ids)), 0 if dense is None else _steps_of(total)
+    step = 1 / (read + max_new_tokens + compared)  # its share of the whole
     recorder = recorder_for(
         reference,
         pipeline,
         words,
         n_tokens=total,
-        n_prefill=n_prompt,
-        first=n_prompt,
+        n_prefill=len(ids),
+        first=len(ids),
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
         offload=offload,
         on_layer=lambda i: (
-            progress(read * step_share * i / model.arch.n_layers, f"prompt, layer {i + 1}") if not states else None
+            None if recorder.start else progress(read * step * i / model.arch.n_layers, f"prompt, layer {i + 1}")
         ),
         progress=progress,
     )
-    sampler = torch.Generator().manual_seed(seed)
-    new: list[int] = []
     with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
-        for hidden in _forwards(recorder, ids, new):
-            states.append(hidden)
-            new.append(_next_token(model.logits(hidden[-1]), temperature, sampler))
-            progress(step_share * (read + len(new) - 1), f"token {len(new)} of {max_new_tokens}")
-            if len(new) == max_new_tokens or (stop_at_eos and new[-1] in _eos_ids(model)):
-                break
-            words.classes.extend(token_classes(model.tokenizer, [new[-1]]))
-    recorder.check_fired(len(states))
-    forward_seconds = time.perf_counter() - began
-    kv_bytes = held(cache) + recorder.index_bytes
+        new, hidden = _write(
+            recorder,
+            words,
+            most=max_new_tokens,
+            stops=_eos_ids(model) if stop_at_eos else set(),
+            choose=lambda logits, sampler: _next_token(logits, temperature, sampler),
+            sampler=torch.Generator().manual_seed(seed),
+            told=lambda n: progress(step * (read + n - 1), f"token {n} of {max_new_tokens}"),
+        )
+    seconds, kv_bytes = time.perf_counter() - began, held(cache) + recorder.index_bytes
     text = model.tokenizer.decode(new, skip_special_tokens=True)
-    record = Words.of(model, [*ids, *new[:-1]]).record(n_prompt, text)
+    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), text)
     trace = draft(recorder, pipeline, reference, record, seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
-    if offload is not None:
-        trace = replace(trace, offload=offload.moved.record())
-    share = (read + max_new_tokens) * step_share
-    trace = complete(
-        model,
-        trace,
-        torch.cat(states),
-        reference if against_dense else None,
-        began,
-        forward_seconds,
-        share,
-        progress,
-        masks=recorder.masks,
-    )
+    trace = trace if offload is None else replace(trace, offload=offload.moved.record())
+    share = (read + max_new_tokens) * step
+    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks)
     return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
 
 
-def _forwards(recorder: Recorder, prompt: list[int], new: list[int]) -> Iterator[torch.Tensor]:
-    """The hidden states [Tq, hidden] of the prompt, then those of each token that has been added to `new` by then."""
-    model, feed = recorder.model, prompt
+def _check_lengths(
+    model: Model, pipeline: Pipeline, ids: list[int], seed: int, max_new_tokens: int, temperature: float
+) -> int:
+    """How many tokens the model reads in all: the last new one is never an input. Raises ValueError where it cannot."""
+    if whole("max_new_tokens", max_new_tokens) < 1:
+        raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is 0 or more; got {temperature}")
+    check_run(model, ids, seed, extra=max_new_tokens)
+    total = len(ids) + max_new_tokens - 1
+    model.check_steps(len(ids), total, drops=pipeline.gate is not None or pipeline.eviction is not None)
+    return total
+
+
+def _write(
+    recorder: Recorder,
+    words: Words,
+    *,
+    most: int,
+    stops: set[int],
+    choose: Callable[[torch.Tensor, torch.Generator], int],
+    sampler: torch.Generator,
+    told: Callable[[int], None],
+) -> tuple[list[int], torch.Tensor]:
+    """(the new tokens, at most `most`, up to the first of `stops`; the hidden states [T, hidden] of all that was read)."""
+    model, feed, new = recorder.model, words.ids, list[int]()
+    states = []
     while True:
         at = torch.arange(recorder.start, recorder.start + len(feed), device=model.device)[None]
-        hidden = model.hidden(torch.tensor([feed]), past_key_values=recorder.cache, position_ids=at, use_cache=True)
+        hidden = model.hidden(torch.tensor([feed]), past_key_values=recorder.cache, position_ids=at, use_cache=True)[0]
         recorder.start += len(feed)
-        yield hidden[0]
+        states.append(hidden)
+        new.append(choose(model.logits(hidden[-1]), sampler))
+        told(len(new))
+        if len(new) == most or new[-1] in stops:
+            recorder.check_fired(len(states))
+            return new, torch.cat(states)
+        words.classes.extend(token_classes(model.tokenizer, [new[-1]]))
         feed = [new[-1]]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
-from sparsity_core.inference.stages import check_stages, default_prefill, pruned, recorder_for, snapshot_steps
+from sparsity_core.inference.stages import check_stages, prefill_of, pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model, recording
@@ -50,9 +50,7 @@ def run(
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
     n = len(ids)
-    n_prefill = default_prefill(model, pipeline, n) if n_prefill is None else whole("n_prefill", n_prefill)
-    if n_prefill < 0:
-        raise ValueError(f"n_prefill is 0 or more tokens; got {n_prefill}")
+    n_prefill = prefill_of(model, pipeline, n, n_prefill)
     began = time.perf_counter()
     words = Words.of(model, ids)
     weight = 0.5 if against_dense else 1.0
@@ -71,17 +69,8 @@ def run(
     with recording(recorder):
         hidden = model.hidden(torch.tensor([ids]), use_cache=False)[0]
     recorder.check_fired(1)
-    forward_seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began
     kv_bytes = recorder.cached_bytes() + recorder.index_bytes
     trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
-    return complete(
-        model,
-        trace,
-        hidden,
-        reference if against_dense else None,
-        began,
-        forward_seconds,
-        weight,
-        progress,
-        masks=recorder.masks,
-    )
+    dense = reference if against_dense else None
+    return complete(model, trace, hidden, dense, began, seconds, weight, progress, masks=recorder.masks)

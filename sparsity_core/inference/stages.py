@@ -20,6 +20,7 @@ from sparsity_core.attention import (
     cuts_once,
     layer_rules,
 )
+from sparsity_core.inference.checks import whole
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline, ruled
 from sparsity_core.models import Model
@@ -189,6 +190,13 @@ def _rules(pipeline: Pipeline, words: Words, n: int) -> tuple[torch.Tensor | Non
     return tuple(None if each is None else torch.from_numpy(each) for each in (protected, dropped))  # type: ignore[return-value]
 
 
-def default_prefill(model: Model, pipeline: Pipeline, n: int) -> int:
-    """Half the text for methods of one cut, so that the other half shows its cost; all of it for the dense model."""
+def prefill_of(model: Model, pipeline: Pipeline, n: int, asked: int | None) -> int:
+    """How many of n tokens a method of one cut reads densely; where nothing is asked, half, so that the rest shows its cost.
+
+    Raises ValueError for what is no number of tokens.
+    """
+    if asked is not None:
+        if whole("n_prefill", asked) < 0:
+            raise ValueError(f"n_prefill is 0 or more tokens; got {asked}")
+        return whole("n_prefill", asked)
     return n // 2 if cuts_once(layer_rules(model, pipeline.eviction)) else n
