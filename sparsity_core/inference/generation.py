@@ -65,8 +65,8 @@ def generate(
     dense = reference if against_dense and pipeline.methods else None
     began, words, cache = time.perf_counter(), Words.of(model, ids), new_cache(model.hf)
     offload = _offloaded(model, pipeline, cache, total)
-    read, compared = _steps_of(len(ids)), 0 if dense is None else _steps_of(total)
-    step = 1 / (read + max_new_tokens + compared)  # its share of the whole
+    read = _steps_of(len(ids))
+    step = 1 / (read + max_new_tokens + (0 if dense is None else _steps_of(total)))  # its share of the whole
     recorder = recorder_for(
         reference,
         pipeline,
@@ -84,22 +84,18 @@ def generate(
         progress=progress,
     )
     with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
+        choice = _Choice(max_new_tokens, _eos_ids(model) if stop_at_eos else set(), temperature, seed)
         new, hidden = _write(
-            recorder,
-            words,
-            most=max_new_tokens,
-            stops=_eos_ids(model) if stop_at_eos else set(),
-            choose=lambda logits, sampler: _next_token(logits, temperature, sampler),
-            sampler=torch.Generator().manual_seed(seed),
-            told=lambda n: progress(step * (read + n - 1), f"token {n} of {max_new_tokens}"),
+            recorder, words, choice, lambda n: progress(step * (read + n - 1), f"token {n} of {max_new_tokens}")
         )
     seconds, kv_bytes = time.perf_counter() - began, held(cache) + recorder.index_bytes
     text = model.tokenizer.decode(new, skip_special_tokens=True)
     record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), text)
     trace = draft(recorder, pipeline, reference, record, seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
-    trace = trace if offload is None else replace(trace, offload=offload.moved.record())
-    share = (read + max_new_tokens) * step
-    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks)
+    trace = replace(trace, offload=None if offload is None else offload.moved.record())
+    trace = complete(
+        model, trace, hidden, dense, began, seconds, (read + max_new_tokens) * step, progress, masks=recorder.masks
+    )
     return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
 
 
@@ -117,17 +113,21 @@ def _check_lengths(
     return total
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """How the next token is chosen, and when that ends."""
+
+    most: int
+    stops: set[int]
+    temperature: float
+    seed: int
+
+
 def _write(
-    recorder: Recorder,
-    words: Words,
-    *,
-    most: int,
-    stops: set[int],
-    choose: Callable[[torch.Tensor, torch.Generator], int],
-    sampler: torch.Generator,
-    told: Callable[[int], None],
+    recorder: Recorder, words: Words, choice: _Choice, told: Callable[[int], None]
 ) -> tuple[list[int], torch.Tensor]:
-    """(the new tokens, at most `most`, up to the first of `stops`; the hidden states [T, hidden] of all that was read)."""
+    """(the new tokens, up to the first that stops; the hidden states [T, hidden] of all that was read)."""
+    sampler = torch.Generator().manual_seed(choice.seed)
     model, feed, new = recorder.model, words.ids, list[int]()
     states = []
     while True:
@@ -135,9 +135,9 @@ def _write(
         hidden = model.hidden(torch.tensor([feed]), past_key_values=recorder.cache, position_ids=at, use_cache=True)[0]
         recorder.start += len(feed)
         states.append(hidden)
-        new.append(choose(model.logits(hidden[-1]), sampler))
+        new.append(_next_token(model.logits(hidden[-1]), choice.temperature, sampler))
         told(len(new))
-        if len(new) == most or new[-1] in stops:
+        if len(new) == choice.most or new[-1] in choice.stops:
             recorder.check_fired(len(states))
             return new, torch.cat(states)
         words.classes.extend(token_classes(model.tokenizer, [new[-1]]))
