@@ -65,8 +65,8 @@ def generate(
     dense = reference if against_dense and pipeline.methods else None
     began, words, cache = time.perf_counter(), Words.of(model, ids), new_cache(model.hf)
     offload = _offloaded(model, pipeline, cache, total)
-    read = _steps_of(len(ids))
-    step = 1 / (read + max_new_tokens + (0 if dense is None else _steps_of(total)))  # its share of the whole
+    read, step = _shares(len(ids), max_new_tokens, None if dense is None else total)
+    layer = read * step / model.arch.n_layers
     recorder = recorder_for(
         reference,
         pipeline,
@@ -78,13 +78,11 @@ def generate(
         seed=seed,
         cache=cache,
         offload=offload,
-        on_layer=lambda i: (
-            None if recorder.start else progress(read * step * i / model.arch.n_layers, f"prompt, layer {i + 1}")
-        ),
+        on_layer=lambda i: None if recorder.start else progress(layer * i, f"prompt, layer {i + 1}"),
         progress=progress,
     )
+    choice = _Choice(max_new_tokens, _eos_ids(model) if stop_at_eos else set(), temperature, seed)
     with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
-        choice = _Choice(max_new_tokens, _eos_ids(model) if stop_at_eos else set(), temperature, seed)
         new, hidden = _write(
             recorder, words, choice, lambda n: progress(step * (read + n - 1), f"token {n} of {max_new_tokens}")
         )
@@ -144,9 +142,10 @@ def _write(
         feed = [new[-1]]
 
 
-def _steps_of(n: int) -> float:
-    """A pass over n tokens, in decode steps, by its time on a laptop's CPU; for a progress bar."""
-    return 1 + n / 64
+def _shares(n_prompt: int, n_new: int, compared: int | None) -> tuple[float, float]:
+    """For a progress bar: the prompt's time in decode steps, and a step's share of all, a dense pass over `compared` too."""
+    read = 1 + n_prompt / 64  # by its time on a laptop's CPU
+    return read, 1 / (read + n_new + (0 if compared is None else 1 + compared / 64))
 
 
 def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offloaded | None:
