@@ -58,7 +58,6 @@ def generate(
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
-    check_stages(pipeline)
     ids = ids_of(model, prompt, add_bos)
     total = _check_lengths(model, pipeline, ids, seed, max_new_tokens, temperature)
     reference, model = model, pruned(model, pipeline, progress)
@@ -101,6 +100,7 @@ def _check_lengths(
     model: Model, pipeline: Pipeline, ids: list[int], seed: int, max_new_tokens: int, temperature: float
 ) -> int:
     """How many tokens the model reads in all: the last new one is never an input. Raises ValueError where it cannot."""
+    check_stages(pipeline)
     if whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
