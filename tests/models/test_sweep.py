@@ -28,7 +28,21 @@ def test_a_family_is_what_the_document_says(family):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_document_is_the_sweep_of_all_families():
-    assert families.table([families.tried(family) for family in families.FAMILIES]) == families.committed()
+    assert families.table([families.tried_or_crashed(family) for family in families.FAMILIES]) == families.committed()
+
+
+def test_a_family_that_crashes_does_not_end_the_sweep(monkeypatch):
+    def crashes(model, ids, plain):
+        raise KeyError("a layer that is not there")
+
+    monkeypatch.setattr(families, "generation_agrees", crashes)
+    assert families.tried_or_crashed("llama") == ("llama", "not tried", "KeyError: 'a layer that is not there'")
+
+
+def test_a_family_that_would_be_drawn_wrongly_is_no_row(monkeypatch):
+    monkeypatch.setattr(families, "LARGEST_GAP", 0.0)
+    with pytest.raises(AssertionError, match="losses off by"):
+        families.tried_or_crashed("llama")
 
 
 def test_the_document_has_every_family():
