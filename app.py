@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import streamlit as st
+from streamlit.starlette import App
 
 import pages
 from sparsity_core.work import plugins
@@ -15,6 +16,7 @@ from ui import session, shared, work
 from ui.compat import StreamlitPage
 from ui.contrast import raise_contrast
 from ui.first_look import end_first_look
+from ui.headers import MIDDLEWARE, opened
 from ui.history import one_entry_a_choice
 from ui.literal import literal
 from ui.model_bar import model_bar
@@ -106,3 +108,5 @@ def look(name: str, shown: list[Shown]) -> None:
 
 if __name__ == "__main__":
     main()
+else:  # `streamlit run` imports this file for the `App` that it finds in it, and runs it as a script for each visitor
+    app = App(__file__, middleware=MIDDLEWARE, lifespan=opened)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from streamlit import runtime
+import streamlit as st
+from streamlit import cli_util, runtime
 from streamlit.navigation.page import StreamlitPage as StreamlitPage
 from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.web.server import server_util
 
 
 def came_by_history() -> bool:
@@ -22,3 +24,10 @@ def session_id() -> str:
 def is_connected(session: str) -> bool:
     """Whether a browser session of this name is connected. Outside of a server every session counts as connected."""
     return not runtime.exists() or runtime.get_instance().is_active_session(session)
+
+
+def open_browser() -> None:
+    """Opens the app in a browser, as `streamlit run` does for a plain script: not where the server is headless."""
+    if not st.get_option("server.headless"):
+        address = st.get_option("server.address") or "localhost"
+        cli_util.open_browser(server_util.get_url(server_util.get_display_address(address)))
