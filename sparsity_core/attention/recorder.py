@@ -60,9 +60,8 @@ class Recorder:
         self.calls = [0] * model.arch.n_layers
         self._sources = {model.cached_in(i) for i in range(len(self.calls))} if model.shares_caches else set()
         self._keys: dict[int, LayerKeys] = {}
-        self._read: dict[
-            int, torch.Tensor
-        ] = {}  # the positions of the keys that a layer others share with has just read
+        # The positions of the keys that a layer others share with has just read.
+        self._read: dict[int, torch.Tensor] = {}
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         if call.q.shape[0] != 1:
@@ -103,6 +102,7 @@ class Recorder:
             budget=UNLIMITED,
             scored=False,
             until=self._keys[source].evicted_at.gather(2, positions),
+            mask=self.masks.get(source) if n == call.n_keys else None,
             positions=past,
             score=torch.zeros_like(past, dtype=torch.float32),
             start=self.start,
