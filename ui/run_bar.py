@@ -56,7 +56,7 @@ def run_bar() -> None:
         st.caption("The settings differ from what is shown: press Run.")
     warning = st.session_state.get("warning")
     if warning:
-        st.warning(literal(warning))
+        st.warning(literal(shared.told(warning)))
     _status(first.model)
 
 
@@ -187,9 +187,6 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
 
 def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
     """(tokens to generate, seed, device, number format, start token)."""
-    devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
-    if first.device not in devices:
-        devices.append(first.device)
     with folded("Run settings", "run_settings") as opened:
         generate = held(
             "generate",
@@ -209,29 +206,7 @@ def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
             lambda: st.number_input("Seed", 0, MOST_SEED, key="seed", help="used by random eviction"),
             drawn=opened,
         )
-        device = held(
-            "device",
-            devices[0] if first == EXAMPLE else first.device,  # the example was computed on a CPU
-            lambda: st.selectbox(
-                "Device",
-                devices,
-                key="device",
-                on_change=lambda: st.session_state.pop("dtype", None),  # each has its own best
-                help="cuda appears where this machine has an NVIDIA GPU; a model too large for one is spread over several",
-            ),
-            drawn=opened,
-        )
-        dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
-        if st.session_state.get("dtype") not in dtypes:
-            st.session_state.pop("dtype", None)
-        dtype = held(
-            "dtype",
-            first.dtype if first != EXAMPLE and first.dtype in dtypes else dtypes[0],
-            lambda: st.selectbox(
-                "Number format", dtypes, key="dtype", help="bfloat16 is far slower than float32 on most CPUs"
-            ),
-            drawn=opened,
-        )
+        device, dtype = _numbers(first, opened)
         add_bos = held(
             "add_bos",
             first.add_bos,
@@ -246,6 +221,37 @@ def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
         if opened:
             st.caption(memory_held())
     return int(generate), int(seed), device, dtype, add_bos
+
+
+def _numbers(first: RunSpec, drawn: bool) -> tuple[str, str]:
+    """(device, number format); which formats there are depends on the device."""
+    devices = ["cuda", "cpu"] if _has_cuda() else ["cpu"]
+    if first.device not in devices:
+        devices.append(first.device)
+    device = held(
+        "device",
+        devices[0] if first == EXAMPLE else first.device,  # the example was computed on a CPU
+        lambda: st.selectbox(
+            "Device",
+            devices,
+            key="device",
+            on_change=lambda: st.session_state.pop("dtype", None),  # each has its own best
+            help="cuda appears where this machine has an NVIDIA GPU; a model too large for one is spread over several",
+        ),
+        drawn=drawn,
+    )
+    dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
+    if st.session_state.get("dtype") not in dtypes:
+        st.session_state.pop("dtype", None)
+    dtype = held(
+        "dtype",
+        first.dtype if first != EXAMPLE and first.dtype in dtypes else dtypes[0],
+        lambda: st.selectbox(
+            "Number format", dtypes, key="dtype", help="bfloat16 is far slower than float32 on most CPUs"
+        ),
+        drawn=drawn,
+    )
+    return device, dtype
 
 
 def memory_held() -> str:

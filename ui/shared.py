@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 
 import streamlit as st
 
@@ -19,6 +20,7 @@ MOST_LETTERS = 32_000  # of a prompt: about 8,000 tokens
 MOST_NEW = 128
 MOST_READ = 2**16  # tokens of calibration text
 MOST_JOBS = 32  # of one session, waiting or running
+_PATH = re.compile(r"(?<![\w/.~-])~?/[\w.~-]+(/[\w.~-]+)+")  # two names at least: not the rule /word/, nor owner/name
 
 
 def is_shared() -> bool:
@@ -80,12 +82,15 @@ def check_jobs(jobs: int) -> None:
         )
 
 
-def told(error: str) -> str:
-    """A job's error as visitors see it: a shared server keeps what is no sentence of ours to its log."""
-    if not is_shared() or not error.startswith("The run failed ("):
-        return error
-    logging.getLogger("sparselens").error(error)
-    return "The run failed. Whoever runs this server finds the reason in its log."
+def told(sentence: str) -> str:
+    """A sentence as visitors see it. A shared server keeps faults that are no sentence of ours to its log, and its paths."""
+    if not is_shared():
+        return sentence
+    if sentence.startswith("The run failed ("):
+        logging.getLogger("sparselens").error(sentence)
+        return "The run failed. Whoever runs this server finds the reason in its log."
+    listed = listed_models()
+    return _PATH.sub(lambda path: path[0] if path[0].rstrip(".") in listed else "a place on this server", sentence)
 
 
 def notice() -> None:

@@ -285,6 +285,22 @@ def test_a_shared_server_keeps_the_details_of_a_fault_to_its_log(monkeypatch: py
     assert shared.told("The prompt is too long.") == "The prompt is too long."
 
 
+def test_a_shared_server_names_no_place_of_its_own_but_listed_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = "The result is shown but could not be kept in /home/someone/.cache/sparselens (No space left on device)."
+    assert shared.told(kept) == kept
+    monkeypatch.setenv("SPARSELENS_SHARED", "1")
+    monkeypatch.setenv("SPARSELENS_MODELS", "/models/x")
+    assert "someone" not in shared.told(kept) and "No space left on device" in shared.told(kept)
+    for sentence in (
+        "/models/x reads no safetensors.",
+        "The model is /models/x.",
+        "owner/name is not here: see https://example.org/owner/name",
+        "protect is '/[0-9]+/' or '/word/'; samples / length",
+    ):
+        assert shared.told(sentence) == sentence
+    assert "other" not in shared.told("/models/x/other is a link.")
+
+
 # --- Streamlit's own names ---
 
 
