@@ -1,4 +1,5 @@
-"""Text that Streamlit draws too faint, at 4.5 to 1 and more on its ground (WCAG AA). The accent colours are in config.toml."""
+"""What Streamlit's own style leaves hard to read: faint text, at 4.5 to 1 and more on its ground (WCAG AA), and columns too
+narrow for their widgets. The accent colours are in config.toml."""
 
 from __future__ import annotations
 
@@ -23,6 +24,12 @@ _CSS = """
 /* Streamlit writes white on the accent colour, which is light on a dark ground. */
 .stApp:has(.st-key-contrast_dark) [data-testid="stBaseButton-primary"] {
   color: #10131a;
+}
+/* Beside the sidebar, a window this wide leaves no room for two columns: they stand below one another. */
+@media (max-width: 1000px) {
+  [data-testid="stMain"] [data-testid="stColumn"] {
+    min-width: 100%;
+  }
 }
 """
 

@@ -61,12 +61,17 @@ _ASIDE = {
         "Dropped by",
         "a trained gate, by which a token drops earlier ones for good from all heads of a layer",
     ),
+    "prefill": (
+        "Prefill",
+        "Shown by",
+        "which earlier keys each query of the prompt sees; all of them stay in the cache for what comes after the prompt",
+    ),
     "decode": ("Decode", "Read by", "which cached keys each query reads; what it leaves unread stays in the cache"),
 }
 
 
 def aside_picker(stage: str, letter: str, current: Method | None) -> str:
-    """Chooses the method of a stage beside eviction, or none. Returns "weights=…" or "decode=…", or no text.
+    """Chooses the method of a stage beside eviction, or none. Returns "weights=…", "decode=…" and the like, or no text.
 
     Raises ValueError, as a sentence, where the knobs do not fit together; all of them are drawn by then.
     """

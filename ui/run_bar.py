@@ -143,7 +143,9 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
         eviction = stage(method_picker, letter, current.eviction)
         weights = stage(partial(aside_picker, "weights"), letter, current.weights)
         gate = stage(partial(aside_picker, "gate"), letter, current.gate)
-        return joined(weights, gate, eviction, stage(partial(aside_picker, "decode"), letter, current.decode))
+        prefill = stage(partial(aside_picker, "prefill"), letter, current.prefill)
+        decode = stage(partial(aside_picker, "decode"), letter, current.decode)
+        return joined(weights, gate, prefill, eviction, decode)
 
     st.session_state.setdefault("model", first.model)
     model = st.selectbox(

@@ -94,9 +94,7 @@ def accumulated(shown: list[Shown], at: View) -> None:
         table = tables[item.letter]
         with column:
             if not scores.has_scores(item.trace, at.layer, head):
-                st.info(
-                    f"{item.letter}: {code(cost.label(item.trace))} keeps no scores here: it decides by position alone."
-                )
+                st.info(f"{item.letter}: {code(cost.label(item.trace))} keeps no scores here: {_why_no_scores(item)}.")
                 continue
             figure = scores.plot_scores(table, step=at.step, log=log).update_yaxes(range=limits)
             show_figure(
@@ -108,6 +106,13 @@ def accumulated(shown: list[Shown], at: View) -> None:
                 "protected. The grey line is the score of the token that each step dropped.",
                 sources=[(item.spec, item.trace)],
             )
+
+
+def _why_no_scores(item: Shown) -> str:
+    stages = Pipeline.parse(item.spec.pipeline)
+    if stages.prefill is not None and stages.eviction is None:
+        return "under a prefill method, attention is scored only for an eviction method beside it, and none runs"
+    return "it decides by position alone"
 
 
 def against_dense(shown: list[Shown], at: View) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from sparsity_core.record import Trace
 from ui.figure import generated_tokens
@@ -49,11 +50,12 @@ def _figures(item: Shown) -> None:
     row.metric(
         "Perplexity",
         f"{pruned:.2f}" if np.isfinite(pruned) else "–",
-        ("as dense" if same else f"{pruned - dense:+.2f} to dense") if np.isfinite(dense) else None,
+        ("as dense" if same else f"{pruned - dense:+.2f} to dense") if np.isfinite(pruned - dense) else None,
         delta_color="off" if same else "inverse",
         delta_arrow="off" if same else "auto",
         help="exp of the mean −log p of the prompt's tokens, from the second on, under the pipeline. A method that cuts once, "
-        "after the prompt, reads the prompt as the dense model does",
+        "after the prompt, reads the prompt as the dense model does. One that looks ahead has none: later tokens decide what "
+        "earlier ones see",
         width=_WIDTH,
     )
     row.metric(
@@ -66,11 +68,12 @@ def _figures(item: Shown) -> None:
         width=_WIDTH,
     )
     row.metric(
-        "Keys visible",
+        "Keys kept",
         f"{trace.density():.0%}",
         help="share of the causal (query, key) pairs that no stage dropped for good",
         width=_WIDTH,
     )
+    _prefill_figures(row, trace)
     if trace.compared:
         row.metric(
             "Regret",
@@ -80,10 +83,37 @@ def _figures(item: Shown) -> None:
         )
         row.metric(
             "Same top token",
-            f"{np.nanmean(trace.top1_agrees):.0%}",
-            help="share of the positions at which the dense and the pruned model predict the same next token",
+            _share(trace.top1_agrees),
+            help="share of the measured positions at which the dense and the pruned model predict the same next token",
             width=_WIDTH,
         )
+
+
+def _prefill_figures(row: DeltaGenerator, trace: Trace) -> None:
+    """How much of itself the prompt saw, where a prefill method hid the rest."""
+    if trace.prefill is None:
+        return
+    shown = trace.prefill.shown[..., : trace.n_prompt]
+    row.metric(
+        "Prompt seen",
+        f"{shown.mean() / ((trace.n_prompt + 1) / 2):.0%}",
+        help="share of the prompt's causal (query, key) pairs that the prefill method shows, over all layers. The keys stay in "
+        "the cache, and what comes after the prompt sees them",
+        width=_WIDTH,
+    )
+    if trace.compared:
+        row.metric(
+            "Coverage",
+            _share(trace.prefill.coverage),
+            help="share of the dense model's attention that goes to keys which the prompt's queries see",
+            width=_WIDTH,
+        )
+
+
+def _share(values: np.ndarray) -> str:
+    """The mean of what is known as a percentage, or a dash."""
+    known = values[~np.isnan(values)]
+    return f"{known.mean():.0%}" if known.size else "–"
 
 
 def told_provenance(trace: Trace) -> str:
