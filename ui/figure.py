@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from shlex import quote
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from sparsity_core.record import RunSpec, Trace
+from sparsity_core.record import Provenance, RunSpec, Trace
 from ui.clicks import hear_clicks
 from ui.first_look import painted
 from ui.literal import literal
@@ -22,19 +22,6 @@ PROMPT_FILE = "prompt.txt"
 _TABLE_ROWS = 2000
 _HEIGHT = 450  # px of a figure that names none
 _SHAPES = {"usual": 0.62, "low": 0.33, "square": 1.0}  # a file's height over its width
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What made a figure: names and values that travel with every file, one line, and the command that makes it again.
-
-    `prompt` is the text of the file that the command reads.
-    """
-
-    fields: dict[str, str]
-    made_by: str
-    command: str
-    prompt: str | None = None
 
 
 Runs = list[tuple[RunSpec, Trace]]
@@ -53,7 +40,7 @@ def show_figure(
     name: str,
     caption: str,
     read: str,
-    sources: Runs | Origin,
+    sources: Runs | Provenance,
     on_click: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Draws a figure and, below it, how to read it, its table and its downloads.
@@ -80,7 +67,7 @@ def offer_figure(
     name: str,
     caption: str,
     read: str,
-    sources: Runs | Origin,
+    sources: Runs | Provenance,
 ) -> None:
     """What stands below a figure that the caller shows in its own way: how to read it, its table and its downloads.
 
@@ -94,11 +81,11 @@ def offer_figure(
         )
     if popover.open:
         with popover:
-            _formats(draw, table, name, caption, sources if isinstance(sources, Origin) else of_runs(sources))
+            made = sources if isinstance(sources, Provenance) else of_runs(sources)
+            _formats(draw, table, name, replace(made, caption=caption))
 
 
-def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: Origin) -> None:
-    provenance = paper.Provenance(caption=caption, fields=origin.fields)
+def _formats(draw: Draw, table: pd.DataFrame, name: str, provenance: Provenance) -> None:
     width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
     shape = st.selectbox("Height", list(_SHAPES), key=f"height_{name}", help="low for a curve with a few spikes")
     chosen = st.checkbox(
@@ -129,16 +116,16 @@ def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: O
             on_click="ignore",
             width="stretch",
         )
-    st.caption(literal(f"{caption} {origin.made_by}"))
+    st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
     with st.expander("Table"):
         st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
         if len(table) > _TABLE_ROWS:
             st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
-    st.code(origin.command, language="bash")
-    if origin.prompt is not None:
+    st.code(provenance.command, language="bash")
+    if provenance.prompt is not None:
         st.download_button(
             f"{PROMPT_FILE}, which the command reads",
-            data=origin.prompt.encode("utf-8", "surrogatepass"),
+            data=provenance.prompt.encode("utf-8", "surrogatepass"),
             file_name=PROMPT_FILE,
             mime="text/plain",
             key=f"prompt_{name}",
@@ -147,27 +134,23 @@ def _formats(draw: Draw, table: pd.DataFrame, name: str, caption: str, origin: O
         )
 
 
-def of_runs(sources: Runs) -> Origin:
-    _, trace = sources[0]
-    made, command = trace.provenance, "\n".join(_command(own) for own, _ in sources)
-    fields = {
-        "model": made.model,
-        "weights": made.fingerprint,
-        "pipeline": " | ".join(t.provenance.pipeline for _, t in sources),
-        "prompt": made.prompt_hash,
-        "tokens": str(trace.n_tokens),
-        "generated": str(generated_tokens(*sources[0])),
-        "seed": str(made.seed),
-        "start token": made.add_bos,
-        **made.inputs,
-        "dtype": made.dtype,
-        "device": made.device,
-        "kernels": ", ".join(made.backends),
-        "versions": ", ".join(f"{k} {v}" for k, v in made.versions.items()),
-        "command": command,
-    }
-    names = " against ".join(t.provenance.pipeline for _, t in sources)
-    return Origin(fields, f"{made.model}, {names}.", command, sources[0][0].prompt)
+def of_runs(sources: Runs) -> Provenance:
+    """What stands behind a figure of runs. The first tells all but the pipelines and the commands."""
+    spec, trace = sources[0]
+    return replace(
+        trace.provenance,
+        pipeline=" | ".join(t.provenance.pipeline for _, t in sources),
+        command="\n".join(_command(own) for own, _ in sources),
+        prompt=spec.prompt,
+        facts={"tokens": str(trace.n_tokens), "generated": str(generated_tokens(spec, trace))},
+    )
+
+
+def made_by(made: Provenance) -> str:
+    """The model and what was done with it, as a sentence."""
+    gamma = made.facts.get("gamma")
+    done = made.facts.get("method") or made.pipeline.replace(" | ", " against ") or (gamma and f"γ = {gamma}")
+    return f"{made.model}, {done}." if done else f"{made.model}."
 
 
 def generated_tokens(spec: RunSpec, trace: Trace) -> int:

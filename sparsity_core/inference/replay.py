@@ -57,7 +57,7 @@ def replaying(
         n_prefill=trace.n_prefill,
         first=trace.n_prompt if trace.continuation else 0,
         snapshot_steps=snapshot_steps,
-        seed=trace.provenance.seed,
+        seed=trace.provenance.seed or 0,
         only_layer=only_layer,
         on_layer=lambda i: progress(i / n_layers, f"layer {i + 1}"),
     )

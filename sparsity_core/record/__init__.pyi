@@ -7,6 +7,7 @@ from .part import Axes as Axes
 from .part import Part as Part
 from .prefill import PrefillRecord as PrefillRecord
 from .provenance import Provenance as Provenance
+from .provenance import View as View
 from .reading import DriftRecord as DriftRecord
 from .reading import ReadingRecord as ReadingRecord
 from .spec import RunSpec as RunSpec

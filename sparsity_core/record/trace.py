@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -222,7 +222,7 @@ class Trace(Part):
             if isinstance(value, np.ndarray):
                 arrays[name] = _compact(name, value)
             else:
-                plain[name] = asdict(value) if isinstance(value, Provenance) else value
+                plain[name] = value.to_plain() if isinstance(value, Provenance) else value
         meta = json.dumps({"format": FORMAT, **plain}, ensure_ascii=False)
         return sealed({"meta": np.frombuffer(meta.encode("utf-8", "surrogatepass"), np.uint8), **arrays}, about)
 
@@ -248,8 +248,7 @@ class Trace(Part):
         if meta.pop("format", None) != FORMAT:
             raise ValueError(f"this trace is of another format than {FORMAT}: run the spec again")
         try:
-            source = meta.pop("provenance")
-            provenance = Provenance(**{**source, "backends": tuple(source["backends"])})
+            provenance = Provenance.of_plain(meta.pop("provenance"))
             meta |= {"notes": tuple(meta["notes"]), "classes": [class_named(name) for name in meta["classes"]]}
             trace = cls.of(provenance=provenance, **meta, **arrays)
             trace._check()

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from sparsity_core.record import Provenance
 from tests.traces import trace
 from tests.viz.gallery import plots
 from viz import paper
@@ -33,6 +34,6 @@ def test_a_file_has_no_mark_of_what_was_chosen_and_all_the_rest() -> None:
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_an_export_leaves_them_out_unless_asked(monkeypatch: pytest.MonkeyPatch, chosen: bool) -> None:
-    html = paper.export(plots(trace())["plot_atlas"], pd.DataFrame(), "html", paper.Provenance("c"), chosen=chosen)
+    html = paper.export(plots(trace())["plot_atlas"], pd.DataFrame(), "html", Provenance(caption="c"), chosen=chosen)
     assert ("▼" in html.decode() or "\\u25bc" in html.decode()) == chosen
     assert set(FORMATS) == {"pdf", "svg", "png", "html", "csv"}

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
+from sparsity_core.record import Provenance
 from viz import paper
 from viz.paper import fonts
 
@@ -58,7 +59,7 @@ def test_a_file_with_boxes_says_so_in_its_provenance() -> None:
         pytest.skip("no Chromium or Chrome here")
     figure = go.Figure(go.Bar(x=["한국", "plain"], y=[1, 2]))
     data = paper.export(
-        figure, pd.DataFrame({"a": [1]}), "png", paper.Provenance("c", {"model": "m"}), width=2, scale=1
+        figure, pd.DataFrame({"a": [1]}), "png", Provenance.of_fields("c", {"model": "m"}), width=2, scale=1
     )
     assert "한 국" in Image.open(io.BytesIO(data)).text["missing glyphs"]
 

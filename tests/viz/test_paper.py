@@ -23,6 +23,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from pypdf import PdfReader
 
+from sparsity_core.record import Provenance
 from viz import paper
 from viz.looks import STATE_STYLE, method_colour, method_dash
 from viz.paper import browser as browser_module
@@ -68,7 +69,7 @@ NASTY = [
     "\ufeffbom",
     "\\n",
 ]
-PROVENANCE = paper.Provenance(
+PROVENANCE = Provenance.of_fields(
     "Kept keys of <b>smollm2</b>, שלום & $x$",
     {
         "model": "smollm2-135m",
@@ -168,7 +169,7 @@ def test_no_cell_of_text_is_a_formula_to_a_spreadsheet_and_each_comes_back() -> 
 
 
 def test_provenance_begins_no_cell_that_acts() -> None:
-    provenance = paper.Provenance("caption,=1+1", {"command": "run 'a,=HYPERLINK(1)'\n;@x"})
+    provenance = Provenance.of_fields("caption,=1+1", {"command": "run 'a,=HYPERLINK(1)'\n;@x"})
     text = paper.export(go.Figure(), pd.DataFrame({"a": [1]}), "csv", provenance).decode()
     for line in filter(lambda line: line.startswith("#"), text.splitlines()):
         for cell in re.split("[,;\t]", line)[1:]:
@@ -215,7 +216,7 @@ class _Page(HTMLParser):
 def test_html_holds_user_text_only_escaped(tokens: go.Figure, table: pd.DataFrame, escaped_by_author: bool) -> None:
     figure = tokens if escaped_by_author else go.Figure(go.Bar(x=NASTY, y=list(range(len(NASTY)))))
     page = _Page(paper.export(figure, table, "html", PROVENANCE).decode())
-    empty = _Page(paper.export(go.Figure(), table.iloc[:0], "html", paper.Provenance("c", {})).decode())
+    empty = _Page(paper.export(go.Figure(), table.iloc[:0], "html", Provenance.of_fields("c", {})).decode())
     assert page.tags.count("script") == empty.tags.count("script")
     assert "img" not in page.tags
     assert not page.handlers
@@ -339,9 +340,9 @@ def test_bad_requests_are_refused_before_a_browser_starts(
 
 def test_provenance_refuses_keys_that_no_container_holds() -> None:
     with pytest.raises(ValueError, match="provenance key"):
-        paper.Provenance("c", {"a\nb": "x"})
+        Provenance.of_fields("c", {"a\nb": "x"})
     with pytest.raises(ValueError, match="give it as text"):
-        paper.Provenance("c", {"seed": 0})  # type: ignore[dict-item]
+        Provenance.of_fields("c", {"seed": 0})  # type: ignore[dict-item]
 
 
 def test_without_a_browser_pictures_say_so_and_html_and_csv_work(
@@ -459,7 +460,7 @@ def test_png_has_the_exact_size_resolution_and_text(browser: None, heatmap: go.F
     assert image.info["dpi"] == pytest.approx((384, 384), abs=0.1)
     assert image.text["Title"] == PROVENANCE.caption
     assert image.text["model"] == "smollm2-135m"
-    assert paper.Provenance.from_json(image.text["provenance"]) == PROVENANCE
+    assert Provenance.from_json(image.text["provenance"]) == PROVENANCE
 
 
 @pytest.mark.parametrize("screen", ["light", "dark"])
@@ -476,7 +477,7 @@ def test_svg_is_xml_in_inches_with_its_provenance(browser: None, tokens: go.Figu
     assert (root.get("width"), root.get("height"), root.get("viewBox")) == ("6.975in", "3in", "0 0 669.6 288")
     assert root.findtext(f"{svg}title") == PROVENANCE.caption
     assert "command: python -m sparsity_core" in root.findtext(f"{svg}desc")
-    assert paper.Provenance.from_json(root.findtext(f"{svg}metadata")) == PROVENANCE
+    assert Provenance.from_json(root.findtext(f"{svg}metadata")) == PROVENANCE
     assert not list(root.iter(f"{svg}script"))
 
 
@@ -525,8 +526,8 @@ def test_threads_export_each_their_own_figure(browser: None, table: pd.DataFrame
 def test_a_killed_browser_is_replaced_and_exit_is_silent(browser: None) -> None:
     code = (
         "import os, threading, pandas, plotly.graph_objects as go\n"
-        "from viz import paper\nfrom viz.paper import browser\n"
-        "def draw(): return paper.export(go.Figure(), pandas.DataFrame({'a': [1]}), 'svg', paper.Provenance('c', {}))\n"
+        "from sparsity_core.record import Provenance\nfrom viz import paper\nfrom viz.paper import browser\n"
+        "def draw(): return paper.export(go.Figure(), pandas.DataFrame({'a': [1]}), 'svg', Provenance(caption='c'))\n"
         "thread = threading.Thread(target=draw); thread.start(); thread.join()\n"
         "os.kill(browser._renderer._kaleido.subprocess.pid, 9)\n"
         "print(draw()[:4].decode(), browser._renderer._kaleido.subprocess.pid)\n"

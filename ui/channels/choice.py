@@ -11,9 +11,8 @@ import streamlit as st
 
 from sparsity_core import methods
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
-from sparsity_core.record import Trace
+from sparsity_core.record import Provenance, Trace
 from sparsity_core.studies import SHARES, channel_counts
-from ui.figure import Origin
 from ui.session import Shown
 from viz.channels import share_name
 
@@ -66,22 +65,21 @@ def method_of(choice: Choice) -> Any:
     return methods.DoubleSparsity(tokens=choice.share, channels=choice.channels, statistic=choice.statistic)
 
 
-def origin(item: Shown, choice: Choice, calibrated: Channels) -> Origin:
+def origin(item: Shown, choice: Choice, calibrated: Channels) -> Provenance:
     """What stands behind a figure of channels."""
     spec = item.spec
     command = (
         f"python -m sparsity_core calibrate --model {quote(spec.model)} --device {quote(spec.device)} "
         f"--dtype {quote(spec.dtype)} --out channels"
     )
-    fields = {
-        "model": spec.model,
-        "weights": item.trace.provenance.fingerprint,
-        "method": str(method_of(choice)),
-        "prompt": item.trace.provenance.prompt_hash,
-        "calibration": ", ".join(f"{k} {v}" for k, v in calibrated.recipe.items() if isinstance(v, str | int)),
-        "command": command,
-    }
-    return Origin(fields, f"{spec.model}, {method_of(choice)}.", command)
+    recipe = ", ".join(f"{k} {v}" for k, v in calibrated.recipe.items() if isinstance(v, str | int))
+    return Provenance(
+        model=spec.model,
+        fingerprint=item.trace.provenance.fingerprint,
+        prompt_hash=item.trace.provenance.prompt_hash,
+        command=command,
+        facts={"method": str(method_of(choice)), "calibration": recipe},
+    )
 
 
 def tell_fetched(trace: Trace) -> str:

@@ -6,8 +6,9 @@ import streamlit as st
 
 from sparsity_core.kinds import GateMethod
 from sparsity_core.methods.gate.dcp.records import command_of
+from sparsity_core.record import Provenance
 from ui import work
-from ui.figure import Origin, show_figure
+from ui.figure import show_figure
 from ui.gate.family import family_specs, points_of
 from ui.gate.looks import look_at, look_of, recipe_used, was_asked
 from ui.session import Shown
@@ -94,7 +95,7 @@ def trained(method: GateMethod) -> None:
     st.subheader("How this gate was trained", anchor=False)
     table = viz.training_table(recipe)
     command = command_of(recipe)
-    said = {name: str(recipe[name]) for name in ("model", "fingerprint", "gamma", "steps", "length", "text_blake2b")}
+    said = {name: str(recipe[name]) for name in ("fingerprint", "gamma", "steps", "length", "text_blake2b")}
     show_figure(
         viz.plot_training(table, bool(recipe["distil"])),
         table,
@@ -103,7 +104,7 @@ def trained(method: GateMethod) -> None:
         "tokens that it keeps.",
         read=f"{recipe['steps']} steps of {recipe['batch']} × {recipe['length']} tokens in {recipe['seconds'] / 60:.0f} minutes "
         f"on {recipe['device']}; a rises from {recipe['a_first']:g} to {recipe['a_last']:g}. Lines are means over 20 steps.",
-        sources=Origin({**said, "command": command}, f"{recipe['model']}, γ = {recipe['gamma']:g}.", command),
+        sources=Provenance(model=str(recipe["model"]), command=command, facts=said),
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core.methods.gate.dcp.records import Training, command_of
+from sparsity_core.record import Provenance
 from ui import shared, work
-from ui.figure import Origin, show_figure
+from ui.figure import show_figure
 from ui.gate.training import curve_of, train, training_place
 from ui.literal import code, literal
 from ui.session import Shown
@@ -68,5 +69,5 @@ def _curve(item: Shown, training: Training, place: Path) -> None:
             name="live_training",
             caption=f"Training of a gate of γ = {training.gamma:g}.",
             read=f"{len(table)} of {training.steps} steps.",
-            sources=Origin({"model": item.spec.model, "command": command}, f"{item.spec.model}.", command),
+            sources=Provenance(model=item.spec.model, command=command),
         )

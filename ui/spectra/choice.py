@@ -10,12 +10,11 @@ import streamlit as st
 
 from sparsity_core import methods, studies
 from sparsity_core.kinds import Pipeline, WeightMethod
-from sparsity_core.record import RunSpec
+from sparsity_core.record import Provenance, RunSpec, View
 from sparsity_core.studies import Uncut
 from sparsity_core.work import EMBEDDED, explain
 from ui import shared
 from ui.address import places_of
-from ui.figure import Origin
 from ui.knobs import knob_widgets, made
 from ui.literal import literal
 from ui.session import specs
@@ -186,23 +185,21 @@ def _whole(given: str | None, otherwise: int) -> int:
     )
 
 
-def origin(choice: Choice) -> Origin:
+def origin(choice: Choice) -> Provenance:
     """What stands behind a figure of weights."""
     command = (
         f"python -m sparsity_core compress --model {quote(choice.spec.model)} --weights {quote(str(choice.method))} "
         f"--device {quote(choice.spec.device)} --dtype {quote(choice.spec.dtype)} --out results"
     )
-    fields = {
-        "model": choice.spec.model,
-        "weights": choice.uncut.fingerprint,
-        "method": str(choice.method),
-        "layer": str(choice.layer),
-        "matrix": choice.matrix,
-        "dtype": choice.uncut.dtype,
-        **studies.study_inputs(choice.method),
-        "command": command,
-    }
-    return Origin(fields, f"{choice.spec.model}, {choice.method}.", command)
+    return Provenance(
+        model=choice.spec.model,
+        fingerprint=choice.uncut.fingerprint,
+        dtype=choice.uncut.dtype,
+        inputs=studies.study_inputs(choice.method),
+        command=command,
+        view=View(layer=choice.layer),
+        facts={"method": str(choice.method), "matrix": choice.matrix},
+    )
 
 
 def current_spec() -> RunSpec:

@@ -5,7 +5,6 @@ from .export import export as export
 from .export import missing_glyphs as missing_glyphs
 from .fonts import say_missing as say_missing
 from .height import natural_height as natural_height
-from .provenance import Provenance as Provenance
 from .readers import read_csv as read_csv
 from .readers import read_pdf as read_pdf
 from .sheet import WIDTHS as WIDTHS

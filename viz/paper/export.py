@@ -7,12 +7,12 @@ from dataclasses import replace
 import pandas as pd
 import plotly.graph_objects as go
 
+from sparsity_core.record import Provenance
 from viz.chosen import without_chosen
 from viz.paper.drawing import drawn_text
 from viz.paper.fonts import say_missing, without_glyph
 from viz.paper.formats import FORMATS
 from viz.paper.height import natural_height
-from viz.paper.provenance import Provenance
 from viz.paper.sheet import Sheet
 
 __all__ = ["FORMATS", "export", "missing_glyphs"]
@@ -42,8 +42,8 @@ def export(
     form = FORMATS[fmt]
     figure = figure if chosen else without_chosen(figure)
     if form.embeds and (missing := missing_glyphs(figure)):
-        fields = {**provenance.fields, "missing glyphs": say_missing(missing)}
-        provenance = replace(provenance, fields=fields)
+        facts = {**provenance.facts, "missing glyphs": say_missing(missing)}
+        provenance = replace(provenance, facts=facts)
     sheet = Sheet(figure, table, provenance, width, natural_height(figure, width) if height is None else height, scale)
     return form.write(sheet)
 

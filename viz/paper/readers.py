@@ -8,8 +8,8 @@ import pandas as pd
 from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 
+from sparsity_core.record import Provenance
 from viz.paper.formats.csv import read_csv
-from viz.paper.provenance import Provenance
 
 __all__ = ["read_csv", "read_pdf"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from viz.paper.provenance import Provenance
+from sparsity_core.record import Provenance
 from viz.theme import PX_PER_INCH
 
 WIDTHS: dict[str, float] = {

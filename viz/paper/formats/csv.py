@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from viz.paper.provenance import Provenance
+from sparsity_core.record import Provenance
 from viz.paper.sheet import Format
 
 # A cell that begins so is a formula to some spreadsheet, but not after an apostrophe. The wide forms count in East Asia.

@@ -10,10 +10,10 @@ import numpy as np
 from pypdf import PageObject, PdfReader, PdfWriter, Transformation
 from pypdf.generic import DictionaryObject, NameObject, NumberObject, RectangleObject, StreamObject, TextStringObject
 
+from sparsity_core.record import Provenance
 from viz.paper import compat
 from viz.paper.browser import render
 from viz.paper.formats.csv import csv_bytes
-from viz.paper.provenance import Provenance
 from viz.paper.sheet import CREATOR, Format, Sheet
 
 _PT_PER_INCH = 72
