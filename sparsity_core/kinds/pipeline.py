@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
+import io
+import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, pairwise
+from tokenize import COMMENT, ERRORTOKEN, NAME, NL, OP
+from typing import Any, NamedTuple
 
 from sparsity_core.kinds.decode import SelectionMethod
 from sparsity_core.kinds.eviction import EvictionMethod
@@ -78,45 +82,59 @@ class Pipeline:
         return cls(**stages)  # type: ignore[arg-type]
 
 
-_STAGE = re.compile(r"\s*(\w+)\s*=\s*(?=\w+\s*(?:\(|$|\s))")
-
-
 def spelled_stages(text: str) -> list[tuple[str, str]]:
     """[(stage, call)] of `a=f(x, y) b=g(z)`; none of `dense`. Raises ValueError for a text that spells no stages."""
     if text == "dense":
         return []
-    stages, rest = [], text
-    while rest:
-        match = _STAGE.match(rest)
-        if match is None:
-            raise ValueError(
-                f"cannot read {told(rest)}: a pipeline is 'dense' or stages such as eviction=a2sf(budget=64)"
-            )
-        end = _end_of_call(rest, match.end())
-        stages.append((match[1], rest[match.end() : end].strip()))
-        rest = rest[end:].strip()
-    if not stages:
+    found = list(_outer_tokens(text))
+    if not found:
         raise ValueError("the pipeline is empty: write 'dense' for the plain model")
+    starts = [i for i, pair in enumerate(pairwise(found)) if pair[0].type == NAME and pair[1].string == "="]
+    if not starts or starts[0] > 0:
+        raise ValueError(_unreadable(text))
+    stages = []
+    for start, end in pairwise([*starts, len(found)]):
+        call = slice(found[start + 1].end, found[end].start if end < len(found) else len(text))
+        stages.append((found[start].string, text[call].strip()))
     return stages
 
 
-def _end_of_call(text: str, start: int) -> int:
-    depth, quote, escaped = 0, "", False
-    for at in range(start, len(text)):
-        if quote:  # brackets and spaces in a quoted path mean nothing
-            quote = "" if text[at] == quote and not escaped else quote
-            escaped = text[at] == "\\" and not escaped
-            continue
-        if text[at] in "'\"":
-            quote = text[at]
-            continue
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
-        ends = text[at] == ")" or (text[at].isspace() and not text[at:].lstrip().startswith("("))
-        if depth == 0 and ends:
-            return at + 1
-    if depth:
-        raise ValueError(f"cannot read {told(text)}: a bracket is left open")
-    return len(text)
+def _unreadable(text: str) -> str:
+    return f"cannot read {told(text)}: a pipeline is 'dense' or stages such as eviction=a2sf(budget=64)"
+
+
+class _Token(NamedTuple):
+    type: int
+    string: str
+    start: int  # place in the text
+    end: int
+
+
+def _outer_tokens(text: str) -> Iterator[_Token]:
+    """Python's tokens of a text that stand outside all its brackets; of a bracketed part, the brackets that enclose it.
+
+    Raises ValueError for a bracket left open or closed twice and for signs that Python does not know.
+    """
+    lines = io.StringIO(f"(\n{text}\n)")  # within brackets a new line and an indent mean nothing
+    line_starts = list(accumulate(map(len, text.split("\n")), lambda start, length: start + length + 1, initial=0))
+    depth = 0
+    try:
+        for kind, string, (row, column), (last_row, last_column), _ in tokenize.generate_tokens(lines.readline):
+            inside = 2 <= row <= len(line_starts)
+            closes = kind == OP and string in ")]}"
+            depth -= closes
+            if inside:
+                start, end = line_starts[row - 2] + column, line_starts[last_row - 2] + last_column
+                if depth < 1 or kind in (ERRORTOKEN, COMMENT):
+                    raise ValueError(_unreadable(text[start:]))
+                if depth == 1 and kind != NL:
+                    yield _Token(kind, string, start, end)
+            depth += kind == OP and string in "([{"
+    except tokenize.TokenError as error:
+        left_open = f"cannot read {told(text)}: a bracket is left open, or a quote"
+        raise ValueError(left_open if "EOF" in str(error) else _unreadable(text)) from None
+    except (SyntaxError, UnicodeError):  # a NUL, or half a surrogate pair
+        raise ValueError(_unreadable(text)) from None
 
 
 def _parse_method(call: str) -> Method:

@@ -134,13 +134,11 @@ def _train(
 ) -> list[float]:
     """The mean loss of each step."""
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
-    warm_up = max(1, round(_WARM_UP * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, steps))
     losses: list[float] = []
     with torch.inference_mode(False), torch.enable_grad():
         for step, batch in enumerate(drawn.unflatten(0, (steps, -1))):
             progress(step / steps, f"step {step + 1} of {steps}" + (f", loss {losses[-1]:.3f}" if losses else ""))
-            share = (step + 1) / warm_up if step < warm_up else 1.0 - (step - warm_up) / max(1, steps - warm_up)
-            optimiser.param_groups[0]["lr"] = learning_rate * math.sin(0.5 * math.pi * share) ** 2
             total = 0.0
             for window in batch:  # one at a time: the logits of a large vocabulary are the most memory
                 loss = next_token_loss(student, window) if teacher is None else _divergence(teacher, student, window)
@@ -150,10 +148,18 @@ def _train(
                 raise ValueError(f"the loss of step {step + 1} is not a number: choose a smaller learning_rate")
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
+            schedule.step()
             optimiser.zero_grad()
             losses.append(total)
     progress(1.0, f"loss {losses[-1]:.3f}")
     return losses
+
+
+def rate_share(step: int, steps: int) -> float:
+    """The share of the learning rate that a step takes: sin²(π s / 2), s rising to 1 over the warm-up and falling to 0."""
+    warm_up = max(1, round(_WARM_UP * steps))
+    s = (step + 1) / warm_up if step < warm_up else 1.0 - (step - warm_up) / max(1, steps - warm_up)
+    return math.sin(0.5 * math.pi * s) ** 2
 
 
 def _divergence(teacher: Model, student: Model, window: torch.Tensor) -> torch.Tensor:

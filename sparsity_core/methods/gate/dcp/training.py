@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 
 from sparsity_core.methods.gate.dcp.adapter import Gate
 from sparsity_core.methods.gate.dcp.records import Training
@@ -146,15 +147,15 @@ class _Run:
         self.curve: dict[str, list[float]] = {"loss": [], "kept": []}
         weights = [t.detach().to(model.device, torch.float32).clone().requires_grad_() for t in gate.tensors()]
         self.gate = replace(gate, query=weights[0], key=weights[1], bias=weights[2], recipe={})
-        groups, self.rates = [weights], [training.learning_rate]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": training.learning_rate}]
         if training.base_rate:
             self.model = replace(model, hf=copy.deepcopy(model.hf))
             self.model.hf.requires_grad_(True)
-            groups.append(list(self.model.hf.parameters()))
-            self.rates.append(training.base_rate)
+            groups.append({"params": list(self.model.hf.parameters()), "lr": training.base_rate})
         self.reference = model
-        self.optimiser = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0)
-        self.trained = [weight for group in groups for weight in group]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.schedule = LambdaLR(self.optimiser, training.rate)
+        self.trained = [weight for group in groups for weight in group["params"]]
 
     def take(self, batch: torch.Tensor) -> None:
         """One step over stretches int64 [batch, T]."""
@@ -170,10 +171,9 @@ class _Run:
             loss, kept = loss + float(away.detach()) / len(batch), kept + float(held.detach()) / len(batch)
         if not math.isfinite(loss):
             raise ValueError(f"the loss of step {self.step + 1} is not a number: choose a smaller learning_rate")
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * training.rate(self.step)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimiser.step()
+        self.schedule.step()
         self.optimiser.zero_grad()
         self.step += 1
         self.curve["loss"].append(round(loss, 5))
@@ -223,6 +223,7 @@ class _Run:
                     "exp_avg": tensors[f"first.{i}"].to(weight.device),
                     "exp_avg_sq": tensors[f"second.{i}"].to(weight.device),
                 }
+        self.schedule = LambdaLR(self.optimiser, self.training.rate, last_epoch=step - 1)
         self.step, self.curve = step, curve
 
     def save(self) -> None:

@@ -31,6 +31,7 @@ _ROLLOUTS = 3  # draws a layer and episode; each is the others' baseline
 _RATE = {"corrected": 0.15, "official": 1e-3}
 _DECAY = {"corrected": 0.0, "official": 0.01}
 _GAMMA = 0.99
+_MOMENT = "adamw."  # before the name of each of the optimiser's tensors in a checkpoint
 
 
 def train_policy(
@@ -127,10 +128,8 @@ class _State:
     """A training after so many episodes."""
 
     episode: int
-    parameters: torch.Tensor  # float32, flat
-    first: torch.Tensor  # Adam's moments
-    second: torch.Tensor
-    steps: int
+    parameters: torch.Tensor  # float32, flat; each step changes it in place
+    optimiser: torch.optim.AdamW  # of `parameters` alone
     best: torch.Tensor
     best_ks: float
     history: dict[str, Any]
@@ -164,16 +163,6 @@ class _Training(ABC):
 
         return tell
 
-    def step(self, state: _State, gradient: torch.Tensor) -> _State:
-        """One step of AdamW (Loshchilov and Hutter, 2019) down the gradient."""
-        steps = state.steps + 1
-        rate, decay = _RATE[self.variant], _DECAY[self.variant]
-        first = 0.9 * state.first + 0.1 * gradient
-        second = 0.999 * state.second + 0.001 * gradient.square()
-        move = (first / (1 - 0.9**steps)) / ((second / (1 - 0.999**steps)).sqrt() + 1e-8)
-        parameters = state.parameters * (1 - rate * decay) - rate * move
-        return replace(state, parameters=parameters, first=first, second=second, steps=steps)
-
 
 class _Corrected(_Training):
     variant = "corrected"
@@ -196,8 +185,9 @@ class _Corrected(_Training):
             "ks": [],
             "best_episode": 0,
         }
-        nothing = torch.zeros_like(chosen)
-        return _State(0, chosen, nothing, nothing, 0, chosen, float(found.mean(1).min()), history)
+        return _State(
+            0, chosen, optimiser_of(chosen, self.variant), chosen.clone(), float(found.mean(1).min()), history
+        )
 
     def episode(self, state: _State) -> _State:
         doing = f"episode {state.episode + 1}"
@@ -216,7 +206,7 @@ class _Corrected(_Training):
             start=torch.zeros_like(state.parameters),
         )
         gradient = gradient / gradient.norm().clamp_min(1.0)  # clipped to norm 1
-        state = self.step(state, gradient)
+        _step(state, gradient)
         now = self.spectra.distances(
             self._choice(state.parameters)[None], self.telling(state.episode + 1.75, 0.25, doing + ", its choice")
         )[0]
@@ -228,7 +218,7 @@ class _Corrected(_Training):
         }
         best, best_ks = state.best, state.best_ks
         if float(now.mean()) < best_ks:
-            best, best_ks = state.parameters, float(now.mean())
+            best, best_ks = state.parameters.clone(), float(now.mean())
             history["best_episode"] = state.episode + 1
         return replace(state, episode=state.episode + 1, best=best, best_ks=best_ks, history=history)
 
@@ -249,9 +239,9 @@ class _Official(_Training):
         bound = d**-0.5  # torch's own linear layer
         inside = (2 * torch.rand(n * d + n, generator=generator) - 1) * bound
         parameters = torch.cat([inside, torch.rand(n, generator=generator)])
-        nothing = torch.zeros_like(parameters)
         history: dict[str, Any] = {"reward": [], "ks": []}
-        return _State(0, parameters, nothing, nothing, 0, nothing[:0], float("inf"), history)
+        optimiser = optimiser_of(parameters, self.variant)
+        return _State(0, parameters, optimiser, torch.zeros(0), float("inf"), history)
 
     def episode(self, state: _State) -> _State:
         generator = seeded(self.recipe["seed"], state.episode, 0)
@@ -266,7 +256,7 @@ class _Official(_Training):
             keep = torch.sigmoid(logits + _logistic(logits.shape, generator))
             # of −γ^l / D · Σ_kept log keep, with respect to logit α
             gradient = -(_GAMMA**layer) * float(reward[layer]) * kept[layer] * (1.0 - keep)
-            state = self.step(state, self._spread(state.parameters, view.pullback_logits(gradient)))
+            _step(state, self._spread(state.parameters, view.pullback_logits(gradient)))
         history = {
             "reward": [*state.history["reward"], _rounded(reward)],
             "ks": [*state.history["ks"], _rounded(found)],
@@ -299,6 +289,16 @@ class _Official(_Training):
         return torch.cat([torch.outer(outer, direction).flatten(), offset * outer, inner @ direction + offset * bias])
 
 
+def optimiser_of(parameters: torch.Tensor, variant: str) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) as a variant uses it."""
+    return torch.optim.AdamW([parameters], lr=_RATE[variant], weight_decay=_DECAY[variant])
+
+
+def _step(state: _State, gradient: torch.Tensor) -> None:
+    state.parameters.grad = gradient
+    state.optimiser.step()
+
+
 def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """bool [n]: the `count` largest, of equal ones the first: the choice that compression makes."""
     order = scores.double().cpu().sort(descending=True, stable=True).indices
@@ -310,8 +310,9 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 
 def _save_state(file: Path, state: _State, identity: dict[str, Any]) -> None:
-    tensors = {name: getattr(state, name) for name in ("parameters", "first", "second", "best")}
-    numbers = {"episode": state.episode, "steps": state.steps, "best_ks": state.best_ks, "history": state.history}
+    moments = state.optimiser.state_dict()["state"][0]
+    tensors = {"parameters": state.parameters, "best": state.best} | {_MOMENT + name: t for name, t in moments.items()}
+    numbers = {"episode": state.episode, "best_ks": state.best_ks, "history": state.history}
     with contextlib.suppress(OSError):
         write_checkpoint(file, tensors, training=identity, state=numbers)
 
@@ -322,7 +323,12 @@ def _resumed(file: Path, identity: dict[str, Any]) -> _State | None:
         return None
     try:
         tensors, notes = read_checkpoint(file)
-        stored, state = notes["training"], _State(**{**tensors, **notes["state"]})
+        stored, numbers = notes["training"], notes["state"]
+        parameters = tensors["parameters"]
+        optimiser = optimiser_of(parameters, stored["variant"])
+        moments = {name: tensors[_MOMENT + name] for name in ("step", "exp_avg", "exp_avg_sq")}
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": {0: moments}})
+        state = _State(parameters=parameters, optimiser=optimiser, best=tensors["best"], **numbers)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError):
         raise ValueError(f"{file} is no training that could go on: delete it to start again") from None
     differing = sorted(key for key in identity if stored.get(key) != identity[key])
