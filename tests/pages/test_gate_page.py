@@ -45,7 +45,7 @@ def test_links_are_who_dropped_whom():
     assert gate.link_table(gated_trace(), 0, (2, 8))["position"].tolist() == [2]
     figure = gate.plot_links(table, (0, 8), selected=5)
     grey, mine, droppers, dropped = figure.data
-    assert (np.nanmin(grey.x), np.nanmax(grey.x)) == pytest.approx((1, 4))
+    assert (np.nanmin(grey.x), np.nanmax(grey.x)) == pytest.approx((1, 5))
     assert (np.nanmin(mine.x), np.nanmax(mine.x), np.nanmax(mine.y)) == pytest.approx((2, 5, 1.5))
     assert list(droppers.x) == [4, 5] and list(dropped.x) == [1, 2]
     empty = gate.link_table(trace(), 0, (0, 8))
@@ -118,7 +118,7 @@ def test_the_family_curve_and_the_training_curve_draw_their_tables():
     table = gate.family_table(points)
     assert table["kept"].tolist() == [gated_trace().density(), trace().density()]
     assert table["relative"].tolist() == pytest.approx([math.e**3] * 2)
-    assert [d.name for d in gate.plot_family(table).data] == ["dcp, by γ and threshold", "h2o"]
+    assert [d.name for d in gate.plot_family(table).data] == ["dcp", "h2o"]
     curve = gate.training_table({"curve": {"loss": [1.0, 0.5], "kept": [0.2, 0.4]}})
     assert curve["loss_mean"].tolist() == [1.0, 0.75]
     assert list(gate.plot_training(curve, True).data[3].y) == pytest.approx([0.2, 0.3])

@@ -11,13 +11,7 @@ from sparsity_core.record import Trace
 from viz.looks import look_of
 from viz.text import plain
 
-_SERIES = {
-    "dcp": "dcp",
-    "local_window": "local_window",
-    "streaming_llm": "streaming_llm",
-    "h2o": "h2o",
-    "a2sf": "a2sf",
-}
+_SERIES = ("dcp", "local_window", "streaming_llm", "h2o", "a2sf")
 
 
 def point_of(trace: Trace) -> dict[str, float]:
@@ -46,7 +40,7 @@ def plot_family(table: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 2.4 if name == "dcp" else 1.6},
             marker={"symbol": look.symbol, "size": 8 if name == "dcp" else 6},
-            name=_SERIES[name],
+            name=name,
             customdata=[[plain(s), p] for s, p in zip(own["setting"], own["perplexity"], strict=True)],
             hovertemplate="%{customdata[0]}<br>keeps %{x:.0%}, perplexity %{customdata[1]:.2f}, %{y:.3f} × dense<extra></extra>",
         )
