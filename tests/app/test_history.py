@@ -75,7 +75,9 @@ def test_one_back_is_the_view_before_and_forward_the_one_after(browser: Any, add
     assert entries(page) == first + 4  # two layers and two pages; what a page adds by default is no entry
 
     for path, number in (("/scores", "12"), ("/", "12"), ("/", "7"), ("/", "15")):
-        page.wait_for_timeout(1500)  # the page of the Back before is drawn: pressed while it is drawing, the step is lost
+        page.wait_for_timeout(
+            1500
+        )  # the page of the Back before is drawn: pressed while it is drawing, the step is lost
         page.go_back()
         waits_for(page, layer=number)
         assert urlsplit(page.url).path == path

@@ -433,7 +433,7 @@ def test_a_gate_that_goes_on_keeps_its_rank_and_kind_in_its_file(tmp_path):
 
 
 def test_a_family_that_hides_what_its_attention_reads_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(seam, "is_attention", lambda module: False)
+    monkeypatch.setattr(seam, "_keep_input", lambda module, args, kwargs: None)
     model = wrap(tiny.transformer("llama"), tiny.tokenizer(), "tiny-llama")
     for attempt in (
         lambda: run(model, tiny.ids(20), gated(gate_file(tmp_path, model))),

@@ -206,6 +206,8 @@ def test_drift_and_what_was_ready_are_drawn_as_the_trace_has_them():
         drift_steps=np.asarray([8, 16], np.int32),
         drift=np.asarray([[np.nan, np.nan], [0.75, 0.5]], np.float32),
         prefetch_hits=np.asarray([np.nan, 0.8], np.float32),
+        bytes_ahead=0,
+        bytes_late=0,
     )
     table = viz.drift_table(trace)
     assert table.to_dict("list") == {"layer": [1, 1], "read": [8, 16], "stayed": [0.75, 0.5]}
