@@ -90,6 +90,6 @@ def _counted(mask: KeyMask, n: int, block: int) -> tuple[np.ndarray, np.ndarray]
         seen[:, start:end] = rows.sum(2)
         own = edges[edges < end]
         pairs[:, start // block, : len(own)] = np.add.reduceat(rows.sum(1), own, axis=1)
-        every = np.minimum(end, np.maximum(start, np.arange(end) + 0))
-        causal[start // block, : len(own)] = np.add.reduceat(end - every, own)
+        later = end - np.maximum(start, np.arange(end))  # queries of the block at or after each key
+        causal[start // block, : len(own)] = np.add.reduceat(later, own)
     return seen, (pairs / np.maximum(causal, 1)).astype(np.float32)

@@ -46,7 +46,7 @@ def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
             name=name,
             caption=f"Step at which each layer dropped each token, up to step {at.step}, {at.heads} ({cost.label(trace)}).",
             read=("" if not named else f"**{item.letter}** ")
-            + "A filled cell is a dropped token, its colour the step that dropped it. A pale cell is still in the cache. "
+            + "A filled cell is a dropped token, its colour the step that dropped it. An empty cell is still in the cache. "
             "Click a cell to follow its token.",
             sources=[(item.spec, trace)],
             on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
