@@ -25,7 +25,7 @@ from sparsity_core.models.seam import recording
 from sparsity_core.studies.gate import look_at_gate
 from tests import oracles, tiny
 from tests.inference.test_laws import same, same_traces
-from tests.kernels.test_kernels import DEVICE, both_backends
+from tests.kernels.backends import DEVICE, both_backends
 from viz.strip import strip_table
 
 SHARPNESS = [1.0, 1.00001, 1.001, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0]
