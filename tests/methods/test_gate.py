@@ -24,7 +24,7 @@ from sparsity_core.models.loading import wrap
 from sparsity_core.models.seam import recording
 from sparsity_core.studies.gate import look_at_gate
 from tests import oracles, tiny
-from tests.inference.test_laws import same, same_traces
+from tests.inference.every import same, same_traces
 from tests.kernels.backends import DEVICE, both_backends
 from viz.strip import strip_table
 
