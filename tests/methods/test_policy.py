@@ -1,10 +1,8 @@
-"""PruneNet: its probability and gradients by hand and by enumeration, its training, its file, and what it reaches."""
+"""PruneNet's policy and its training: against finite differences and by hand, stopped and gone on with."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,11 +13,8 @@ import torch
 from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from sparsity_core import Pipeline, methods
 from sparsity_core.methods.weights.neurons import NeuronMethod
-from sparsity_core.methods.weights.prunenet.find import find_policy
 from sparsity_core.methods.weights.prunenet.layers import LayerSpectra
-from sparsity_core.methods.weights.prunenet.policy import Policy
 from sparsity_core.methods.weights.prunenet.training import (
     _Official,
     advantages,
@@ -32,10 +27,8 @@ from sparsity_core.methods.weights.prunenet.view import View
 from sparsity_core.models.loading import wrap
 from sparsity_core.models.model import Model
 from sparsity_core.weights.ffn import feed_forwards
-from sparsity_core.weights.spectrum import Gram, ks_distance
 from tests import tiny
-
-VARIANTS = ("corrected", "official")
+from tests.methods.policies import VARIANTS, Cancelled, cancelling, equal, trained
 
 
 def ks_by_svd(weight: torch.Tensor, kept: np.ndarray) -> float:
@@ -46,38 +39,12 @@ def ks_by_svd(weight: torch.Tensor, kept: np.ndarray) -> float:
     return float(ks_2samp(before, after, method="asymp").statistic)
 
 
-@functools.cache
-def trained(variant: str = "corrected", seed: int = 0, episodes: int = 3) -> Policy:
-    return train_policy(tiny.model(), variant=variant, seed=seed, episodes=episodes)
-
-
-def equal(a: Policy, b: Policy) -> bool:
-    return torch.equal(a.parameters, b.parameters) and torch.equal(a.kept, b.kept) and a.recipe == b.recipe
-
-
 def with_gate(change) -> Model:
     """A tiny model whose first matrices [n, d] were changed in place."""
     hf = tiny.transformer("llama")
     for layer in tiny.layers(hf):
         change(layer.mlp.gate_proj.weight)
     return wrap(hf, tiny.tokenizer(), "changed")
-
-
-class Cancelled(Exception):
-    pass
-
-
-def cancelling(after: int):
-    calls = itertools.count(1)
-
-    def progress(share: float, doing: str) -> None:
-        if next(calls) == after:
-            raise Cancelled
-
-    return progress
-
-
-# ---- the arithmetic
 
 
 def test_plackett_luce_by_hand():
@@ -169,9 +136,6 @@ def test_returns_and_advantages_by_hand():
     assert bool((advantages(torch.ones(3, 4)) == 0).all())
 
 
-# ---- the notes' example: four neurons, one to go
-
-
 @dataclass(frozen=True)
 class Given(NeuronMethod):
     """Importance 0.8, 0.3, 0.9, 0.4."""
@@ -201,9 +165,6 @@ def test_the_notes_example_drops_the_second_row_and_column():
     assert torch.equal(block.down, w_down[:, [0, 2, 3]])
     by_name = {item.matrix: item for item in compressed.spectra}
     assert by_name["up"].ks == pytest.approx(ks_by_svd(w_up, compressed.kept[0]))
-
-
-# ---- training
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -299,111 +260,3 @@ def test_what_cannot_be_trained_is_refused():
         train_policy(tiny.model(), episodes=0)
     with pytest.raises(ValueError, match="share removed"):
         train_policy(tiny.model(), ratio=1.0)
-
-
-# ---- the file
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_policy_comes_back_from_its_file(variant, tmp_path):
-    path = trained(variant).save(tmp_path / "deep" / "p.safetensors")
-    back = Policy.load(path)
-    assert equal(back, trained(variant)) and back.dims == (96, 64) and back.variant == variant
-    block = feed_forwards(tiny.model())[1]
-    assert torch.equal(back.scores(block), trained(variant).scores(block))
-
-
-def test_a_damaged_changed_or_missing_file_is_refused(tmp_path):
-    path = trained().save(tmp_path / "p.safetensors")
-    card, data = path.with_suffix(".json").read_text(), path.read_bytes()
-    path.write_bytes(data[:-4] + bytes([data[-4] ^ 1]) + data[-3:])
-    with pytest.raises(ValueError, match=r"is not the file that p\.json was written with: train it again"):
-        Policy.load(path)
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="is not the file"):
-        Policy.load(path)
-    path.write_bytes(data)
-    for wrong in (card[:200], "[]", "{}"):
-        path.with_suffix(".json").write_text(wrong)
-        with pytest.raises(ValueError, match="train it again"):
-            Policy.load(path)
-    path.with_suffix(".json").write_text(json.dumps({**json.loads(card), "dims": [96, 32]}))
-    with pytest.raises(ValueError, match="does not hold what its recipe says"):
-        Policy.load(path)
-    path.with_suffix(".json").unlink()
-    with pytest.raises(ValueError, match="there is no policy"):
-        Policy.load(path)
-    with pytest.raises(ValueError, match="two files"):
-        Policy.load(tmp_path / "p.pt")
-
-
-# ---- the method
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_policy_serves_another_model_of_equal_size_at_another_ratio(variant, tmp_path):
-    path = trained(variant).save(tmp_path / "a policy's file.safetensors")
-    method = methods.PruneNet(ratio=0.5, policy=str(path))
-    compressed = method.compress(tiny.model("qwen2"))
-    assert [len(kept) for kept in compressed.kept] == [48, 48, 48]
-    narrower = methods.PruneNet(ratio=0.75, policy=str(path)).compress(tiny.model("qwen2"))
-    assert all(set(few) < set(many) for few, many in zip(narrower.kept, compressed.kept, strict=True))
-    own = methods.PruneNet(policy=str(path)).compress(tiny.model())
-    assert all(np.array_equal(np.flatnonzero(k), kept) for k, kept in zip(trained(variant).kept, own.kept, strict=True))
-
-
-def test_a_policy_of_other_dimensions_is_refused(tmp_path):
-    path = trained().save(tmp_path / "p.safetensors")
-    with pytest.raises(ValueError, match="96 neurons over 64 channels and layer 0 has 256 over 64: train one"):
-        methods.PruneNet(policy=str(path)).compress(tiny.model("gpt2"))
-
-
-def test_a_path_survives_the_pipelines_spelling():
-    for path in ("/a b/it's (one).safetensors", r"C:\policies\p.safetensors", 'x"y', "auto"):
-        pipeline = Pipeline(weights=methods.PruneNet(ratio=0.3, variant="official", policy=path))
-        assert Pipeline.parse(str(pipeline)) == pipeline
-    assert str(methods.PruneNet()) == "prunenet(ratio=0.25)"
-    for wrong in ("prunenet(policy=3)", "prunenet(policy='')", "prunenet(variant=paper)"):
-        with pytest.raises(ValueError, match="prunenet: "):
-            Pipeline.parse(f"weights={wrong}")
-
-
-def test_auto_trains_once_and_keeps_what_it_trained(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSELENS_CACHE", str(tmp_path))
-    first = methods.PruneNet().compress(tiny.model())
-    (stored,) = (tmp_path / "policies").glob("*.safetensors")
-    assert not stored.with_suffix(".part").exists()
-    told: list[str] = []
-    again = find_policy(tiny.model(), "corrected", progress=lambda share, doing: told.append(doing))
-    assert not told
-    assert all(np.array_equal(np.flatnonzero(k), kept) for k, kept in zip(again.kept, first.kept, strict=True))
-    stored.write_bytes(b"damaged")
-    stored.with_suffix(".part").write_bytes(b"damaged too")
-    assert equal(find_policy(tiny.model(), "corrected"), again)
-
-
-# ---- what ships
-
-
-def test_the_shipped_policy_moves_the_spectra_less_than_row_norm_and_leverage(smollm):
-    policy = find_policy(smollm, "corrected", progress=cancelling(1))  # it ships, so nothing is trained
-    blocks = feed_forwards(smollm)
-    choices = {
-        "policy": policy.scores,
-        "row_norm": methods.RowNorm().importance,
-        "leverage": methods.Leverage().importance,
-        "random": methods.RandomNeurons(seed=0).importance,
-    }
-    distances: dict[str, list[float]] = {name: [] for name in choices}
-    for block in blocks:
-        gram = Gram(block.first)
-        before = gram.singular_values()
-        for name, importance in choices.items():
-            kept = torch.zeros(block.n_neurons, dtype=torch.bool)
-            kept[importance(block).topk(1152).indices] = True
-            distances[name].append(ks_distance(before, gram.singular_values(kept)).statistic)
-    mean = {name: np.mean(values) for name, values in distances.items()}
-    assert mean["policy"] < mean["leverage"] < mean["row_norm"] < mean["random"]
-    history = policy.recipe["history"]
-    assert mean["policy"] == pytest.approx(min(np.mean(ks) for ks in history["ks"]), abs=1e-5)
-    assert np.mean(history["sampled_ks"][-1]) < np.mean(history["sampled_ks"][0])

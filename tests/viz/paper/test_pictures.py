@@ -2,183 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io
 import pytest
 from PIL import Image
-from plotly.subplots import make_subplots
 from pypdf import PdfReader
 
 from sparsity_core.record import Provenance
+from tests.viz.paper.nasty import NASTY, PROVENANCE
 from viz import paper
-from viz.looks import STATE_STYLE, method_colour, method_dash
 from viz.paper import browser as browser_module
 from viz.paper import compat
 from viz.text import plain
-from viz.theme import DARK, LIGHT, PAPER, PX_PER_PT, style
+from viz.theme import style
 
-ROOT = Path(__file__).parents[2]
-NASTY = [
-    "<script>alert(1)</script>",
-    "</script><script>alert(2)</script>",
-    '"><img src=x onerror=alert(3)>',
-    "$x$",
-    "$$\\alpha$$",
-    "%{y}",
-    "&lt;b&gt;",
-    "# comment",
-    "#",
-    "",
-    " leading",
-    "trailing ",
-    "a,b",
-    'say "hi"',
-    "line\nbreak",
-    "cr\rhere",
-    "crlf\r\nhere",
-    "\t",
-    "\x00",
-    "a\x01\x1f\x7f",
-    "שלום",
-    "مرحبا",
-    "\u202eoverride",
-    "😀👩‍👩‍👧",
-    "中文",
-    "NaN",
-    "None",
-    "null",
-    "12",
-    "0012",
-    "1e5",
-    "True",
-    "\u2028",
-    "\ufeffbom",
-    "\\n",
-]
-PROVENANCE = Provenance.of_fields(
-    "Kept keys of <b>smollm2</b>, שלום & $x$",
-    {
-        "model": "smollm2-135m",
-        "prompt hash": "9f86d081",
-        "seed": "0",
-        "dtype": "float32",
-        "pipeline": "eviction=a2sf(budget=64)",
-        "command": "python -m sparsity_core export \\\n  --prompt '<script>alert(4)</script> $x$ é'",
-    },
-)
-
-
-@pytest.fixture
-def table() -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    n = len(NASTY)
-    scores = rng.standard_normal(n) * 10.0 ** rng.integers(-300, 300, n)
-    scores[:3] = [np.nan, np.inf, -np.inf]
-    return pd.DataFrame(
-        {
-            "#token": NASTY,
-            "position": np.arange(n),
-            "score": scores,
-            "attention": rng.random(n).astype(np.float32),
-            "kept": rng.random(n) < 0.5,
-            "layer": np.arange(n, dtype=np.uint8),
-            "dropped by": pd.array([None, *range(1, n)], dtype="Int64"),
-        }
-    )
-
-
-@pytest.fixture
-def heatmap() -> go.Figure:
-    z = np.arange(60, dtype=np.float32).reshape(5, 12)
-    z[4, 6:] = np.nan
-    figure = go.Figure(go.Heatmap(z=z, colorbar={"title": "mass"}))
-    return figure.update_layout(
-        title="On-screen title", xaxis_title="key", yaxis_title="layer", width=1400, height=900, paper_bgcolor="#111111"
-    )
-
-
-@pytest.fixture
-def tokens() -> go.Figure:
-    labels = [plain(text) for text in NASTY]
-    return go.Figure(go.Bar(x=labels, y=np.arange(len(labels)), hovertext=labels, name=labels[0]))
-
-
-@pytest.fixture
-def browser() -> None:
-    if not paper.can_render():
-        pytest.skip("no Chromium or Chrome here: PDF, SVG and PNG exports are NOT tested")
-
-
-@pytest.fixture
-def streamlit_default() -> Iterator[None]:
-    before = plotly.io.templates.default
-    plotly.io.templates["placeholder"] = go.layout.Template(layout={"paper_bgcolor": "#000001", "font": {"size": 99}})
-    plotly.io.templates.default = "placeholder"
-    yield
-    plotly.io.templates.default = before
-    del plotly.io.templates["placeholder"]
-
-
-def test_csv_gives_back_every_cell_and_dtype(table: pd.DataFrame) -> None:
-    data = paper.export(go.Figure(), table, "csv", PROVENANCE)
-    pd.testing.assert_frame_equal(paper.read_csv(data), table)
-
-
-def test_csv_starts_with_provenance_and_pandas_skips_it(table: pd.DataFrame) -> None:
-    data = paper.export(go.Figure(), table, "csv", PROVENANCE)
-    lines = data.decode().splitlines()
-    assert "# model: smollm2-135m" in lines and "# prompt hash: 9f86d081" in lines
-    assert "# command: python -m sparsity_core export \\\n#     --prompt" in data.decode()
-    guessed = pd.read_csv(io.BytesIO(data), comment="#")
-    assert list(guessed.columns) == list(table.columns)
-    assert guessed["position"].tolist() == table["position"].tolist()
-    assert guessed["#token"][7] == "# comment"
-
-
-def test_csv_of_an_empty_table_keeps_its_columns(table: pd.DataFrame) -> None:
-    empty = table.iloc[:0]
-    pd.testing.assert_frame_equal(paper.read_csv(paper.export(go.Figure(), empty, "csv", PROVENANCE)), empty)
-
-
-FORMULAS = ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "＝1", "'=1", "''@x", '=HYPERLINK("http://x")']
-
-
-def test_no_cell_of_text_is_a_formula_to_a_spreadsheet_and_each_comes_back() -> None:
-    cells = [*FORMULAS, "plain", "a=b", "'quoted'", "-", ""]
-    table = pd.DataFrame({"token": cells, "score": np.arange(len(cells)) - 3.5})
-    data = paper.export(go.Figure(), table, "csv", PROVENANCE)
-    pd.testing.assert_frame_equal(paper.read_csv(data), table)
-    rows = [row for row in csv.reader(io.StringIO(data.decode(), newline="")) if row and not row[0].startswith("#")]
-    for token, score in rows[1:]:
-        assert not token.startswith(("=", "+", "-", "@", "\t", "\r", "＝")), token
-        float(score)
-    assert b"# text: text that begins with" in data
-
-
-def test_provenance_begins_no_cell_that_acts() -> None:
-    provenance = Provenance.of_fields("caption,=1+1", {"command": "run 'a,=HYPERLINK(1)'\n;@x"})
-    text = paper.export(go.Figure(), pd.DataFrame({"a": [1]}), "csv", provenance).decode()
-    for line in filter(lambda line: line.startswith("#"), text.splitlines()):
-        for cell in re.split("[,;\t]", line)[1:]:
-            assert not cell.startswith(("=", "+", "-", "@")), line
-
-
-def test_a_csv_without_formulas_says_nothing_of_them() -> None:
-    assert b"# text:" not in paper.export(go.Figure(), pd.DataFrame({"token": ["a"]}), "csv", PROVENANCE)
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_legend_of_several_lines_adds_its_height_and_a_low_figure_stays_low() -> None:
@@ -188,138 +35,6 @@ def test_a_legend_of_several_lines_adds_its_height_and_a_low_figure_stays_low() 
     assert paper.natural_height(one, 3.25, shape=0.33) == pytest.approx(0.33 * 3.25)
     # a line of 7 pt text takes 1.6 × 7 / 72 inches; six names stand below one another
     assert paper.natural_height(many, 3.25) == pytest.approx(0.62 * 3.25 + 5 * 1.6 * 7 / 72)
-
-
-class _Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.handlers: list[str] = []
-        self.text = ""
-        self._script = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._script = tag in ("script", "style")
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-
-    def handle_endtag(self, tag: str) -> None:
-        self._script = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._script else data
-
-
-@pytest.mark.parametrize("escaped_by_author", [True, False])
-def test_html_holds_user_text_only_escaped(tokens: go.Figure, table: pd.DataFrame, escaped_by_author: bool) -> None:
-    figure = tokens if escaped_by_author else go.Figure(go.Bar(x=NASTY, y=list(range(len(NASTY)))))
-    page = _Page(paper.export(figure, table, "html", PROVENANCE).decode())
-    empty = _Page(paper.export(go.Figure(), table.iloc[:0], "html", Provenance.of_fields("c", {})).decode())
-    assert page.tags.count("script") == empty.tags.count("script")
-    assert "img" not in page.tags
-    assert not page.handlers
-    assert PROVENANCE.caption in page.text
-    assert PROVENANCE.fields["command"] in page.text
-
-
-def test_html_loads_nothing_and_typesets_no_math(tokens: go.Figure, table: pd.DataFrame) -> None:
-    text = paper.export(tokens, table, "html", PROVENANCE).decode()
-    page = _Page(text)
-    assert [link[:5] for link in page.loads] == ["data:"]
-    assert "default-src 'none'" in text
-    assert '"typesetMath": false' in text
-    assert "mathjax" not in "".join(page.loads).lower()
-
-
-def test_plain_text_means_nothing_to_plotly() -> None:
-    assert plain("<b>$x$</b> & %{y}") == "&lt;b&gt;&#36;x&#36;&lt;/b&gt; &amp; &#37;{y}"
-    assert plain("50% é שלום 😀\n") == "50% é שלום 😀\n"
-    assert plain("\x00\x7f\ud800") == "\\x00\\x7f\ufffd"
-
-
-@pytest.mark.parametrize(("theme", "template"), [("light", LIGHT), ("dark", DARK), ("paper", PAPER)])
-def test_style_carries_our_template_whatever_the_default(
-    heatmap: go.Figure, streamlit_default: None, theme: str, template: go.layout.Template
-) -> None:
-    made_under_placeholder = go.Figure(heatmap.data)
-    for figure in (made_under_placeholder, style(heatmap, "dark"), style(heatmap, "paper")):
-        assert style(figure, theme).layout.template == template
-    assert heatmap.layout.title.text == "On-screen title"
-    assert heatmap.layout.template != template
-
-
-def test_import_of_streamlit_changes_no_style() -> None:
-    pytest.importorskip("streamlit")
-    code = (
-        "import plotly.graph_objects as go, plotly.io\n"
-        "from viz.theme import PAPER, style\n"
-        "import streamlit\n"
-        "assert plotly.io.templates.default != 'plotly', plotly.io.templates.default\n"
-        "assert style(go.Figure(), 'paper').layout.template == PAPER\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
-
-
-def test_paper_style_has_final_sizes_and_no_interface(heatmap: go.Figure) -> None:
-    heatmap.update_layout(updatemenus=[{"buttons": [{}]}], sliders=[{}])
-    layout = style(heatmap, "paper").layout
-    assert (layout.title.text, layout.width, layout.height, layout.paper_bgcolor) == (None, None, None, None)
-    assert not layout.updatemenus
-    assert not layout.sliders
-    assert layout.template.layout.font.size * 72 / 96 == pytest.approx(8)
-    assert layout.template.layout.xaxis.tickfont.size * 72 / 96 == pytest.approx(7)
-
-
-def test_paper_style_makes_room_for_subplot_titles() -> None:
-    figure = make_subplots(1, 2, subplot_titles=["prefill", "decode"])
-    figure.add_heatmap(z=[[1, 2]], row=1, col=1)
-    styled = style(figure, "paper")
-    assert {annotation.font.size for annotation in styled.layout.annotations} == {8 * PX_PER_PT}
-    assert styled.layout.margin.t > 8 * PX_PER_PT
-
-
-def test_style_refuses_an_unknown_theme() -> None:
-    with pytest.raises(ValueError, match=r"'sepia'.*'light', 'dark', 'paper'"):
-        style(go.Figure(), "sepia")  # type: ignore[arg-type]
-
-
-def _contrast(one: str, other: str) -> float:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_token_states_differ_without_colour_and_read_on_both_grounds() -> None:
-    assert set(STATE_STYLE) == {"kept", "dropped", "sink", "recent", "future"}
-    for attribute in ("symbol", "glyph", "decoration", "light", "dark"):
-        assert len({getattr(state, attribute) for state in STATE_STYLE.values()}) == len(STATE_STYLE)
-    for state in STATE_STYLE.values():
-        assert _contrast(state.light, "#FFFFFF") >= 4.5
-        assert _contrast(state.dark, "#0E1117") >= 4.5
-
-
-def test_a_method_looks_the_same_in_every_process() -> None:
-    known = ["a2sf", "h2o", "tova", "streaming_llm", "local_window", "snapkv", "random", "dense"]
-    assert len({method_colour(name) for name in known}) == len(known)
-    names = [*known, "quest", "sparq", "someone's own"]
-    code = "import sys; from viz.looks import *; print([(method_colour(n), method_dash(n)) for n in sys.argv[1:]])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names],
-        env={"PYTHONHASHSEED": "7"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.strip() == str([(method_colour(n), method_dash(n)) for n in names])
 
 
 @pytest.mark.parametrize(
@@ -466,7 +181,7 @@ def test_png_has_the_exact_size_resolution_and_text(browser: None, heatmap: go.F
 
 @pytest.mark.parametrize("screen", ["light", "dark"])
 def test_png_ground_is_white_whatever_the_screen(
-    browser: None, streamlit_default: None, heatmap: go.Figure, table: pd.DataFrame, screen: str
+    browser: None, foreign_default: None, heatmap: go.Figure, table: pd.DataFrame, screen: str
 ) -> None:
     data = paper.export(style(heatmap, screen), table, "png", PROVENANCE, width=2, height=1.5, scale=1)
     assert Image.open(io.BytesIO(data)).getpixel((1, 1)) == (255, 255, 255)
