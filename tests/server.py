@@ -31,12 +31,24 @@ def browser_path() -> str:
 
 
 @contextlib.contextmanager
-def serving(cache: Path) -> Iterator[str]:
-    """The address of a fresh server of app.py whose results are kept in `cache`."""
+def chromium() -> Iterator[Any]:
+    """A browser that Playwright drives."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = browser_path()
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def serving(cache: Path, script: Path = ROOT / "app.py") -> Iterator[str]:
+    """The address of a fresh server of the app, or of another script, whose results are kept in `cache`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}"]
+    command += ["--server.headless=true", "--server.fileWatcherType=none"]
     environment = {**os.environ, "SPARSELENS_CACHE": str(cache)}
     with (cache / "server.log").open("wb") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)

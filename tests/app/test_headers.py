@@ -10,19 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, cache_with_models, serving, wait_for
+from tests.server import ROOT, cache_with_models, wait_for
 from ui.headers import HEADERS
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(cache_with_models(tmp_path_factory.mktemp("cache"))) as found:
-        yield found
 
 
 def got(address: str) -> tuple[dict[str, str], str]:

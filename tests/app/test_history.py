@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
 from sparsity_core.models import PROMPTS
-from tests.app.test_main_job import MODEL_SECONDS, OWN, ask, no_exception, opened, set_number
-from tests.server import browser_path, cache_with_models, serving, settle
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = browser_path()
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
-    with serving(cache_with_models(tmp_path_factory.mktemp("cache"))) as found:
-        yield found
+from tests.app.visit import MODEL_SECONDS, OWN, ask, no_exception, opened, set_number
+from tests.server import settle
 
 
 def asked(page: Any) -> dict[str, str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.server import ROOT, browser_path, cache_with_models, serving, settle
+from tests.server import ROOT, settle
 
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 PAIR = "?pipeline=eviction%3Da2sf(budget%3D64)&beside=eviction%3Dstreaming_llm(budget%3D64)&generate=24"
@@ -19,22 +18,6 @@ _STOP = """(() => {
 })()"""
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = browser_path()
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
-    with serving(cache_with_models(tmp_path_factory.mktemp("cache"))) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
