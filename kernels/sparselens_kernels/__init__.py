@@ -10,13 +10,14 @@ from sparselens_kernels.flash_column_score import ColumnScore, flash_column_scor
 from sparselens_kernels.gated_attention import GatedAttention, gate_drops, gated_attention
 from sparselens_kernels.label_scores import Labels, dequantise, label_scores, quantise
 from sparselens_kernels.masked_attention import MaskedAttention, masked_attention
-from sparselens_kernels.masks import BlockColumns, Blocks, Buckets, Columns, Diagonals, KeyMask, Window
+from sparselens_kernels.masks import TERMS, BlockColumns, Blocks, Buckets, Columns, Diagonals, KeyMask, Window
 from sparselens_kernels.rows import attend, causal_rows, logits, reduce_group
 from sparselens_kernels.sparse_decode import sparse_decode
 
 __all__ = [
     "LATE",
     "NEVER",
+    "TERMS",
     "BlockColumns",
     "Blocks",
     "Buckets",

@@ -2,28 +2,44 @@
 
 A term answers for any queries and keys that are asked for: [lists, R] queries against [lists, C] keys, one list per KV head or
 one per query head. All that a term shows is still causal: the mask adds that, and a query always sees its own key.
+
+Arrays are torch tensors where a mask is computed with, and NumPy's where it is read from a record: each line serves both.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
+import numpy as np
+
+Array = Any  # a torch.Tensor or a numpy.ndarray
 
 
 class Term(ABC):
     """One pattern of a mask; axes: lists (1 serves all), R queries, C keys."""
 
     @abstractmethod
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def sees(self, query: Array, key: Array) -> Array:
         """bool [lists or 1, R, C] of queries [R] and keys [lists or 1, C], positions in the text."""
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        """bool [lists or 1, end]: the keys that any of the queries start … end − 1 sees, or more."""
-        query, key = torch.arange(start, end, device=device), torch.arange(end, device=device)
-        return (self.sees(query, key[None]) & (key <= query[:, None])).any(1)
+    @abstractmethod
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        """bool [lists or 1, end]: of the keys 0 … end − 1 those that any of the queries start … end − 1 sees, or more."""
+
+    def whole(self, start: int, end: int, key: Array) -> Array | None:
+        """bool [lists or 1, end]: keys that all of these queries see, or fewer; None where none are known."""
+        return None
+
+    def arrays(self) -> dict[str, Array]:
+        """The term's arrays by the names of their fields."""
+        return {name: value for name, value in vars(self).items() if hasattr(value, "shape")}
+
+    def numbers(self) -> dict[str, int]:
+        """Its other fields, but those that are None."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,96 +48,114 @@ class Window(Term):
 
     width: int
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def sees(self, query: Array, key: Array) -> Array:
         return key[:, None] > query[:, None] - self.width
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        return (torch.arange(end, device=device) > start - self.width)[None]
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        return (key > start - self.width)[None]
+
+    def whole(self, start: int, end: int, key: Array) -> Array | None:
+        return (key > end - 1 - self.width)[None]
 
 
 @dataclass(frozen=True, eq=False)
 class Columns(Term):
     """Some keys are seen by all later queries, or by those of `queries` alone."""
 
-    kept: torch.Tensor  # bool [lists or 1, T]
-    queries: torch.Tensor | None = None  # bool [lists or 1, T]
+    kept: Array  # bool [lists or 1, T]
+    queries: Array | None = None  # bool [lists or 1, T]
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        found = _at(self.kept, key)[:, None]
+    def sees(self, query: Array, key: Array) -> Array:
+        found = self.kept[_lists(self.kept, 1), key][:, None]
         return found if self.queries is None else found & self.queries[:, query, None]
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
+    def columns(self, start: int, end: int, key: Array) -> Array:
         found = self.kept[:, :end]
-        return found if self.queries is None else found & self.queries[:, start:end].any(1, keepdim=True)
+        return found if self.queries is None else found & self.queries[:, start:end].any(1)[:, None]
+
+    def whole(self, start: int, end: int, key: Array) -> Array | None:
+        found = self.kept[:, :end]
+        return found if self.queries is None else found & self.queries[:, start:end].all(1)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class BlockColumns(Term):
     """As `Columns`, with keys of its own for every block of `block` queries."""
 
-    kept: torch.Tensor  # bool [lists or 1, query blocks, T]
+    kept: Array  # bool [lists or 1, query blocks, T]
     block: int
-    queries: torch.Tensor | None = None  # bool [lists or 1, T]
+    queries: Array | None = None  # bool [lists or 1, T]
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        own = self.kept[:, query // self.block]  # [lists, R, T]
-        lists = max(own.shape[0], key.shape[0])
-        found = own.expand(lists, -1, -1).gather(2, key[:, None].expand(lists, len(query), -1))
+    def sees(self, query: Array, key: Array) -> Array:
+        found = self.kept[_lists(self.kept, 2), (query // self.block)[:, None], key[:, None]]
         return found if self.queries is None else found & self.queries[:, query, None]
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        found = self.kept[:, start // self.block : (end - 1) // self.block + 1, :end].any(1)
-        return found if self.queries is None else found & self.queries[:, start:end].any(1, keepdim=True)
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        found = self._rows(start, end).any(1)
+        return found if self.queries is None else found & self.queries[:, start:end].any(1)[:, None]
+
+    def whole(self, start: int, end: int, key: Array) -> Array | None:
+        found = self._rows(start, end).all(1)
+        return found if self.queries is None else found & self.queries[:, start:end].all(1)[:, None]
+
+    def _rows(self, start: int, end: int) -> Array:
+        return self.kept[:, start // self.block : (end - 1) // self.block + 1, :end]
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Term):
     """Blocks of queries see blocks of keys."""
 
-    kept: torch.Tensor  # bool [lists or 1, query blocks, key blocks]
+    kept: Array  # bool [lists or 1, query blocks, key blocks]
     block: int
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        own = self.kept[:, query // self.block]  # [lists, R, key blocks]
-        lists = max(own.shape[0], key.shape[0])
-        return own.expand(lists, -1, -1).gather(2, (key // self.block)[:, None].expand(lists, len(query), -1))
+    def sees(self, query: Array, key: Array) -> Array:
+        return self.kept[_lists(self.kept, 2), (query // self.block)[:, None], (key // self.block)[:, None]]
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        rows = self.kept[:, start // self.block : (end - 1) // self.block + 1].any(1)
-        return rows.repeat_interleave(self.block, 1)[:, :end]
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        return self._rows(start, end).any(1)[:, key // self.block]
+
+    def whole(self, start: int, end: int, key: Array) -> Array | None:
+        return self._rows(start, end).all(1)[:, key // self.block]
+
+    def _rows(self, start: int, end: int) -> Array:
+        return self.kept[:, start // self.block : (end - 1) // self.block + 1]
 
 
 @dataclass(frozen=True, eq=False)
 class Diagonals(Term):
     """Each query sees the keys at some distances: 0 is its own key."""
 
-    distances: torch.Tensor  # bool [lists or 1, T]
+    distances: Array  # bool [lists or 1, T]
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        apart = (query[:, None] - key[:, None]).clamp_min(0)  # [lists, R, C]
-        lists = max(self.distances.shape[0], apart.shape[0])
-        flat = self.distances.expand(lists, -1).gather(1, apart.expand(lists, -1, -1).flatten(1))
-        return flat.view(lists, *apart.shape[1:])
+    def sees(self, query: Array, key: Array) -> Array:
+        apart = abs(query[:, None] - key[:, None])  # [lists or 1, R, C]
+        return self.distances[_lists(self.distances, 2), apart]
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        total = torch.nn.functional.pad(self.distances.int().cumsum(1), (1, 0))
-        key = torch.arange(end, device=device)
-        near, far = (start - key).clamp_min(0), end - key
-        return total[:, far] > total[:, near]
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        total = self.distances.cumsum(1)  # the queries see this key at distances from start − key to end − 1 − key
+        return total[:, end - 1 - key] > total[:, abs(start - key) - 1] * (key < start)
 
 
 @dataclass(frozen=True, eq=False)
 class Buckets(Term):
     """A query sees the keys that fall into its own bucket in any of some rounds of hashing."""
 
-    of_query: torch.Tensor  # int64 [lists, rounds, T]
-    of_key: torch.Tensor  # int64 [lists, rounds, T]
+    of_query: Array  # int [lists, rounds, T]
+    of_key: Array  # int [lists, rounds, T]
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        lists, rounds, _ = self.of_key.shape
-        theirs = self.of_key.gather(2, key[:, None].expand(lists, rounds, -1))
-        found: torch.Tensor = (self.of_query[:, :, query, None] == theirs[:, :, None]).any(1)
-        return found
+    def sees(self, query: Array, key: Array) -> Array:
+        rounds = [[i] for i in range(self.of_key.shape[1])]
+        theirs = self.of_key[_lists(self.of_key, 2), rounds, key[:, None]]  # [lists, rounds, C]
+        return (self.of_query[:, :, query, None] == theirs[:, :, None]).any(1)
+
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        return self.sees(key[start:end], key[None]).any(1)
+
+
+TERMS: dict[str, type[Term]] = {
+    each.__name__: each for each in (Window, Columns, BlockColumns, Blocks, Diagonals, Buckets)
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,32 +170,41 @@ class KeyMask:
     n_tokens: int
     scoring_flops: int = 0
 
-    def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """bool [lists, R, C] of queries [R] and keys [lists or 1, C]."""
+    def sees(self, query: Array, key: Array) -> Array:
+        """bool [lists or 1, R, C] of queries [R] and keys [lists or 1, C]."""
         found = key[:, None] == query[:, None]
         for term in self.terms:
             found = found | term.sees(query, key)
-        return (found & (key[:, None] <= query[:, None])).expand(self.lists, -1, -1)
+        return found & (key[:, None] <= query[:, None])
 
-    def rows(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        """bool [lists, end − start, end]: what queries start … end − 1 see of the keys before `end`."""
-        query, key = torch.arange(start, end, device=device), torch.arange(end, device=device)
-        return self.sees(query, key[None])
+    def rows(self, start: int, end: int, key: Array) -> Array:
+        """bool [lists or 1, end − start, end]: what queries start … end − 1 see of the keys 0 … end − 1."""
+        return self.sees(key[start:end], key[None, :end])
 
-    def columns(self, start: int, end: int, device: torch.device) -> torch.Tensor:
-        """bool [lists, end]: the keys that any of the queries start … end − 1 sees, or more."""
-        found = torch.arange(end, device=device)[None] >= start
+    def columns(self, start: int, end: int, key: Array) -> Array:
+        """bool [lists or 1, end]: of the keys 0 … end − 1 those that any of the queries start … end − 1 sees, or more."""
+        found = (key >= start)[None]
         for term in self.terms:
-            found = found | term.columns(start, end, device)
-        return found.expand(self.lists, -1)
+            found = found | term.columns(start, end, key)
+        return found
 
-    def grouped(self, found: torch.Tensor, n_kv: int, heads: slice = slice(None)) -> torch.Tensor:
-        """[lists, R, C] of all heads → [KV heads, 1 or G, R, C] of some KV heads."""
-        grouped: torch.Tensor = found.unflatten(0, (n_kv, -1))[heads]
-        return grouped
+    def whole(self, start: int, end: int, key: Array) -> Array:
+        """bool [lists or 1, end]: keys that all of the queries start … end − 1 see, or fewer."""
+        found = (key < 0)[None]
+        for term in self.terms:
+            own = term.whole(start, end, key)
+            found = found if own is None else found | own
+        return found & (key <= start)
+
+    def cpu(self) -> KeyMask:
+        """The same mask, its tensors in the host's memory."""
+        return replace(self, terms=[replace(term, **{n: x.cpu() for n, x in term.arrays().items()}) for term in self.terms])
+
+    def grouped(self, found: Array, n_kv: int, heads: slice = slice(None)) -> Array:
+        """A tensor [lists or 1, R, C] of all heads → [KV heads, 1 or G, R, C] of some KV heads."""
+        return found.expand(self.lists, -1, -1).unflatten(0, (n_kv, -1))[heads]
 
 
-def _at(values: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """values [lists or 1, T] at keys [lists or 1, C] → [lists or 1, C]."""
-    lists = max(values.shape[0], key.shape[0])
-    return values.expand(lists, -1).gather(1, key.expand(lists, -1))
+def _lists(values: Array, more: int) -> Any:
+    """The number of each list of `values`, to index with beside `more` axes; one list serves all."""
+    return 0 if len(values) == 1 else np.arange(len(values)).reshape(-1, *[1] * more)

@@ -117,6 +117,7 @@ def causal_rows(
     least = cores * math.ceil(16 / cores)  # rows
     per_row = batch * together * group
     size = max(_TILE_ELEMENTS, least * per_row * n_keys)
+    key = torch.arange(n_keys, device=q.device)
     dtype = accumulator_dtype(q.dtype)
     # Fresh memory for each tile costs as much as its softmax, so all tiles share this.
     scratch = torch.empty(size, dtype=dtype, device=q.device)
@@ -140,7 +141,7 @@ def causal_rows(
             tile = _capped(keys_first, softcap).permute(0, 1, 2, 4, 5, 3)
             # Subtracting each row's maximum would cost as much again as its exponentials, and few rows ever need it.
             own_until = None if until is None else until[:, heads if until.shape[1] > 1 else slice(None), :columns]
-            shown = None if mask is None else mask.grouped(mask.rows(past + start, columns, q.device), n_kv, heads)
+            shown = None if mask is None else mask.grouped(mask.rows(past + start, columns, key), n_kv, heads)
             _hide(tile.exp_(), 0.0, window, own_until, shown)
             total = tile.sum(-1, keepdim=True)
             norm = total.reciprocal()

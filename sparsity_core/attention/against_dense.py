@@ -58,6 +58,7 @@ class AgainstDense:
         evicted_at = torch.tensor(self._evicted_at[layer], device=q.device)
         dropped_here = bool((evicted_at < evicted_at.shape[1]).any())
         group, mask = q.shape[1] // k.shape[1], self._masks.get(layer)
+        key = torch.arange(call.n_keys, device=q.device)
         for tile in causal_rows(q, k, **call.how):
             heads, start, end = tile.heads, tile.start, tile.end
             own = slice(heads.start * group, heads.stop * group)
@@ -66,7 +67,7 @@ class AgainstDense:
                 self._compare(layer, heads, own, start, end, tile.probabilities()[0], evicted_at[heads, :end])
             if mask is not None and start < mask.n_tokens:
                 last = min(end, mask.n_tokens)
-                shown = mask.grouped(mask.rows(start, last, q.device), k.shape[1], heads)
+                shown = mask.grouped(mask.rows(start, last, key), k.shape[1], heads)
                 seen = (tile.probabilities()[0, :, :, : last - start, :last] * shown).sum(-1)
                 self.coverage[layer, own, start:last] = seen.flatten(0, 1).cpu().numpy()
         return out

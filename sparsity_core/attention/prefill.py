@@ -11,7 +11,7 @@ from sparselens_kernels import KeyMask, Window
 
 from sparsity_core.attention.step import Stage, Step
 from sparsity_core.kinds import PromptView
-from sparsity_core.record import PrefillRecord
+from sparsity_core.record import PrefillRecord, packed
 
 _ROWS = 128  # queries whose masks are counted at once
 _MOST_BLOCKS = 128  # on a side of the picture that a trace keeps
@@ -55,11 +55,13 @@ class PrefillStage(Stage):
         layers = sorted(self.masks)
         block = max(16, -(-self._n // _MOST_BLOCKS))
         lists = max(self.masks[i].lists for i in layers)
-        counted = [_counted(self.masks[i], self._n, block) for i in layers]
+        masks = [self.masks[i].cpu() for i in layers]
+        counted = [_counted(mask, self._n, block) for mask in masks]
         shown = np.zeros((len(layers), lists, n), np.int32)
         for row, (seen, _) in zip(shown, counted, strict=True):
             row[:, : self._n] = np.repeat(seen, lists // len(seen), 0)
             row[:, self._n :] = np.arange(self._n, n) + 1  # what comes after the prompt sees all of it
+        patterns, layouts = packed(masks)
         pictures = np.stack([np.repeat(each, lists // len(each), 0) for _, each in counted])
         return PrefillRecord(
             shown=shown,
@@ -69,6 +71,8 @@ class PrefillStage(Stage):
             pairs=np.asarray([self._pairs[i] for i in layers], np.int64),
             scoring_flops=np.asarray([self.masks[i].scoring_flops for i in layers], np.int64),
             looks_ahead=self._looks_ahead,
+            patterns=patterns,
+            layouts=layouts,
         )
 
 
@@ -83,10 +87,10 @@ def _counted(mask: KeyMask, n: int, block: int) -> tuple[np.ndarray, np.ndarray]
     side = -(-n // block)
     pairs = np.zeros((mask.lists, side, side), np.float64)
     causal = np.zeros((side, side), np.float64)
-    edges = np.arange(0, n, block)
+    edges, key = np.arange(0, n, block), torch.arange(n)
     for start in range(0, n, block):
         end = min(n, start + block)
-        rows: Any = mask.rows(start, end, torch.device("cpu")).numpy()
+        rows: Any = mask.rows(start, end, key).expand(mask.lists, -1, -1).numpy()
         seen[:, start:end] = rows.sum(2)
         own = edges[edges < end]
         pairs[:, start // block, : len(own)] = np.add.reduceat(rows.sum(1), own, axis=1)

@@ -18,6 +18,8 @@ from sparsity_core.kinds import Selector
 from sparsity_core.models import AttentionCall, Model
 from sparsity_core.record import DriftRecord, ReadingRecord
 
+_MOST_BITS = 8 * 2**24  # 16 MiB, of which keys each query reads
+
 
 class ReadingStage(Stage):
     """Lets each query from `first` on read a share of its cache, and keeps what it read.
@@ -66,7 +68,7 @@ class ReadingStage(Stage):
         selector.append(call.k)
         host, share = self._offload.layers[layer].shape(call.q), self._share(layer, step.start)
         index, _, known = top_keys(call.q, host, selector, share=share, scale=call.scale, known=self._mean_value)
-        self._selected[layer].read(index)
+        self._selected[layer].read(step.start, index)
         return self._offload.attend(layer, call.q, call.k, call.v, index, call.scale, known)
 
     def observe(self, step: Step) -> None:
@@ -74,7 +76,8 @@ class ReadingStage(Stage):
         call, layer = step.call, step.layer
         if layer not in self._selectors:
             self._selectors[layer] = self._make_selector(layer)
-            self._selected[layer] = Selected.empty(call.q.shape[1], call.n_kv, self._n_tokens)
+            bits = self._model.arch.n_layers * call.n_kv * self._n_tokens**2
+            self._selected[layer] = Selected.empty(call.q.shape[1], call.n_kv, self._n_tokens, bits <= _MOST_BITS)
             if not step.generating:
                 self._simulated[layer] = step.keys
         selector = self._selectors[layer]
@@ -107,7 +110,7 @@ class ReadingStage(Stage):
         )
         group = chosen.columns.shape[1] // call.n_kv
         read = step.positions.repeat_interleave(group, 1).gather(2, chosen.columns)
-        self._selected[layer].read(read, chosen.n_selected)
+        self._selected[layer].read(step.start, read, chosen.n_selected)
         self._follow_channels(selector, call.q, call.k, step.start + 1)
         return out
 
@@ -148,7 +151,8 @@ class ReadingStage(Stage):
     def record(self, n: int) -> ReadingRecord:
         layers = [self._selected[i] for i in sorted(self._selected)]
         read = (torch.stack([getattr(each, name) for each in layers]) for name in ("count", "mass", "recall"))
-        return ReadingRecord(*(values[..., :n].numpy() for values in read))
+        chosen = np.stack([each.chosen[:, :n, : -(-n // 8)] for each in layers])
+        return ReadingRecord(*(values[..., :n].numpy() for values in read), chosen=chosen)
 
     def drift(self) -> DriftRecord | None:
         """The share of the calibrated channels still chosen at each new ranking; None where they are never ranked again."""

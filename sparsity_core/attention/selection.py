@@ -32,18 +32,33 @@ class Selected:
     count: torch.Tensor  # int32 [Hkv, T]: how many queries read each key; of query heads that differ, the mean
     mass: torch.Tensor  # float32 [H, T]: share of the exact attention that each query's selection holds; nan: dense
     recall: torch.Tensor  # float32 [Hkv, T]: share of the exact attention's own top keys that are selected
+    chosen: np.ndarray  # uint8 [Hkv, T, bytes]: a bit for each query and key, whether it was read; no bytes where not kept
 
     @classmethod
-    def empty(cls, n_heads: int, n_kv: int, n: int) -> Selected:
+    def empty(cls, n_heads: int, n_kv: int, n: int, keeps: bool) -> Selected:
+        """Before the first query. With `keeps` it is kept which keys each query reads, n² bits a KV head."""
         nan = float("nan")
-        return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan))
+        chosen = np.full((n_kv, n, -(-n // 8) if keeps else 0), 255, np.uint8)
+        return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan), chosen)
 
-    def read(self, positions: torch.Tensor, count: torch.Tensor | None = None) -> None:
-        """Counts the keys of one decode step, by position [1, Hkv or H, S]; of each list the first `count` [1, Hkv or H]."""
+    def choose(self, heads: slice, start: int, read: torch.Tensor) -> None:
+        """Keeps what queries start … read of the keys before the last of them: bool [KV heads, 1 or G, R, C], by position."""
+        rows = self.chosen[heads, start : start + read.shape[2]]
+        bits = np.packbits(read.any(1).cpu().numpy(), axis=2)[..., : rows.shape[2]]
+        rows[...] = 0
+        rows[..., : bits.shape[2]] = bits
+
+    def read(self, at: int, positions: torch.Tensor, count: torch.Tensor | None = None) -> None:
+        """Counts the keys of the decode step at position `at`, by position [1, Hkv or H, S]; of each list the first `count`
+        [1, Hkv or H]."""
         n_kv, each = self.count.shape[0], torch.full(positions.shape, self.count.shape[0] / positions.shape[1])
         if count is not None:
             each = each * (torch.arange(positions.shape[2]) < count.cpu()[..., None])
-        self.count.scatter_add_(1, positions.reshape(n_kv, -1).cpu(), each.reshape(n_kv, -1))
+        by_head, each = positions.reshape(n_kv, -1).cpu(), each.reshape(n_kv, -1)
+        self.count.scatter_add_(1, by_head, each)
+        if self.chosen.shape[2]:
+            row = torch.zeros(n_kv, at + 1).scatter_add_(1, by_head, each) > 0
+            self.choose(slice(None), at, row[:, None, None])
 
 
 def attend_selected(
@@ -90,6 +105,8 @@ def attend_selected(
         mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
         at = slice(start + begin, start + end)
         record.count[heads].scatter_add_(1, positions[heads, :columns].cpu(), read.float().mean(1).sum(1).cpu())
+        if record.chosen.shape[2]:
+            record.choose(heads, start + begin, _in_place(read, positions[heads, :columns], start + end))
         record.mass[own, at] = mass.flatten(0, 1).float().cpu()
         record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
         if share < 1.0:
@@ -101,6 +118,14 @@ def attend_selected(
             mean = visible.to(v.dtype) @ v[0, heads, :columns] / visible.sum(-1, keepdim=True)
             out[:, own, begin:end] = corrected(out[:, own, begin:end], known, mean)
     return out
+
+
+def _in_place(read: torch.Tensor, positions: torch.Tensor, n: int) -> torch.Tensor:
+    """bool [KV heads, 1 or G, R, n] by position in the text, of `read` [KV heads, 1 or G, R, C] by place in the cache."""
+    if positions.shape[1] == n:
+        return read
+    own = positions[:, None, None].expand(read.shape)
+    return read.new_zeros(*read.shape[:3], n).scatter_(3, own, read)
 
 
 def _visible(
@@ -118,7 +143,7 @@ def _visible(
     visible = visible.expand(heads.stop - heads.start, -1, -1)
     if mask is None:
         return visible
-    shown = mask.grouped(mask.rows(past + begin, past + end, key.device), call.n_kv, heads)
+    shown = mask.grouped(mask.rows(past + begin, past + end, key), call.n_kv, heads)
     if shown.shape[1] > 1:
         raise ValueError("a mask of each query head its own cannot go before a decode stage: choose another method")
     return visible & shown[:, 0]

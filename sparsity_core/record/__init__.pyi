@@ -6,10 +6,14 @@ from .offload import OffloadRecord as OffloadRecord
 from .part import Axes as Axes
 from .part import Part as Part
 from .prefill import PrefillRecord as PrefillRecord
+from .prefill import packed as packed
 from .provenance import Provenance as Provenance
 from .provenance import View as View
 from .reading import DriftRecord as DriftRecord
 from .reading import ReadingRecord as ReadingRecord
+from .removal import removed_at as removed_at
+from .removal import removed_pairs as removed_pairs
+from .removal import removed_rows as removed_rows
 from .spec import RunSpec as RunSpec
 from .store import Store as Store
 from .store import key_of as key_of

@@ -13,11 +13,11 @@ _KINDS = {"float": "f", "int": "iu", "bool": "b"}
 class Axes:
     """What an array holds ("float", "int" or "bool") over which named axes: `Annotated[np.ndarray, Axes("int", "layer")]`.
 
-    Axes of one name are of one length in all parts of a trace.
+    Axes of one name are of one length in all parts of a trace. What is `optional` may be empty.
     """
 
-    def __init__(self, kind: str, *names: str) -> None:
-        self.kinds, self.names = _KINDS[kind], names
+    def __init__(self, kind: str, *names: str, optional: bool = False) -> None:
+        self.kinds, self.names, self.optional = _KINDS[kind], names, optional
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,8 @@ class Part:
         wrong = []
         for name, axes in declared(type(self)).items():
             found: Any = getattr(self, name)
+            if axes.optional and isinstance(found, np.ndarray) and not found.size:
+                continue
             fits = isinstance(found, np.ndarray) and found.dtype.kind in axes.kinds and found.ndim == len(axes.names)
             if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes.names, found.shape, strict=True)):
                 wrong.append(name)

@@ -18,6 +18,7 @@ from sparsity_core.record.part import Axes, Part
 from sparsity_core.record.prefill import PrefillRecord
 from sparsity_core.record.provenance import Provenance
 from sparsity_core.record.reading import DriftRecord, ReadingRecord
+from sparsity_core.record.removal import removed_rows, unseen
 from sparsity_core.record.text import TextRecord
 from sparsity_core.work import opened, read_regular, sealed, write_whole
 
@@ -156,10 +157,22 @@ class Trace(Part):
         return float(np.exp(known.mean())) if known.size else float("nan")
 
     def keep(self, layer: int) -> np.ndarray:
-        """bool [kv_head, query, key]: query q attends to key k, k ≤ q < evicted_at[k]."""
-        query = np.arange(self.n_tokens)[None, :, None]
-        key = np.arange(self.n_tokens)[None, None, :]
-        return np.asarray((key <= query) & (query < self.evicted_at[layer][:, None, :]))
+        """bool [kv_head, query, key]: query q may read key k: k ≤ q < evicted_at[k], and a prefill's mask shows it.
+
+        What a decode stage chooses among these is in `removed_by`.
+        """
+        query, key = np.arange(self.n_tokens)[:, None], np.arange(self.n_tokens)
+        kept = (key <= query) & (query < self.evicted_at[layer][:, None, :])
+        return kept if self.prefill is None else kept & ~unseen(self, layer, 0, self.n_tokens)
+
+    def removed_by(self, layer: int) -> np.ndarray:
+        """uint8 [kv_head, query, key]: 0 where the query reads the key, else 1 + the place in `stages` of the first stage
+        that removed it: gate, prefill, eviction, decode. Causal pairs only; entries after the query's own key are 0.
+
+        A key counts as read by a KV head where any of its query heads reads it. Keys beyond a layer's own window are charged
+        to no stage. Raises ValueError where a decode stage's choices were not kept, which long texts have too many of.
+        """
+        return removed_rows(self, layer, 0, self.n_tokens)
 
     def dropped_by(self, layer: int) -> np.ndarray:
         """int32 [kv_head, key]: the token whose gate dropped the key; −1 elsewhere (eviction has no such token)."""

@@ -74,10 +74,16 @@ def views(ids=IDS, family="llama") -> list[PromptView]:
     return found
 
 
+def rows_of(mask: KeyMask) -> np.ndarray:
+    """bool [lists, T, T]"""
+    rows = mask.rows(0, mask.n_tokens, torch.arange(mask.n_tokens))
+    return rows.expand(mask.lists, -1, -1).numpy()
+
+
 def mask_of(method: str, view: PromptView) -> np.ndarray:
     """bool [lists, T, T]"""
     made = Pipeline.parse(f"prefill={method}").prefill
-    return made.mask(view).rows(0, view.n_tokens, view.k.device).numpy()
+    return rows_of(made.mask(view))
 
 
 def softmax_rows(view: PromptView) -> np.ndarray:
@@ -117,7 +123,7 @@ def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, 
     mask = KeyMask([terms(n, lists, seed)[which], Window(3)], lists, n)
     rng = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, heads, n, 16, generator=rng, dtype=torch.float64) for heads in (6, 2, 2))
-    rows = mask.rows(0, n, q.device)
+    rows = torch.from_numpy(rows_of(mask))
     logits = torch.einsum("hqd,hkd->hqk", q[0], k[0].repeat_interleave(3, 0)) / 4
     plain = logits.masked_fill(~rows.repeat_interleave(6 // lists, 0), -math.inf).softmax(-1) @ v[0].repeat_interleave(
         3, 0
@@ -127,9 +133,11 @@ def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, 
     torch.testing.assert_close(evict_scan(q, k, v, budget=n, mask=mask).out[0], plain)
     for start in range(0, n, 20):
         end = min(n, start + 20)
-        part = mask.rows(start, end, q.device)
+        key = torch.arange(end)
+        part, some, whole = (x(start, end, key) for x in (mask.rows, mask.columns, mask.whole))
         assert (part == rows[:, start:end, :end]).all()
-        assert not (part.any(1) & ~mask.columns(start, end, q.device)).any()  # no key that is seen is left ungathered
+        assert not (part.any(1) & ~some).any()  # no key that is seen is left ungathered
+        assert not (whole & ~part.all(1)).any()  # and none is taken for seen by all that is not
 
 
 def test_a_scan_that_evicts_under_a_mask_equals_one_key_at_a_time():
@@ -138,7 +146,7 @@ def test_a_scan_that_evicts_under_a_mask_equals_one_key_at_a_time():
     q, k, v = (torch.randn(1, heads, n, 8, generator=rng, dtype=torch.float64) for heads in (2, 1, 1))
     mask = KeyMask([Columns(torch.rand(1, n, generator=rng) < 0.4), Window(3)], 1, n)
     found = evict_scan(q, k, v, budget=budget, decay=0.5, mask=mask)
-    shown, kept, score = mask.rows(0, n, q.device)[0], [], {}
+    shown, kept, score = rows_of(mask)[0], [], {}
     gone = {}
     for i in range(n):
         kept.append(i)
@@ -295,7 +303,7 @@ def test_assa_reaches_its_coverage_where_max_ratio_allows():
     """Of the importance by the probes themselves, in every block of queries and segment."""
     pipeline = Pipeline(prefill=methods.ASSA(coverage=0.6, max_ratio=1.0, min_ratio=0.0, block=16, window=1, n_sink=0))
     for view in views():
-        found = pipeline.prefill.mask(view).rows(0, 75, view.k.device).numpy()
+        found = rows_of(pipeline.prefill.mask(view))
         p = softmax_rows(view).reshape(view.k.shape[0], -1, 75, 75).sum(1)
         for start in range(16, 75, 16):
             probes = [q for q in range(start) if q % 16 >= 12]
