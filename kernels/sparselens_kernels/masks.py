@@ -18,6 +18,7 @@ import numpy as np
 Array = Any  # a torch.Tensor or a numpy.ndarray
 
 
+@dataclass(frozen=True, eq=False)
 class Term(ABC):
     """One pattern of a mask; axes: lists (1 serves all), R queries, C keys."""
 

@@ -150,9 +150,13 @@ class ReadingStage(Stage):
 
     def record(self, n: int) -> ReadingRecord:
         layers = [self._selected[i] for i in sorted(self._selected)]
-        read = (torch.stack([getattr(each, name) for each in layers]) for name in ("count", "mass", "recall"))
         chosen = np.stack([each.chosen[:, :n, : -(-n // 8)] for each in layers])
-        return ReadingRecord(*(values[..., :n].numpy() for values in read), chosen=chosen)
+        return ReadingRecord(
+            selected=torch.stack([each.count[:, :n] for each in layers]).numpy(),
+            selected_mass=torch.stack([each.mass[:, :n] for each in layers]).numpy(),
+            selected_recall=torch.stack([each.recall[:, :n] for each in layers]).numpy(),
+            chosen=chosen,
+        )
 
     def drift(self) -> DriftRecord | None:
         """The share of the calibrated channels still chosen at each new ranking; None where they are never ranked again."""

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from sparsity_core.record.trace import Trace
+from sparsity_core.record.gate import GateRecord
+from sparsity_core.record.prefill import PrefillRecord
+from sparsity_core.record.reading import ReadingRecord
 
 _ROWS = 256  # queries that are counted at once
+
+
+class Trace(Protocol):
+    """What of a trace tells which stage removed a key."""
+
+    @property
+    def gate(self) -> GateRecord | None: ...
+    @property
+    def prefill(self) -> PrefillRecord | None: ...
+    @property
+    def reading(self) -> ReadingRecord | None: ...
+    @property
+    def evicted_at(self) -> np.ndarray: ...
+    @property
+    def stages(self) -> list[str]: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
 
 
 def removed_rows(trace: Trace, layer: int, start: int, end: int) -> np.ndarray:

@@ -163,7 +163,7 @@ class Trace(Part):
         """
         query, key = np.arange(self.n_tokens)[:, None], np.arange(self.n_tokens)
         kept = (key <= query) & (query < self.evicted_at[layer][:, None, :])
-        return kept if self.prefill is None else kept & ~unseen(self, layer, 0, self.n_tokens)
+        return np.asarray(kept if self.prefill is None else kept & ~unseen(self, layer, 0, self.n_tokens))
 
     def removed_by(self, layer: int) -> np.ndarray:
         """uint8 [kv_head, query, key]: 0 where the query reads the key, else 1 + the place in `stages` of the first stage

@@ -36,7 +36,7 @@ class ASSA(PrefillMethod):
         "block", choices=("block", "sentence"), help="what a budget is for: a block of tokens, or a sentence"
     )
     block: int = knob(
-        64, low=16, high=256, at_least=1, at_most=10**6, help="tokens of a block of queries, and of a segment"
+        128, low=16, high=256, at_least=1, at_most=10**6, help="tokens of a block of queries, and of a segment"
     )
     probes: int = knob(
         4, low=1, high=64, at_least=1, at_most=10**6, help="last queries of each block, which score the keys"

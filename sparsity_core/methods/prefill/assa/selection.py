@@ -74,21 +74,16 @@ def chosen(importance: torch.Tensor, segments: torch.Tensor, knobs: Knobs) -> to
     `segments` int64 [K] ascend: the segment of each key.
     """
     sizes = torch.bincount(segments)
-    first = sizes.cumsum(0) - sizes
-    # By segment, and within it by importance: two stable sorts.
-    order = importance.argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, segments[order].argsort(dim=1, stable=True))
-    ranked = importance.gather(1, order)
-    own = segments.expand_as(order)  # segments ascend, so after the sort they stand as before
-    rank = torch.arange(len(segments), device=segments.device) - first[segments]
-    before = ranked.cumsum(1) - ranked
-    before = before - before.gather(1, first[own])
-    whole = torch.zeros(len(importance), len(sizes), device=importance.device).scatter_add_(1, own, ranked)
-    keep = before < knobs.coverage * whole.gather(1, own) * (1 - 1e-6)
-    share = sizes[segments].double()
-    keep &= rank < (knobs.max_ratio * share).ceil()
-    keep |= rank < (knobs.min_ratio * share).ceil()
-    return torch.zeros_like(keep).scatter_(1, order, keep)
+    place = torch.arange(len(segments), device=segments.device) - (sizes.cumsum(0) - sizes)[segments]
+    table = importance.new_full((len(importance), len(sizes), int(sizes.max())), -1.0)  # a row for each segment
+    table[:, segments, place] = importance
+    ranked, order = table.sort(dim=2, descending=True, stable=True)
+    held = ranked.clamp_min(0).cumsum(2)
+    rank, size = torch.arange(table.shape[2], device=segments.device), sizes[:, None].double()
+    keep = held - ranked < knobs.coverage * held[..., -1:] * (1 - 1e-6)
+    keep &= rank < (knobs.max_ratio * size).ceil()
+    keep |= rank < (knobs.min_ratio * size).ceil()
+    return torch.zeros_like(keep).scatter_(2, order, keep)[:, segments, place]
 
 
 def segments_of(texts: Sequence[str], n: int, block: int, by: str) -> torch.Tensor:
