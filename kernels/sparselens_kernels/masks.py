@@ -199,7 +199,9 @@ class KeyMask:
 
     def cpu(self) -> KeyMask:
         """The same mask, its tensors in the host's memory."""
-        return replace(self, terms=[replace(term, **{n: x.cpu() for n, x in term.arrays().items()}) for term in self.terms])
+        return replace(
+            self, terms=[replace(term, **{n: x.cpu() for n, x in term.arrays().items()}) for term in self.terms]
+        )
 
     def grouped(self, found: Array, n_kv: int, heads: slice = slice(None)) -> Array:
         """A tensor [lists or 1, R, C] of all heads → [KV heads, 1 or G, R, C] of some KV heads."""

@@ -32,7 +32,9 @@ class Selected:
     count: torch.Tensor  # int32 [Hkv, T]: how many queries read each key; of query heads that differ, the mean
     mass: torch.Tensor  # float32 [H, T]: share of the exact attention that each query's selection holds; nan: dense
     recall: torch.Tensor  # float32 [Hkv, T]: share of the exact attention's own top keys that are selected
-    chosen: np.ndarray  # uint8 [Hkv, T, bytes]: a bit for each query and key, whether it was read; no bytes where not kept
+    chosen: (
+        np.ndarray
+    )  # uint8 [Hkv, T, bytes]: a bit for each query and key, whether it was read; no bytes where not kept
 
     @classmethod
     def empty(cls, n_heads: int, n_kv: int, n: int, keeps: bool) -> Selected:

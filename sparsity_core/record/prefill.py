@@ -49,7 +49,9 @@ def packed(masks: Sequence[KeyMask]) -> tuple[np.ndarray, list[dict[str, Any]]]:
             plain = {"kind": type(term).__name__, **term.numbers()}
             for name, value in term.arrays().items():
                 array = np.asarray(value)
-                kept = np.packbits(array) if array.dtype == bool else np.ascontiguousarray(array, np.int32).view(np.uint8)
+                kept = (
+                    np.packbits(array) if array.dtype == bool else np.ascontiguousarray(array, np.int32).view(np.uint8)
+                )
                 parts.append(kept.ravel())
                 plain[name] = {"flags": array.dtype == bool, "shape": list(array.shape), "at": place}
                 place += kept.size

@@ -29,7 +29,11 @@ def causal(trace: Trace) -> int:
 @pytest.mark.parametrize("generates", [False, True])
 def test_what_is_read_and_what_each_stage_removed_add_up_to_the_causal_pairs(pipeline, generates):
     model = tiny.model()
-    trace = generate(model, IDS, pipeline, max_new_tokens=9, stop_at_eos=False).trace if generates else run(model, IDS, pipeline)
+    trace = (
+        generate(model, IDS, pipeline, max_new_tokens=9, stop_at_eos=False).trace
+        if generates
+        else run(model, IDS, pipeline)
+    )
     for layer in range(trace.n_layers):
         found, counts = trace.removed_by(layer), removed_pairs(trace, layer)
         lower = np.tril(np.ones(found.shape[1:], bool))
@@ -81,12 +85,18 @@ def test_masks_and_choices_outlast_a_file(pipeline, tmp_path):
 
 
 def test_the_masks_of_a_record_are_those_that_were_made():
-    for method in ("lsh(buckets=8, rounds=1, window=3)", "flexprefill(coverage=0.7, block=16)", "bigbird(block=8, window_blocks=1)"):
+    for method in (
+        "lsh(buckets=8, rounds=1, window=3)",
+        "flexprefill(coverage=0.7, block=16)",
+        "bigbird(block=8, window_blocks=1)",
+    ):
         trace = run(tiny.model(), IDS, f"prefill={method}")
         assert trace.prefill is not None
         for layer in range(trace.n_layers):
             rows = trace.prefill.mask(layer).rows(0, 75, np.arange(75))
-            np.testing.assert_array_equal(np.broadcast_to(rows.sum(-1), trace.prefill.shown[layer].shape), trace.prefill.shown[layer])
+            np.testing.assert_array_equal(
+                np.broadcast_to(rows.sum(-1), trace.prefill.shown[layer].shape), trace.prefill.shown[layer]
+            )
 
 
 def test_a_text_too_long_to_keep_each_choice_says_so():
