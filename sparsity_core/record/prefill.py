@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+
 from sparsity_core.record.part import Axes, Part
 
 if TYPE_CHECKING:
