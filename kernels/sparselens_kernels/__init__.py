@@ -12,9 +12,11 @@ from sparselens_kernels.label_scores import Labels, dequantise, label_scores, qu
 from sparselens_kernels.masked_attention import MaskedAttention, masked_attention
 from sparselens_kernels.masks import TERMS, BlockColumns, Blocks, Buckets, Columns, Diagonals, KeyMask, Window
 from sparselens_kernels.rows import attend, causal_rows, logits, reduce_group
+from sparselens_kernels.slots import EMPTY, staying
 from sparselens_kernels.sparse_decode import sparse_decode
 
 __all__ = [
+    "EMPTY",
     "LATE",
     "NEVER",
     "TERMS",
@@ -43,4 +45,5 @@ __all__ = [
     "quantise",
     "reduce_group",
     "sparse_decode",
+    "staying",
 ]

@@ -40,13 +40,13 @@ from sparselens_kernels.flash_column_score import kernel as flash
 from sparselens_kernels.gated_attention import kernel as gate
 
 HALF = {"q", "k", "v", "out", "gate_q", "gate_k"}
-INTEGER = {"snapshot_of", "column", "evicted_at", "until", "dropped_at"}
+INTEGER = {"budgets", "held", "snapshot_of", "column", "evicted_at", "until", "dropped_at"}
 FLOAT = {"decay", "weight", "initial", "score", "logit", "final", "threshold", "snapshots", "lse", "log2_decay"}
 KIND = {"scale": "fp32", "bias": "fp32"}
 KIND |= dict.fromkeys(HALF, "*fp16") | dict.fromkeys(INTEGER, "*i32") | dict.fromkeys(FLOAT, "*fp32")
 blocks = dict(DIM=80, DIM_V=64, GROUP=3, BLOCK_D=128, BLOCK_V=64)
 for kernel, constants in [
-    (scan._scan, blocks | dict(SCORED=True, FORCED=False, REDUCTION="sum", BLOCK_G=4, BLOCK_S=32)),
+    (scan._scan, blocks | dict(SCORED=True, REDUCTION="sum", BLOCK_G=4, BLOCK_S=32)),
     (flash._rows, blocks | dict(BLOCK=64, UNTIL=False)),
     (flash._rows, blocks | dict(BLOCK=64, UNTIL=True)),
     (flash._columns, dict(DIM=80, GROUP=3, MEAN=True, BLOCK=64, BLOCK_D=128, UNTIL=False)),

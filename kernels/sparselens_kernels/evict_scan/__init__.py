@@ -25,7 +25,7 @@ def evict_scan(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    budget: int,
+    budget: int | Sequence[int],
     decay: float | torch.Tensor = 1.0,
     n_sink: int = 0,
     recent: int = 0,
@@ -59,7 +59,9 @@ def evict_scan(
 
     Args:
         q: [B, H, Tq, D].
-        k, v: [B, Hkv, Tk, D]: a cache of Tk − Tq keys, in order of position, then the queries' own.
+        k, v: [B, Hkv, Tk, D]: a cache of Tk − Tq keys, in order of position, then the queries' own. Heads that hold fewer
+            than others begin with empty slots.
+        budget: one number, or one per KV head.
         decay: the forgetting factor in [0, 1]; a number, or a tensor that broadcasts to [B, Hkv, Tk].
         scored: False leaves every score at its `initial` value; a scored key arrives with nought.
         weight, initial: broadcast to [B, Hkv, Tk]; `weight` multiplies what a key is attended.
@@ -68,7 +70,8 @@ def evict_scan(
             the first to go when one is needed.
         protected: bool [B, 1 or Hkv, Tk], keys that never go; where little else is left, the oldest recent one does.
         mask: the keys that each query may see, by position; its own key always.
-        positions, score: int64 and float [B, Hkv, Tk − Tq], the state of the cached keys; needed where Tk > Tq.
+        positions, score: int64 and float [B, Hkv, Tk − Tq], the state of the cached keys; needed where Tk > Tq. An empty
+            slot has position −1: no query sees it, and its `evicted_at` is 0.
         start: the position of the first query, Tk − Tq where None (a cache that has lost nothing).
         scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
         snapshot_steps: queries (0 … Tq − 1) after which the score is copied out.
@@ -77,13 +80,10 @@ def evict_scan(
     """
     check_attention_shapes(q, k, v)
     check_scoring(reduction, decay, window, snapshot_steps, q.shape[2])
-    if budget < 1:
-        raise ValueError(f"budget is at least 1 key; got {budget}")
-    if n_sink < 0 or recent < 0 or n_sink + recent > budget:
-        raise ValueError(f"n_sink + recent is between 0 and the budget of {budget}; got {n_sink} + {recent}")
+    budgets = _of_each_head(budget, k.shape[1])
+    if n_sink < 0 or recent < 0 or n_sink + recent > min(budgets):
+        raise ValueError(f"n_sink + recent is between 0 and the budget of {min(budgets)}; got {n_sink} + {recent}")
     n_past = k.shape[2] - q.shape[2]
-    if n_past > budget:
-        raise ValueError(f"the cache holds {n_past} keys, more than the budget of {budget}")
     if scored and (isinstance(initial, torch.Tensor) or initial != 0.0):
         raise ValueError("a scored key arrives with a score of 0: an initial score needs scored=False")
     if n_past and (positions is None or score is None or start is None):
@@ -91,6 +91,7 @@ def evict_scan(
     if positions is None or score is None:
         positions = torch.zeros(*k.shape[:2], 0, dtype=torch.int64, device=k.device)
         score = torch.zeros(*k.shape[:2], 0, dtype=torch.float32, device=k.device)
+    _check_held(positions, budgets)
     start = n_past if start is None else start
     unsupported = None
     if softcap is not None:
@@ -107,7 +108,7 @@ def evict_scan(
         unsupported = "float64"
     chosen = choose(backend, q.device, unsupported)
     numbers: dict[str, Any] = {
-        "budget": budget,
+        "budget": budgets,
         "decay": per_key(decay, k),
         "n_sink": n_sink,
         "recent": recent,
@@ -136,3 +137,23 @@ def evict_scan(
         "mask": mask,
     }
     return EvictScan(*reference.evict_scan(q, k, v, **numbers), chosen)
+
+
+def _of_each_head(budget: int | Sequence[int], n_kv: int) -> tuple[int, ...]:
+    """The budget of each KV head. Raises ValueError for numbers that are no budgets."""
+    budgets = (budget,) * n_kv if isinstance(budget, int) else tuple(budget)
+    if len(budgets) != n_kv:
+        raise ValueError(f"budget is one number, or one for each of {n_kv} KV heads; got {len(budgets)}")
+    if min(budgets) < 1:
+        raise ValueError(f"budget is at least 1 key; got {min(budgets)}")
+    return budgets
+
+
+def _check_held(positions: torch.Tensor, budgets: tuple[int, ...]) -> None:
+    """Raises ValueError where a head's cache holds more than its budget; slots are not counted where all would fit."""
+    if positions.shape[2] <= min(budgets):
+        return
+    held = (positions >= 0).sum(2).amax(0).tolist()
+    for n, budget in zip(held, budgets, strict=True):
+        if n > budget:
+            raise ValueError(f"the cache holds {n} keys, more than the budget of {budget}")

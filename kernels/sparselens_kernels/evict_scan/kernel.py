@@ -1,9 +1,10 @@
-"""A whole prompt in one launch: a program per (batch, KV head) walks its queries over a buffer of budget + 1 slots."""
+"""A whole prompt in one launch: a program per (batch, KV head) walks its queries over a buffer of its budget + 1 slots."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -25,17 +26,17 @@ def _copy_scores(p_to, p_column, p_score, n_used, free, BLOCK_S: tl.constexpr):
 
 
 # The lengths change from call to call; a compilation for each that is 1 or a multiple of 16 would gain nothing.
-@triton.jit(do_not_specialize=["start", "n_past", "n_queries", "n_keys", "budget", "n_sink", "recent", "n_snapshots"])
+@triton.jit(do_not_specialize=["start", "n_past", "n_queries", "n_keys", "n_slots", "n_sink", "recent", "n_snapshots"])
 def _scan(
-    q, k, v, decay, weight, initial, snapshot_of,  # read
+    q, k, v, decay, weight, initial, budgets, held, snapshot_of,  # read
     column, score, logit,  # scratch, by slot
     out, evicted_at, final, threshold, snapshots,  # written
     q_batch, q_head, q_token, q_channel,  # strides
     k_batch, k_head, k_token, k_channel,
     v_batch, v_head, v_token, v_channel,
-    scale, start, n_past, n_queries, n_keys, budget, n_sink, recent, n_snapshots, n_kv,
+    scale, start, n_past, n_queries, n_keys, n_slots, n_sink, recent, n_snapshots, n_kv,
     DIM: tl.constexpr, DIM_V: tl.constexpr, GROUP: tl.constexpr,
-    SCORED: tl.constexpr, FORCED: tl.constexpr, REDUCTION: tl.constexpr,
+    SCORED: tl.constexpr, REDUCTION: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """For each query i in turn, over the slots s that hold a key:
@@ -44,14 +45,19 @@ def _scan(
         P[g, s]  = exp(x[g, s] − max_s x[g]) / Σ_s …
         out[g]   = Σ_s P[g, s] · v[column[s]]
         score[s] = decay · score[s] + weight · R_g P[g, s]
-        if budget + 1 slots hold a key: free the argmin of (score, column) over n_sink ≤ column ≤ n_past + i − recent
+        if budget + 1 slots hold a key: free the argmin of (score, column) over first ≤ column ≤ n_past + i − recent
+
+    where `first` is the head's column after its empty ones and its sinks.
 
     The next query's key takes the freed slot. The scratch is global memory that one thread writes and another reads:
     hence the barriers, and num_stages=1 at the launch so that no load is moved before one.
     """
     i_row = tl.program_id(0).to(tl.int64)  # batch · n_kv + KV head
     i_batch, i_kv = i_row // n_kv, i_row % n_kv
-    n_slots = tl.minimum(budget + 1, n_keys)
+    n_held, own_budget = tl.load(held + i_row), tl.load(budgets + i_kv)
+    first = n_past - n_held + n_sink
+    budget = tl.minimum(own_budget, n_keys)  # an unlimited one is the end of int32
+    n_own = tl.minimum(budget + 1, n_keys)
     o_g, o_d, o_v = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     m_g, m_d, m_v = o_g < GROUP, o_d < DIM, o_v < DIM_V
 
@@ -65,10 +71,10 @@ def _scan(
     p_evicted_at, p_final = evicted_at + i_row * n_keys, final + i_row * n_keys
     p_threshold, p_snapshots = threshold + i_row * n_queries, snapshots + i_row * n_snapshots * n_keys
 
-    free = n_past
+    free = n_held
     for i in range(n_queries):
         newest = n_past + i
-        n_used = tl.minimum(newest + 1, n_slots)
+        n_used = tl.minimum(n_held + i + 1, n_own)
         tl.store(p_column + free, newest)
         tl.store(p_score + free, tl.load(p_initial + newest))
         tl.debug_barrier()
@@ -118,7 +124,7 @@ def _scan(
                 tl.store(p_score + o_s, b_score, mask=m_s)
 
             b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # nan goes first: some key has to go
-            m_open = m_s & (b_column >= n_sink) & (b_column <= newest - recent)
+            m_open = m_s & (b_column >= first) & (b_column <= newest - recent)
             m_tied = (b_score == b_lowest) & (b_column < b_oldest)
             m_lower = m_open & ((b_score < b_lowest) | m_tied)
             b_lowest = tl.where(m_lower, b_score, b_lowest)
@@ -126,13 +132,13 @@ def _scan(
             b_victim = tl.where(m_lower, o_s, b_victim)
         tl.store(p_out, b_out, mask=m_g[:, None] & m_v[None, :])
 
-        free = newest + 1
-        if newest >= budget:
+        free = n_held + i + 1
+        if n_held + i >= budget:
             lowest = tl.min(b_lowest, axis=0)
             oldest = tl.min(tl.where(b_lowest == lowest, b_oldest, n_keys), axis=0)
             free = tl.min(tl.where(b_oldest == oldest, b_victim, n_slots), axis=0)
             tl.store(p_evicted_at + oldest, start + i + 1)
-            if not FORCED:
+            if n_sink + recent < own_budget:  # else there was no choice
                 tl.store(p_threshold + i, lowest)
         p_q += q_token
         p_out += DIM_V
@@ -140,7 +146,7 @@ def _scan(
         snapshot = tl.load(snapshot_of + i)
         if snapshot >= 0:
             _copy_scores(p_snapshots + snapshot.to(tl.int64) * n_keys, p_column, p_score, n_used, free, BLOCK_S)
-    _copy_scores(p_final, p_column, p_score, n_slots, free, BLOCK_S)
+    _copy_scores(p_final, p_column, p_score, tl.minimum(n_held + n_queries, n_own), free, BLOCK_S)
 
 
 def evict_scan(
@@ -148,7 +154,7 @@ def evict_scan(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    budget: int,
+    budget: tuple[int, ...],
     decay: float | torch.Tensor,
     n_sink: int,
     recent: int,
@@ -162,15 +168,13 @@ def evict_scan(
     start: int,
     snapshot_steps: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As reference.evict_scan. `positions` is not read: the columns are in order of position."""
+    """As reference.evict_scan. Of `positions` only the empty slots are read: the columns are in order of position."""
     if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("the Triton kernel needs a CUDA tensor, or TRITON_INTERPRET=1 to run on the CPU")
     batch, n_heads, n_queries, dim = q.shape
     n_kv, n_keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
     group, n_past = n_heads // n_kv, n_keys - n_queries
-    forced = n_sink + recent >= budget
-    budget = min(budget, n_keys)  # an unlimited one is near the end of int32
-    n_slots = min(budget + 1, n_keys)
+    n_slots = min(min(max(budget), n_keys) + 1, n_keys)
     device, nan = q.device, float("nan")
 
     def per_key(values: float | torch.Tensor) -> torch.Tensor:
@@ -186,23 +190,36 @@ def evict_scan(
     slot_of = {step: slot for slot, step in enumerate(snapshot_steps)}
     snapshot_of = torch.tensor([slot_of.get(i, -1) for i in range(n_queries)], dtype=torch.int32, device=device)
 
+    held = (positions.expand(batch, n_kv, n_past) >= 0).sum(2, dtype=torch.int32)
     column = torch.arange(n_slots, dtype=torch.int32, device=device).repeat(batch, n_kv, 1)
     slot_score = torch.empty(batch, n_kv, n_slots, dtype=torch.float32, device=device)
-    slot_score[..., :n_past] = score
+    if n_past:  # the slots leave out what is empty
+        evicted_at[..., :n_past].masked_fill_(positions < 0, 0)
+        occupied = (torch.arange(n_past, device=device) + n_past - held[..., None]).clamp_max(n_past - 1)
+        column[..., :n_past] = occupied
+        slot_score[..., :n_past] = score.expand(batch, n_kv, n_past).gather(2, occupied)
     logit = torch.empty(batch, n_heads, n_slots, dtype=torch.float32, device=device)
 
     block_g, block_d, block_v = (triton.next_power_of_2(n) for n in (group, dim, dim_v))
     block_s = max(4, min(128, triton.next_power_of_2(n_slots), _TILE_ELEMENTS // (block_g * max(block_d, block_v))))
     with torch.cuda.device_of(q):
         _scan[(batch * n_kv,)](
-            q, k, v, per_key(decay), per_key(1.0 if weight is None else weight), per_key(initial), snapshot_of,
+            q, k, v, per_key(decay), per_key(1.0 if weight is None else weight), per_key(initial),
+            _budgets(budget, device), held, snapshot_of,
             column, slot_score, logit,
             out, evicted_at, final, threshold, snapshots,
             *q.stride(), *k.stride(), *v.stride(),
-            scale, start, n_past, n_queries, n_keys, budget, n_sink, recent, len(snapshot_steps), n_kv,
+            scale, start, n_past, n_queries, n_keys, n_slots, n_sink, recent, len(snapshot_steps), n_kv,
             DIM=dim, DIM_V=dim_v, GROUP=group,
-            SCORED=scored, FORCED=forced, REDUCTION=reduction,
+            SCORED=scored, REDUCTION=reduction,
             BLOCK_G=block_g, BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_V=block_v,
             num_warps=_WARPS, num_stages=1,
         )  # fmt: skip
     return out, evicted_at, final, threshold, snapshots
+
+
+@lru_cache(maxsize=64)
+def _budgets(budget: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """int32 [Hkv], kept on the device: every call of a layer asks for the same."""
+    with torch.inference_mode(False):
+        return torch.tensor(budget, dtype=torch.int32, device=device)

@@ -1,12 +1,13 @@
 """The eviction recurrence, vectorised over heads: a dense product per block of queries, then a light pass over its rows.
 
 A block's columns are the keys still kept when it starts plus its own keys, so the cost is O(T · (budget + block)) and
-not O(T²).
+not O(T²). Heads that keep fewer keys than others begin with empty columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from sparselens_kernels.dispatch import LATE, NEVER
 from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype, attend, decayed_sums, logits
+from sparselens_kernels.slots import staying
 
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
@@ -27,7 +29,7 @@ def evict_scan(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    budget: int,
+    budget: Sequence[int],
     decay: Values,
     n_sink: int,
     recent: int,
@@ -66,13 +68,18 @@ def evict_scan(
             return values
         return values.expand(batch, n_kv, n_keys).gather(2, columns)
 
+    budgets, n_held = np.array([budget]), np.full((batch, n_kv), n_past)  # n_held: keys of each head
+    forced = budgets <= (n_sink + recent if until is None and protected is None else 0)  # heads that have no choice
+    if bool((positions[..., 0] < 0).any()):
+        evicted_at.masked_fill_(positions < 0, 0)
+        n_held -= (positions < 0).sum(2).cpu().numpy()
     kept = torch.arange(n_past, device=device).expand(batch, n_kv, n_past)
-    kept_score = score.to(dtype)
-    for begin, end in _blocks(n_queries, free=budget - n_past):
+    kept_score, complete = score.to(dtype).expand(batch, n_kv, n_past), True
+    for begin, end in _blocks(n_queries, free=int((budgets - n_held).min())):
         rows, n_kept = end - begin, kept.shape[2]
         own = torch.arange(n_past + begin, n_past + end, device=device).expand(batch, n_kv, rows)
         columns = torch.cat([kept, own], dim=2)  # [B, Hkv, C]
-        complete = n_kept == n_past + begin  # nothing has been dropped: the columns are a plain slice
+        # While nothing has been dropped, the columns are a plain slice.
         k_block = k[:, :, : n_past + end] if complete else _gather(k, columns)
         v_block = v[:, :, : n_past + end] if complete else _gather(v, columns)
         own_score = spread(initial, own)
@@ -85,41 +92,49 @@ def evict_scan(
             weight=spread(weight, columns),
             reduction=reduction,
             n_kept=n_kept,
+            n_empty=n_kept - n_held,
+            n_free=np.minimum(budgets - n_held, rows),
             positions=positions.gather(2, columns),
             until=spread(until, columns),
             protected=spread(protected, columns),
         )
         if sink_q is not None:
-            sinks = min(n_sink, n_past + end)
-            block.logits[..., :sinks] = logits(sink_q[:, :, begin:end], k[:, :, :sinks], scale, softcap)
+            first = min(n_kept + rows, int(block.n_empty.max()) + n_sink)
+            block.see_sinks(logits(sink_q[:, :, begin:end], k_block[:, :, :first], scale, softcap), n_sink)
         block.hide_future(window)
         if mask is not None:
             block.hide_masked(mask)
         steps = {s - begin: slot for slot, s in enumerate(snapshot_steps) if begin <= s < end}
-        n_free = max(0, min(rows, budget - n_kept))  # rows before the cache is full
-        if n_free == rows or (n_sink + recent >= budget and until is None and protected is None):
+        keeps_all = block.n_free == rows
+        if (forced | keeps_all).all():
             # No choice to make: nothing is dropped, or the oldest key outside the sinks is, row after row.
-            dropped_in = block.in_turn(n_sink, n_free)
+            dropped_in = block.in_turn(n_sink)
             p = block.attention(dropped_in)
             block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
-            dropped_in, p, choices, threshold[:, :, begin:end] = block.by_score(n_sink, recent, scored)
+            dropped_in, p, choices, lowest = block.by_score(n_sink, recent, scored)
+            threshold[:, :, begin:end] = lowest
+            if forced.any():
+                threshold[:, forced.nonzero()[1], begin:end] = float("nan")
             for row, slot in steps.items():
                 current = choices[row].masked_fill(dropped_in <= row, float("nan"))
                 snapshots[:, :, slot].scatter_(2, columns[..., : n_kept + row + 1], current[..., : n_kept + row + 1])
         out[:, :, begin:end] = attend(p, v_block)
 
         alive = dropped_in == rows
-        evicted_at.scatter_(2, columns, torch.where(alive, NEVER, start + begin + dropped_in + 1).int())
+        # The least of both: an empty column may be that of a key which an earlier block dropped.
+        at = torch.where(alive, NEVER, start + begin + dropped_in + 1).int()
+        evicted_at.scatter_reduce_(2, columns, at, "amin")
         final.scatter_(2, columns, block.score.masked_fill(~alive, float("nan")))
-        n_alive = n_kept + n_free if n_free == rows else budget
-        kept = columns[alive].view(batch, n_kv, n_alive)
-        kept_score = block.score[alive].view(batch, n_kv, n_alive)
+        if end < n_queries:
+            stay = staying(alive)
+            kept, kept_score = columns.gather(2, stay), block.score.gather(2, stay)
+            n_held, complete = np.minimum(n_held + rows, budgets), complete and bool(keeps_all.all())
     return out, evicted_at, final, threshold, snapshots
 
 
 def _blocks(n_queries: int, free: int) -> list[tuple[int, int]]:
-    """Blocks of rows, cut where the cache becomes full so that no block mixes the two regimes."""
+    """Blocks of rows, cut where the first head is full: no row before that has anything to drop."""
     edges = set(range(0, n_queries, _ROWS)) | {n_queries}
     if 0 < free < n_queries:
         edges = {e for e in edges if e <= free} | {free} | set(range(free, n_queries, _ROWS)) | {n_queries}
@@ -132,7 +147,10 @@ def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 class _Block:
-    """One block of query rows against its columns: kept keys in order of position, then the block's own keys."""
+    """One block of query rows against its columns: kept keys in order of position, then the block's own keys.
+
+    A head's first `n_empty` columns are empty, and its first `n_free` rows drop nothing.
+    """
 
     def __init__(
         self,
@@ -143,21 +161,40 @@ class _Block:
         weight: torch.Tensor | None,
         reduction: str,
         n_kept: int,
+        n_empty: np.ndarray,
+        n_free: np.ndarray,
         positions: torch.Tensor,
         until: torch.Tensor | None,
         protected: torch.Tensor | None,
     ) -> None:
         self.logits = logits  # [B, Hkv, G, R, C]
-        self.score = score  # [B, Hkv, C]
+        self.n_empty, self.n_free = n_empty, n_free  # [B, Hkv]
+        self.has_empty = bool(n_empty.any())
         self.decay, self.weight, self.reduction, self.n_kept = decay, weight, reduction, n_kept
         self.positions, self.until, self.protected = positions, until, protected  # [B, Hkv, C]
+        self.score = score.masked_fill(self.place < 0, 0.0) if self.has_empty else score  # [B, Hkv, C]
         self.rows = logits.shape[3]
+
+    @cached_property
+    def place(self) -> torch.Tensor:
+        """int64 [B, Hkv, C]: each column's place among its head's keys; below 0 where it is empty."""
+        device = self.positions.device
+        column = torch.arange(self.positions.shape[2], device=device)
+        return column - torch.from_numpy(self.n_empty).to(device)[..., None]
+
+    def see_sinks(self, found: torch.Tensor, n_sink: int) -> None:
+        """Takes `found` [B, Hkv, G, R, n], logits against the first n columns, for the first `n_sink` keys of each head."""
+        place, own = self.place[:, :, None, None, : found.shape[-1]], self.logits[..., : found.shape[-1]]
+        own.copy_(torch.where((place >= 0) & (place < n_sink), found, own))
 
     def hide_future(self, window: int | None) -> None:
         query = self.positions[:, :, self.n_kept :]  # [B, Hkv, R]: the block's queries are its own keys
-        own = self.logits[..., self.n_kept :]
-        future = torch.ones(self.rows, self.rows, dtype=torch.bool, device=own.device).triu(1)
-        own.masked_fill_(future, float("-inf"))
+        if self.rows > 1:
+            own = self.logits[..., self.n_kept :]
+            future = torch.ones(self.rows, self.rows, dtype=torch.bool, device=own.device).triu(1)
+            own.masked_fill_(future, float("-inf"))
+        if self.has_empty:
+            self.logits.masked_fill_((self.place < 0)[:, :, None, None], float("-inf"))
         if window is not None:
             far = self.positions[:, :, None, :] <= query[..., None] - window
             self.logits.masked_fill_(far[:, :, None], float("-inf"))
@@ -168,16 +205,19 @@ class _Block:
     def hide_masked(self, mask: KeyMask) -> None:
         """Hides what the mask does not show; one text, whose queries are the same for all heads."""
         n_kv = self.positions.shape[1]
-        query, key = self.positions[0, 0, self.n_kept :], self.positions[0].repeat_interleave(mask.lists // n_kv, 0)
+        query = self.positions[0, 0, self.n_kept :]
+        key = self.positions[0].clamp_min(0).repeat_interleave(mask.lists // n_kv, 0)
         shown = mask.grouped(mask.sees(query, key), n_kv)  # [Hkv, 1 or G, R, C]
         self.logits.masked_fill_(~shown[None], float("-inf"))
 
-    def in_turn(self, n_sink: int, n_free: int) -> torch.Tensor:
-        """[B, Hkv, C]: the row that drops each column where the oldest after the sinks goes; R where none does."""
-        dropped_in = torch.full(self.score.shape, self.rows, dtype=torch.int64, device=self.score.device)
-        row = torch.arange(n_free, self.rows, device=self.score.device)
-        dropped_in[..., n_sink : n_sink + len(row)] = row
-        return dropped_in
+    def in_turn(self, n_sink: int) -> torch.Tensor:
+        """int64 [B, Hkv, C]: the row that drops each column where the oldest after the sinks goes.
+
+        R where none does, −1 for an empty column.
+        """
+        row = torch.from_numpy(self.n_free).to(self.place.device)[..., None] + self.place - n_sink
+        dropped_in = row.clamp_max(self.rows).masked_fill(self.place < n_sink, self.rows)
+        return dropped_in.masked_fill(self.place < 0, -1)
 
     def by_score(
         self, n_sink: int, recent: int, scored: bool
@@ -185,24 +225,29 @@ class _Block:
         """As `in_turn`, where each row drops the lowest score outside the first `n_sink` and the last `recent`.
 
         Returns also P [B, Hkv, G, R, C], what each row chose among, [R, B, Hkv, C]: the scores after it, +inf where
-        already dropped, and each row's lowest, [B, Hkv, R]. The rows depend on each other, and each is little work: it
-        is done in NumPy, whose calls cost a tenth of torch's.
+        already dropped, and each row's lowest, [B, Hkv, R], nan where it drops nothing. The rows depend on each other, and
+        each is little work: it is done in NumPy, whose calls cost a tenth of torch's.
         """
         p, logits = self.attention().cpu().numpy(), self.logits.cpu().numpy()
         decay, weight = (x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (self.decay, self.weight))
         score = self.score.cpu().numpy()
         heads = np.indices(score.shape[:2])
         alive, gone = np.ones_like(score), np.zeros_like(score)  # 1 and 0; 0 and +inf once dropped
+        dropped_in = np.full(score.shape, self.rows)
+        if self.has_empty:
+            empty = self.place.cpu().numpy() < 0
+            gone[empty], dropped_in[empty] = np.inf, -1
         choices = np.empty((self.rows, *score.shape), score.dtype)
         victims = np.empty((self.rows, *score.shape[:2]), np.int64)
-        order = None if self.until is None and self.protected is None else self._order(n_sink)
-        for row, choice in enumerate(choices):
-            own = p[:, :, :, row]
+        order, full = self._order(n_sink), self.n_free <= np.arange(self.rows)[:, None, None]  # [R, B, Hkv]
+        all_full = bool(full.all())
+        for i, choice in enumerate(choices):
+            own = p[:, :, :, i]
             own *= alive[:, :, None]
             total = own.sum(-1, keepdims=True)
             if total.min() < 1e-20:  # what was dropped held nearly all: softmax again, over what is left
                 with np.errstate(divide="ignore"):
-                    left = logits[:, :, :, row] + np.log(alive)[:, :, None]
+                    left = logits[:, :, :, i] + np.log(alive)[:, :, None]
                 np.exp(left - left.max(-1, keepdims=True), out=own)
                 total = own.sum(-1, keepdims=True)
             own /= total
@@ -213,28 +258,37 @@ class _Block:
                 score *= decay
                 score += added if weight is None else added * weight
             np.add(score, gone, out=choice)
-            seen = self.n_kept + row + 1
+            seen = self.n_kept + i + 1
             if order is None:
                 victim = choice[..., n_sink : seen - recent].argmin(-1)
                 victim += n_sink
             else:
                 victim = order(choice[..., :seen], recent).argmin(-1)
-            victims[row] = victim
-            alive[*heads, victim] = 0
-            gone[*heads, victim] = np.inf
-        device = self.score.device
+            victims[i] = victim
+            dropped = (*heads, victim) if all_full else tuple(x[full[i]] for x in (*heads, victim))
+            alive[dropped] = 0
+            gone[dropped] = np.inf
+        row, *at = full.nonzero()
+        dropped_in[*at, victims[full]] = row
+        lowest = np.where(full, np.take_along_axis(choices, victims[..., None], axis=3)[..., 0], np.nan)
+        self.score = self._back(score)
+        return self._back(dropped_in), self._back(p), self._back(choices), self._back(lowest.transpose(1, 2, 0))
 
-        def back(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
+    def _back(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.score.device)
 
-        self.score = back(score)
-        dropped_in = np.full(score.shape, self.rows)
-        np.put_along_axis(dropped_in, victims.transpose(1, 2, 0), np.arange(self.rows), axis=2)
-        lowest = np.take_along_axis(choices, victims[..., None], axis=3)[..., 0].transpose(1, 2, 0)
-        return back(dropped_in), back(p), back(choices), back(lowest)
+    def _order(self, n_sink: int) -> Callable[[np.ndarray, int], np.ndarray] | None:
+        """What a row drops first, from its scores and the number of recent keys; None where the columns' order says it.
 
-    def _order(self, n_sink: int) -> Callable[[np.ndarray, int], np.ndarray]:
-        """What a row drops first where some keys are hidden or protected: hidden keys, then by score, then recent ones."""
+        Hidden keys go before the lowest score, and recent keys last where keys are protected.
+        """
+        if self.until is None and self.protected is None:
+            if not self.has_empty:
+                return None
+            stays = self.place.cpu().numpy() < n_sink
+            return lambda choice, recent: np.where(stays[..., : choice.shape[-1]], np.inf, choice)[
+                ..., : choice.shape[-1] - recent
+            ]
         positions = self.positions.cpu().numpy()
         until = np.full_like(positions, NEVER) if self.until is None else self.until.cpu().numpy()
         stays = positions < n_sink if self.protected is None else (positions < n_sink) | self.protected.cpu().numpy()
