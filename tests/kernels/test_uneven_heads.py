@@ -109,7 +109,10 @@ def test_calls_that_hand_on_a_cache_with_empty_slots_are_the_one_shot_call(backe
         rows = positions.clamp_min(0)[..., None].expand(-1, -1, -1, 16)
         own_k, own_v = k.gather(2, rows), v.gather(2, rows)
         empty = (positions < 0)[..., None]
-        own_k, own_v = own_k.masked_fill(empty, 30.0), own_v.masked_fill(empty, 1e3)  # what an empty slot holds is nothing
+        own_k, own_v = (
+            own_k.masked_fill(empty, 30.0),
+            own_v.masked_fill(empty, 1e3),
+        )  # what an empty slot holds is nothing
         queries = q[:, :, start:end]
         part = call(
             evict_scan, backend, queries, own_k, own_v, budget=budgets,

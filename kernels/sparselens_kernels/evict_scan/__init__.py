@@ -141,7 +141,7 @@ def evict_scan(
 
 def _of_each_head(budget: int | Sequence[int], n_kv: int) -> tuple[int, ...]:
     """The budget of each KV head. Raises ValueError for numbers that are no budgets."""
-    budgets = (budget,) * n_kv if isinstance(budget, int) else tuple(budget)
+    budgets = tuple(budget) if isinstance(budget, Sequence) else (budget,) * n_kv
     if len(budgets) != n_kv:
         raise ValueError(f"budget is one number, or one for each of {n_kv} KV heads; got {len(budgets)}")
     if min(budgets) < 1:
