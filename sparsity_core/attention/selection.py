@@ -209,7 +209,7 @@ def top_keys(
     if visible is None:
         n_read = max(1, math.ceil(share * n - _ROUNDING))
         if n_read >= n:
-            return Chosen(torch.arange(n, device=q.device).expand(1, k.shape[1], -1), None, None)
+            return Chosen(torch.arange(n, device=q.device).expand(*k.shape[:2], -1), None, None)
         scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
         columns = _largest(scores, n_read)
         return Chosen(columns, None, scores.gather(2, columns).sum(-1) / scores.sum(-1) if known else None)

@@ -195,8 +195,8 @@ def prefill_of(model: Model, pipeline: Pipeline, n: int, asked: int | None) -> i
 
     Raises ValueError for what is no number of tokens.
     """
-    if asked is not None:
-        if whole("n_prefill", asked) < 0:
-            raise ValueError(f"n_prefill is 0 or more tokens; got {asked}")
-        return whole("n_prefill", asked)
-    return n // 2 if cuts_once(layer_rules(model, pipeline.eviction)) else n
+    if asked is not None and whole("n_prefill", asked) < 0:
+        raise ValueError(f"n_prefill is 0 or more tokens; got {asked}")
+    if not cuts_once(layer_rules(model, pipeline.eviction)):
+        return n
+    return n // 2 if asked is None else whole("n_prefill", asked)

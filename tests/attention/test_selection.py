@@ -43,6 +43,19 @@ def test_reading_everything_is_the_dense_model_bit_by_bit(name, family):
     )  # by its own query and later
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_row_of_a_batch_reads_what_it_reads_alone(share):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+
+    def read(*rows):
+        selector = LabelSelector(torch.arange(8).expand(2, -1), "fp16", "softmax")
+        selector.append(k[list(rows)])
+        return decode_selected(q[list(rows)], k[list(rows)], v[list(rows)], selector, share=share, scale=0.25)[0]
+
+    torch.testing.assert_close(read(0, 1), torch.cat([read(0), read(1)]))
+
+
 @pytest.mark.parametrize("name", DECODE)
 def test_simulated_selection_is_physical_selection(name):
     """The same tokens read in one forward, and one by one from a cache."""

@@ -7,19 +7,27 @@ import torch
 from sparselens_kernels import dequantise, label_scores, quantise, sparse_decode
 from sparselens_kernels.label_scores import LABEL_DTYPES
 
+from tests.kernels.backends import DEVICE
+
 SHAPES = [(1, 1, 1, 8, 64), (2, 2, 3, 63, 64), (1, 2, 4, 123, 80), (1, 1, 8, 300, 128)]  # B, Hkv, G, T, D
 ATOL = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 def made(batch, n_kv, group, n, dim, dtype=torch.float32):
     torch.manual_seed(n)
-    q = torch.randn(batch, n_kv * group, dim).to(dtype)
-    k, v = (torch.randn(batch, n_kv, n, dim).to(dtype) for _ in range(2))
+    q = torch.randn(batch, n_kv * group, dim).to(DEVICE, dtype)
+    k, v = (torch.randn(batch, n_kv, n, dim).to(DEVICE, dtype) for _ in range(2))
     return q, k, v
+
+
+def chosen(*shape):
+    """Each row a random order of its columns."""
+    return torch.rand(*shape).argsort(-1).to(DEVICE)
 
 
 def exact(q, k, v, index, n_selected=None):
     """One head at a time, in float64."""
+    q, k, v, index = q.cpu(), k.cpu(), v.cpu(), index.cpu()
     batch, n_heads, dim = q.shape
     n_kv = k.shape[1]
     out = torch.zeros(batch, n_heads, v.shape[3], dtype=torch.float64)
@@ -82,25 +90,27 @@ def test_label_scores_are_the_product_with_the_stored_labels(shape, dtype, reduc
 def test_sparse_decode_is_attention_over_the_selected_keys(shape, dtype, backend):
     q, k, v = made(*shape, dtype)
     n = k.shape[2]
-    index = torch.rand(*k.shape[:3]).argsort(-1)[..., : max(1, n // 2)]
+    index = chosen(*k.shape[:3])[..., : max(1, n // 2)]
     found = sparse_decode(q, k, v, index, backend=backend)
-    torch.testing.assert_close(found.double(), exact(q, k, v, index), atol=ATOL[dtype], rtol=ATOL[dtype])
+    torch.testing.assert_close(found.cpu().double(), exact(q, k, v, index), atol=ATOL[dtype], rtol=ATOL[dtype])
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_unused_and_empty_selections_count_for_nothing(backend):
     q, k, v = made(2, 2, 3, 600, 64)
-    index = torch.rand(2, 2, 600).argsort(-1)
-    n_selected = torch.tensor([[600, 300], [1, 0]])  # several splits, an empty second split, one key, none
+    index = chosen(2, 2, 600)
+    n_selected = torch.tensor(
+        [[600, 300], [1, 0]], device=DEVICE
+    )  # several splits, an empty second split, one key, none
     found = sparse_decode(q, k, v, index, n_selected=n_selected, backend=backend)
-    torch.testing.assert_close(found.double(), exact(q, k, v, index, n_selected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.cpu().double(), exact(q, k, v, index, n_selected), atol=1e-5, rtol=1e-5)
     assert not found[1, 3:].any()
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_all_keys_selected_is_dense_attention(backend):
     q, k, v = made(1, 3, 3, 123, 64)
-    index = torch.arange(123).expand(1, 3, -1)
+    index = torch.arange(123, device=DEVICE).expand(1, 3, -1)
     dense = torch.nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True)[:, :, 0]
     torch.testing.assert_close(sparse_decode(q, k, v, index, backend=backend), dense, atol=1e-5, rtol=1e-5)
 
@@ -114,7 +124,7 @@ def test_the_kernel_reads_no_memory_that_was_never_written(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", poisoned)
     q, k, v = made(1, 2, 3, 123, 80)
-    index = torch.arange(123).expand(1, 2, -1)
+    index = torch.arange(123, device=DEVICE).expand(1, 2, -1)
     assert sparse_decode(q, k, v, index, backend="triton").isfinite().all()
     assert label_scores(q[..., :16].contiguous(), quantise(k[..., :16], "int4"), backend="triton").isfinite().all()
 

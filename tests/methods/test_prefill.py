@@ -140,6 +140,12 @@ def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, 
         assert not (whole & ~part.all(1)).any()  # and none is taken for seen by all that is not
 
 
+def test_a_prompt_said_to_be_shorter_changes_nothing_where_nothing_is_cut():
+    pipeline = "prefill=sliding_window(window=7)"
+    whole, said = (run(tiny.model(), IDS, pipeline, n_prefill=n, against_dense=False) for n in (None, 30))
+    assert np.array_equal(whole.nll[:-1], said.nll[:-1])
+
+
 def test_a_scan_that_evicts_under_a_mask_equals_one_key_at_a_time():
     n, budget = 40, 8
     rng = torch.Generator().manual_seed(3)
