@@ -23,8 +23,8 @@ class Term(ABC):
     """One pattern of a mask; axes: lists (1 serves all), R queries, C keys."""
 
     @abstractmethod
-    def sees(self, query: Array, key: Array) -> Array:
-        """bool [lists or 1, R, C] of queries [R] and keys [lists or 1, C], positions in the text."""
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        """bool: whether this query sees this key in this list; arrays that broadcast, or a number each."""
 
     @abstractmethod
     def columns(self, start: int, end: int, key: Array) -> Array:
@@ -49,8 +49,8 @@ class Window(Term):
 
     width: int
 
-    def sees(self, query: Array, key: Array) -> Array:
-        return key[:, None] > query[:, None] - self.width
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        return key > query - self.width
 
     def columns(self, start: int, end: int, key: Array) -> Array:
         return (key > start - self.width)[None]
@@ -66,9 +66,9 @@ class Columns(Term):
     kept: Array  # bool [lists or 1, T]
     queries: Array | None = None  # bool [lists or 1, T]
 
-    def sees(self, query: Array, key: Array) -> Array:
-        found = self.kept[_lists(self.kept, 1), key][:, None]
-        return found if self.queries is None else found & self.queries[:, query, None]
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        found = self.kept[_own(self.kept, head), key]
+        return found if self.queries is None else found & self.queries[_own(self.queries, head), query]
 
     def columns(self, start: int, end: int, key: Array) -> Array:
         found = self.kept[:, :end]
@@ -85,19 +85,15 @@ class BlockColumns(Term):
 
     kept: Array  # bool [lists or 1, query blocks, T]
     block: int
-    queries: Array | None = None  # bool [lists or 1, T]
 
-    def sees(self, query: Array, key: Array) -> Array:
-        found = self.kept[_lists(self.kept, 2), (query // self.block)[:, None], key[:, None]]
-        return found if self.queries is None else found & self.queries[:, query, None]
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        return self.kept[_own(self.kept, head), query // self.block, key]
 
     def columns(self, start: int, end: int, key: Array) -> Array:
-        found = self._rows(start, end).any(1)
-        return found if self.queries is None else found & self.queries[:, start:end].any(1)[:, None]
+        return self._rows(start, end).any(1)
 
     def whole(self, start: int, end: int, key: Array) -> Array | None:
-        found = self._rows(start, end).all(1)
-        return found if self.queries is None else found & self.queries[:, start:end].all(1)[:, None]
+        return self._rows(start, end).all(1)
 
     def _rows(self, start: int, end: int) -> Array:
         return self.kept[:, start // self.block : (end - 1) // self.block + 1, :end]
@@ -110,8 +106,8 @@ class Blocks(Term):
     kept: Array  # bool [lists or 1, query blocks, key blocks]
     block: int
 
-    def sees(self, query: Array, key: Array) -> Array:
-        return self.kept[_lists(self.kept, 2), (query // self.block)[:, None], (key // self.block)[:, None]]
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        return self.kept[_own(self.kept, head), query // self.block, key // self.block]
 
     def columns(self, start: int, end: int, key: Array) -> Array:
         return self._rows(start, end).any(1)[:, key // self.block]
@@ -129,9 +125,8 @@ class Diagonals(Term):
 
     distances: Array  # bool [lists or 1, T]
 
-    def sees(self, query: Array, key: Array) -> Array:
-        apart = abs(query[:, None] - key[:, None])  # [lists or 1, R, C]
-        return self.distances[_lists(self.distances, 2), apart]
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        return self.distances[_own(self.distances, head), abs(query - key)]
 
     def columns(self, start: int, end: int, key: Array) -> Array:
         total = self.distances.cumsum(1)  # the queries see this key at distances from start − key to end − 1 − key
@@ -142,16 +137,18 @@ class Diagonals(Term):
 class Buckets(Term):
     """A query sees the keys that fall into its own bucket in any of some rounds of hashing."""
 
-    of_query: Array  # int [lists, rounds, T]
-    of_key: Array  # int [lists, rounds, T]
+    of_query: Array  # int [lists or 1, rounds, T]
+    of_key: Array  # int [lists or 1, rounds, T]
 
-    def sees(self, query: Array, key: Array) -> Array:
-        rounds = [[i] for i in range(self.of_key.shape[1])]
-        theirs = self.of_key[_lists(self.of_key, 2), rounds, key[:, None]]  # [lists, rounds, C]
-        return (self.of_query[:, :, query, None] == theirs[:, :, None]).any(1)
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        own, found = _own(self.of_key, head), False
+        for i in range(self.of_key.shape[1]):
+            found = found | (self.of_query[own, i, query] == self.of_key[own, i, key])
+        return found
 
     def columns(self, start: int, end: int, key: Array) -> Array:
-        return self.sees(key[start:end], key[None]).any(1)
+        lists = np.arange(len(self.of_key)).reshape(-1, 1, 1)
+        return self.shows(lists, key[start:end, None], key).any(1)
 
 
 TERMS: dict[str, type[Term]] = {
@@ -171,12 +168,16 @@ class KeyMask:
     n_tokens: int
     scoring_flops: int = 0
 
+    def shows(self, head: Array, query: Array, key: Array) -> Array:
+        """bool: whether this query sees this key in this list; arrays that broadcast, or a number each."""
+        found = key == query
+        for term in self.terms:
+            found = found | term.shows(head, query, key)
+        return found & (key <= query)
+
     def sees(self, query: Array, key: Array) -> Array:
         """bool [lists or 1, R, C] of queries [R] and keys [lists or 1, C]."""
-        found = key[:, None] == query[:, None]
-        for term in self.terms:
-            found = found | term.sees(query, key)
-        return found & (key[:, None] <= query[:, None])
+        return self.shows(np.arange(self.lists).reshape(-1, 1, 1), query[:, None], key[:, None])
 
     def rows(self, start: int, end: int, key: Array) -> Array:
         """bool [lists or 1, end − start, end]: what queries start … end − 1 see of the keys 0 … end − 1."""
@@ -197,6 +198,11 @@ class KeyMask:
             found = found if own is None else found | own
         return found & (key <= start)
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether what it shows lies in windows and blocks; else it is keys that may lie anywhere."""
+        return all(isinstance(term, Window | Blocks) for term in self.terms)
+
     def cpu(self) -> KeyMask:
         """The same mask, its tensors in the host's memory."""
         return replace(
@@ -208,6 +214,6 @@ class KeyMask:
         return found.expand(self.lists, -1, -1).unflatten(0, (n_kv, -1))[heads]
 
 
-def _lists(values: Array, more: int) -> Any:
-    """The number of each list of `values`, to index with beside `more` axes; one list serves all."""
-    return 0 if len(values) == 1 else np.arange(len(values)).reshape(-1, *[1] * more)
+def _own(values: Array, head: Array) -> Array:
+    """The list of `values` that serves `head`; one list serves all."""
+    return 0 if len(values) == 1 else head

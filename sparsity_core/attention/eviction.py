@@ -204,7 +204,7 @@ class EvictionStage(Stage):
         """Attention of the prompt's queries over the keys that a mask shows them, where nothing is evicted or scored."""
         keys, own, n = step.keys, self._layers[call.layer], call.n_queries
         result = masked_attention(call.q, call.k, call.v, mask, until=until, **call.how)
-        self.backends.add("gathered")
+        self.backends.add(result.backend)
         step.pairs = result.pairs
         if until is not None:
             keys.evicted_at[..., :n] = until

@@ -129,6 +129,7 @@ def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, 
         3, 0
     )
     torch.testing.assert_close(masked_attention(q, k, v, mask).out[0], plain)
+    torch.testing.assert_close(masked_attention(q, k, v, mask, backend="flex").out[0], plain)
     torch.testing.assert_close(flash_column_score(q, k, v, mask=mask).out[0], plain)
     torch.testing.assert_close(evict_scan(q, k, v, budget=n, mask=mask).out[0], plain)
     for start in range(0, n, 20):
