@@ -1,7 +1,14 @@
-"""The prefill stage: attention over gathered keys against causal SDPA, and what each causal pattern costs in perplexity."""
+"""The prefill stage: attention over gathered keys against causal SDPA, its memory, and what each causal pattern costs.
+
+Perplexities are compared at equal FLOPs: each pattern's width is the one whose attention, its scoring counted, comes nearest
+to the target on the first block of text. `SPARSELENS_BLOCKS` says how many blocks are read (4 where it is not set).
+"""
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -9,61 +16,145 @@ import torch
 from sparselens_kernels import BlockColumns, KeyMask, Window, masked_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure import Row, ratio
-from sparsity_core import load, run
-from sparsity_core.models import Model
+from benchmarks.measure import Row, peak_memory, ratio
+from sparsity_core import Pipeline, load, run
+from sparsity_core.kinds import PromptView
+from sparsity_core.models import AttentionCall, Enough, Model, recording
+from sparsity_core.record import Trace
 
-_TOKENS, _BLOCK, _BLOCKS = 4096, 1024, 2
-_PATTERNS = (
-    "sliding_window(window=160)",
-    "longformer(window=144, n_global=16)",
-    "bigbird(window_blocks=2, global_blocks=1, random_blocks=1)",
-    "strided(stride=128)",
-    "lsh(buckets=16, rounds=2, window=64)",
-    "assa(max_ratio=0.1)",
-    "assa(max_ratio=0.2)",
-    "assa(max_ratio=0.1, segment=sentence)",
-    "assa(max_ratio=0.1, coverage=0.8, min_ratio=0.02)",
-)
+_TOKENS, _BLOCK, _TARGET = 4096, 1024, 0.30  # of dense attention's FLOPs
+_RATIOS = tuple(round(0.01 * i, 2) for i in range(2, 31))
+_PATTERNS = {  # and the widths among which the one of equal FLOPs is looked for
+    "sliding_window(window={})": range(64, 420, 8),
+    "longformer(window={}, n_global=16)": range(64, 420, 8),
+    "bigbird(window_blocks=1, random_blocks=1, block={})": range(16, 160, 4),
+    "bigbird(window_blocks=2, random_blocks=0, block={})": range(16, 160, 4),
+    "strided(stride={})": range(16, 420, 8),
+    "lsh(buckets={}, rounds=1, window=64)": range(4, 128, 2),
+    "assa(max_ratio={})": _RATIOS,
+} | {
+    f"assa(max_ratio={{}}, {more})": _RATIOS
+    for more in (
+        "block=64",
+        "window=32",
+        "window=128",
+        "probes=16",
+        "coverage=0.8",
+        "segment=sentence",
+        "samplers=union",
+        "samplers=vote",
+        "hierarchical=True",
+        "rescored=1",
+        "repeated=newest",
+        "compensation=mean",
+        "compensation=low_rank",
+    )
+}
 
 
 def main(data: Path) -> list[Row]:
-    rows = _speed()
     path = data / "wikitext-2-raw-test.txt"
     if not path.is_file():
-        print(f"SKIPPED the perplexities: there is no {path}; name the folder that holds it with --data")
-        return rows
-    model = load()
-    ids = model.encode_all(path.read_text())
-    blocks = [ids[i * _BLOCK : (i + 1) * _BLOCK] for i in range(_BLOCKS)]
-    note = f"WikiText-2 test, first {_BLOCKS} blocks of {_BLOCK:,} tokens, no BOS"
+        print(f"SKIPPED: there is no {path}; name the folder that holds it with --data")
+        return []
+    text, model = path.read_text(), load()
+    ids = model.encode_all(text)
+    rows = [*_speed(model, ids[:_TOKENS]), *_memory(model, ids[:8192])]
+    blocks = [ids[i * _BLOCK : (i + 1) * _BLOCK] for i in range(int(os.environ.get("SPARSELENS_BLOCKS", "4")))]
+    note = f"WikiText-2 test, first {len(blocks)} blocks of {_BLOCK:,} tokens, no BOS"
     rows.append(_said(Row("dense", _perplexity(model, blocks, "dense")[0], "perplexity", None, "", note)))
-    for pattern in _PATTERNS:
-        found, density, flops = _perplexity(model, blocks, f"prefill={pattern}")
-        note = f"pairs seen {density:.3f}, attention FLOPs with scoring {flops:.3f} of dense"
-        rows.append(_said(Row(pattern, found, "perplexity", None, "", note)))
+    del model
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(2,)) as pool:
+        found = pool.map(_measured, _PATTERNS, [list(widths) for widths in _PATTERNS.values()], [blocks] * len(_PATTERNS))
+        rows += [_said(row) for row in found]
     return rows
 
 
-def _speed() -> list[Row]:
-    """Real shapes of the embedded model: 9 query heads, 3 KV heads of 64 channels."""
-    rng = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, heads, _TOKENS, 64, generator=rng) for heads in (9, 3, 3))
-    rows = []
-    for density in (0.15, 0.25, 1.0):
-        kept = torch.rand(3, _TOKENS // 64, _TOKENS, generator=rng) < density
-        mask = KeyMask([BlockColumns(kept, 64), Window(64)], 3, _TOKENS)
-        plain = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        if density == 1.0:
-            torch.testing.assert_close(masked_attention(q, k, v, mask).out, plain, rtol=1e-4, atol=1e-5)
-        _, base, found = ratio(
-            lambda mask=mask: masked_attention(q, k, v, mask),  # type: ignore[misc]
-            lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
-        )
-        limit = 0.5 if density == 0.25 else None
-        note = f"{_TOKENS:,} tokens, SDPA {1000 * base:.0f} ms"
-        rows.append(_said(Row(f"gathered attention, density {density:g}", found, "", limit, "causal SDPA", note)))
+def _speed(model: Model, ids: list[int]) -> list[Row]:
+    """Real queries, keys and values of three layers; ASSA at a mean density of a quarter."""
+    seen: dict[int, AttentionCall] = {}
+    wanted = [model.arch.n_layers * part // 6 for part in (1, 3, 5)]
+
+    class Keep:
+        def attend(self, call: AttentionCall) -> torch.Tensor:
+            seen[call.layer] = call
+            if call.layer == wanted[-1]:
+                raise Enough
+            return scaled_dot_product_attention(call.q, call.k, call.v, is_causal=True, enable_gqa=True)
+
+    with torch.inference_mode(), recording(Keep()):
+        try:
+            model.hidden(torch.tensor([ids]), use_cache=False)
+        except Enough:
+            pass
+        texts = tuple(model.tokenizer.decode([i]) for i in ids)
+        rows = []
+        for layer in wanted:
+            rows += _speed_of(seen[layer], texts)
     return rows
+
+
+def _speed_of(call: AttentionCall, texts: tuple[str, ...]) -> list[Row]:
+    q, k, v = call.q.contiguous(), call.k.contiguous(), call.v.contiguous()
+    method = Pipeline.parse("prefill=assa(max_ratio=0.24)").prefill
+    assert method is not None
+    view = PromptView(call.layer, q[0], k[0], v[0], call.scale, texts)
+    mask = method.mask(view)
+    whole = KeyMask([Window(len(texts))], k.shape[1], len(texts))
+    plain = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(masked_attention(q, k, v, whole).out, plain, rtol=1e-3, atol=1e-4)
+    causal = len(texts) * (len(texts) + 1) / 2
+    density = float(_shown(mask) / mask.lists / causal)
+    spent = (masked_attention(q, k, v, mask).pairs * 4 * q.shape[3] + mask.scoring_flops) / (q.shape[1] * causal * 4 * q.shape[3])
+    dense = lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # noqa: E731
+    _, base, attention = ratio(lambda: masked_attention(q, k, v, mask), dense)
+    _, _, both = ratio(lambda: masked_attention(q, k, v, method.mask(view)), dense)
+    note = f"layer {call.layer}, {len(texts):,} tokens, SDPA {1000 * base:.0f} ms"
+    name = f"ASSA, density {density:.3f}"
+    return [
+        _said(Row(f"{name}: attention", attention, "", 0.5, "causal SDPA", note)),
+        _said(Row(f"{name}: attention and scoring", both, "", None, "causal SDPA", note)),
+        _said(Row(f"{name}: FLOPs with scoring", spent, "", 0.3, "causal attention", note)),
+    ]
+
+
+def _shown(mask: KeyMask) -> int:
+    key, total = torch.arange(mask.n_tokens), 0
+    for start in range(0, mask.n_tokens, 256):
+        rows = mask.rows(start, min(mask.n_tokens, start + 256), key[: start + 256])
+        total += int(rows.expand(mask.lists, -1, -1).sum())
+    return total
+
+
+def _memory(model: Model, ids: list[int]) -> list[Row]:
+    """Of a run at 8,192 tokens beside the plain forward."""
+    if len(ids) < 8192 or torch.cuda.is_available():
+        return []
+    with torch.inference_mode():
+        plain = peak_memory(lambda: model.hidden(torch.tensor([ids]), use_cache=False))
+        sparse = peak_memory(lambda: run(model, ids, "prefill=assa", snapshots=0, against_dense=False))
+    return [_said(Row("prefill run of 8,192 tokens, memory beyond the plain forward", (sparse - plain) / 2**20, "MiB", 400))]
+
+
+def _measured(pattern: str, widths: list[float], blocks: list[list[int]]) -> Row:
+    model = load()
+
+    def flops(width: float) -> float:
+        return _spent(model, run(model, blocks[0], f"prefill={pattern.format(width)}", snapshots=0, against_dense=False))
+
+    low, high = 0, len(widths) - 1  # FLOPs rise or fall with the width
+    rises = flops(widths[-1]) > flops(widths[0])
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (flops(widths[middle]) < _TARGET) == rises:
+            low = middle
+        else:
+            high = middle
+    width = min((widths[low], widths[high]), key=lambda each: abs(flops(each) - _TARGET))
+    found, density, spent = _perplexity(model, blocks, f"prefill={pattern.format(width)}")
+    note = f"{len(blocks)} blocks; pairs seen {density:.3f}, attention FLOPs with scoring {spent:.3f} of dense"
+    return Row(pattern.format(width), found, "perplexity", None, "", note)
 
 
 def _perplexity(model: Model, blocks: list[list[int]], pipeline: str) -> tuple[float, float, float]:
@@ -73,13 +164,18 @@ def _perplexity(model: Model, blocks: list[list[int]], pipeline: str) -> tuple[f
         trace = run(model, block, pipeline, snapshots=0, against_dense=False)
         losses.append(trace.nll[:-1])
         if trace.prefill is not None:
-            causal = len(block) * (len(block) + 1) / 2
-            density.append(float(trace.prefill.shown.sum(-1).mean()) / causal)
-            per_pair = 4 * model.arch.head_dim * model.arch.n_heads
-            spent = trace.prefill.pairs / model.arch.n_heads * per_pair + trace.prefill.scoring_flops
-            flops.append(float(spent.mean()) / (causal * per_pair))
+            density.append(float(trace.prefill.shown.sum(-1).mean()) / (len(block) * (len(block) + 1) / 2))
+            flops.append(_spent(model, trace))
     found = float(np.exp(np.concatenate(losses).astype(np.float64).mean()))
     return found, float(np.mean(density or [1.0])), float(np.mean(flops or [1.0]))
+
+
+def _spent(model: Model, trace: Trace) -> float:
+    """FLOPs of attention and of finding the masks, of dense causal attention's."""
+    assert trace.prefill is not None
+    per_pair, n = 4 * model.arch.head_dim, trace.n_tokens
+    spent = trace.prefill.pairs * per_pair + trace.prefill.scoring_flops
+    return float(spent.mean()) / (model.arch.n_heads * n * (n + 1) / 2 * per_pair)
 
 
 def _said(row: Row) -> Row:

@@ -9,7 +9,7 @@ Arrays are torch tensors where a mask is computed with, and NumPy's where it is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,13 +160,15 @@ TERMS: dict[str, type[Term]] = {
 class KeyMask:
     """The union of its terms below the diagonal, over T tokens. `lists` is the number of KV heads, or of query heads.
 
-    `scoring_flops` is what it cost to find the mask, over all heads of the layer.
+    `scoring_flops` is what it cost to find the mask, over all heads of the layer. `correct` takes the attention's output
+    [H, T, Dv] under the mask and adds what stands in for the keys that it hides.
     """
 
     terms: Sequence[Term]
     lists: int
     n_tokens: int
     scoring_flops: int = 0
+    correct: Callable[[Array], Array] | None = None
 
     def shows(self, head: Array, query: Array, key: Array) -> Array:
         """bool: whether this query sees this key in this list; arrays that broadcast, or a number each."""

@@ -47,6 +47,9 @@ class PrefillStage(Stage):
             step.mask = self.masks[step.layer]
 
     def observe(self, step: Step) -> None:
+        """Counts what the prompt's queries computed, and adds what stands in for the keys that they did not see."""
+        if step.mask is not None and step.mask.correct is not None:
+            step.out = step.mask.correct(step.out[0])[None]
         if step.layer in self.masks and step.layer not in self._pairs:
             dense = self._n_heads * self._n * (self._n + 1) // 2
             self._pairs[step.layer] = dense if step.pairs is None else step.pairs

@@ -25,7 +25,6 @@ from sparselens_kernels import (
 from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.evaluate import perplexity
 from sparsity_core.kinds import PromptView
-from sparsity_core.methods.prefill.assa.selection import chosen, segments_of
 from sparsity_core.models import recording
 from tests import tiny
 
@@ -49,6 +48,8 @@ NARROW = [
     "lsh(buckets=8, rounds=1, window=3)",
     "assa(block=16, window=5, max_ratio=0.3)",
     "assa(block=16, window=5, segment=sentence)",
+    "assa(block=16, window=5, samplers=vote, hierarchical=True, repeated=newest)",
+    "assa(block=16, window=5, samplers=union, rescored=2)",
 ]
 LOOKING = [
     "minference(vertical=5, slash=5, n_sink=2, probes=8)",
@@ -281,45 +282,6 @@ def test_bigbird_and_longformer_equal_their_definitions():
     assert (found == np.asarray(expected)).all()
     found = mask_of("strided(stride=6)", view)[0]
     assert (found == [[k <= q and (q - k < 6 or (q - k) % 6 == 0) for k in range(n)] for q in range(n)]).all()
-
-
-class Knobs:
-    coverage, min_ratio, max_ratio = 0.8, 0.0, 1.0
-
-
-def test_segments_keep_what_covers_their_importance_by_hand():
-    """Segment 0: .5 + .3 reach 80 %; segment 1, of equal importance, needs all but one of five; within max_ratio two of them."""
-    importance = torch.tensor([[0.1, 0.5, 0.1, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2]])
-    segments = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1])
-    assert chosen(importance, segments, Knobs())[0].int().tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0]
-    knobs = Knobs()
-    knobs.max_ratio = 0.4
-    assert chosen(importance, segments, knobs)[0].int().tolist() == [0, 1, 0, 1, 1, 1, 0, 0, 0]
-    knobs.coverage, knobs.min_ratio = 1e-6, 0.5
-    knobs.max_ratio = 0.5
-    assert chosen(importance, segments, knobs)[0].int().tolist() == [0, 1, 0, 1, 1, 1, 1, 0, 0]
-
-
-def test_sentences_are_segments_and_a_text_of_one_is_one():
-    assert segments_of(["A", " b", ".", " C", "!", "\n", "d"], 7, 64, "sentence").tolist() == [0, 0, 0, 1, 1, 2, 3]
-    assert segments_of(["A", " b"], 2, 64, "sentence").tolist() == [0, 0]
-    assert segments_of([], 5, 2, "block").tolist() == [0, 0, 1, 1, 2]
-
-
-def test_assa_reaches_its_coverage_where_max_ratio_allows():
-    """Of the importance by the probes themselves, in every block of queries and segment."""
-    pipeline = Pipeline(prefill=methods.ASSA(coverage=0.6, max_ratio=1.0, min_ratio=0.0, block=16, window=1, n_sink=0))
-    for view in views():
-        found = rows_of(pipeline.prefill.mask(view))
-        p = softmax_rows(view).reshape(view.k.shape[0], -1, 75, 75).sum(1)
-        for start in range(16, 75, 16):
-            probes = [q for q in range(start) if q % 16 >= 12]
-            seen = np.asarray([sum(q >= k for q in probes) for k in range(start)])
-            importance = p[:, probes, :start].sum(1) / seen
-            for first in range(0, start, 16):
-                own = slice(first, first + 16)
-                kept = (importance[:, own] * found[:, start, own]).sum(-1)
-                assert (kept >= 0.6 * importance[:, own].sum(-1) * (1 - 1e-5)).all()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,23 @@ class ASSA(PrefillMethod):
     queries: str = knob(
         "all", choices=("all", "selected"), help="which queries see the kept keys; the others see the window alone"
     )
+    samplers: str = knob(
+        "attention",
+        choices=("attention", "union", "vote"),
+        help="who chooses: the probes' attention alone, or with it clusters of keys and the text's structure",
+    )
+    hierarchical: bool = knob(False, help="first the paragraphs that hold the coverage, in them the sentences, then keys")
+    rescored: int = knob(
+        0, low=0, high=3, at_least=0, at_most=16, help="how often the probes judge again, by what they kept alone"
+    )
+    repeated: str = knob(
+        "all", choices=("all", "newest"), help="of keys that point the same way (cosine above 0.95), which may be kept"
+    )
+    compensation: str = knob(
+        "none",
+        choices=("none", "mean", "low_rank"),
+        help="what stands in for keys that are left out: their mean value, or a map fitted to the probes",
+    )
     look_ahead: bool = knob(False, help="the whole prompt's probes decide for every query of it, as the notes have it")
 
     def __post_init__(self) -> None:
@@ -56,6 +73,10 @@ class ASSA(PrefillMethod):
             )
         if self.probes > self.block:
             raise ValueError(f"{self.name}: probes are the last of a block of {self.block} queries; got {self.probes}")
+        if self.compensation != "none" and self.look_ahead:
+            raise ValueError(
+                f"{self.name}: compensation follows the blocks of queries, which look_ahead does not have: set one of the two"
+            )
         if self.queries == "selected" and not self.look_ahead:
             raise ValueError(
                 f"{self.name}: which queries are selected is known once later ones have scored them: "

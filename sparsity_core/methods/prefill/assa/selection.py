@@ -2,97 +2,82 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Protocol
+from functools import partial
 
 import torch
 from sparselens_kernels import BlockColumns, Columns, KeyMask, Window
 
-from sparsity_core.attention import probabilities, probing_flops
+from sparsity_core.attention import probing_flops
 from sparsity_core.kinds import PromptView
+from sparsity_core.methods.prefill.assa.choice import Repeats, clusters_of, kept_keys
+from sparsity_core.methods.prefill.assa.knobs import Knobs
+from sparsity_core.methods.prefill.assa.parts import Parts
+from sparsity_core.methods.prefill.assa.probes import Correction, Probes, low_rank, mean_value
 
-_ENDS = re.compile(r"[.!?。！？]\s*$|\n")  # of a token that ends a sentence
 
+class Selection:
+    """What one layer's keys are judged by."""
 
-class Knobs(Protocol):
-    """The numbers of `ASSA` that its choice is made by."""
+    def __init__(self, knobs: Knobs, view: PromptView) -> None:
+        self._knobs, self._view = knobs, view
+        self.n_kv, self.n = len(view.k), view.n_tokens
+        self.parts = Parts.of(view.texts, self.n, knobs.block, knobs.segment, view.k.device)
+        self.probes = Probes.of(view, knobs.block, knobs.probes)
+        self._clusters = None if knobs.samplers == "attention" else clusters_of(view.k)
+        self._repeats = Repeats.of(view.k) if knobs.repeated == "newest" else None
 
-    @property
-    def coverage(self) -> float: ...
-    @property
-    def min_ratio(self) -> float: ...
-    @property
-    def max_ratio(self) -> float: ...
-    @property
-    def segment(self) -> str: ...
-    @property
-    def block(self) -> int: ...
-    @property
-    def probes(self) -> int: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def n_sink(self) -> int: ...
-    @property
-    def queries(self) -> str: ...
-    @property
-    def look_ahead(self) -> bool: ...
+    def flops(self) -> int:
+        """Spent on the probes and on looking for repeats, over all heads."""
+        found = probing_flops(self._view, self.probes.pairs)
+        return found if self._repeats is None else found + self.n_kv * self.n**2 * self._view.k.shape[2]
+
+    def kept(self, n: int) -> torch.Tensor:
+        """bool [Hkv, n]: what is kept of the first n keys, judged by the probes among them."""
+        probes, parts = self.probes.before(n), self.parts.before(n)
+        clusters = None if self._clusters is None else self._clusters[:, :n]
+        sinks = torch.arange(n, device=probes.at.device) < self._knobs.n_sink
+        importance = probes.importance(self.n_kv)
+        if self._repeats is not None:
+            importance = importance.masked_fill(~self._repeats.newest(n), -1.0)
+        found = kept_keys(self._knobs, importance, clusters, parts) | sinks
+        for _ in range(self._knobs.rescored):
+            near = torch.arange(n, device=sinks.device) > probes.at[:, None] - self._knobs.window
+            again = probes.importance(self.n_kv, seen_by=(found[:, None] | near))
+            found = kept_keys(self._knobs, again, clusters, parts) | sinks
+        return found
+
+    def correction(self, n: int, kept: torch.Tensor) -> Correction:
+        """What stands in for the keys before n that are left out."""
+        probes, window = self.probes.before(n), self._knobs.window
+        v = self._view.v[:, :n]
+        if self._knobs.compensation == "mean":
+            return mean_value(probes, kept, window, v)
+        return low_rank(probes, kept, window, self._view.q, v)
 
 
 def select(knobs: Knobs, view: PromptView) -> KeyMask:
     """The mask of one layer: what each block of queries sees, per KV head, beside the window."""
-    n, n_kv, block = view.n_tokens, view.k.shape[0], knobs.block
-    segments = segments_of(view.texts, n, block, knobs.segment).to(view.k.device)
-    total = torch.zeros(n_kv, n, device=view.k.device)
-    seen = torch.zeros(n, device=view.k.device)  # probes that could see each key
-    starts = range(0, n, block)
-    kept = torch.zeros(n_kv, len(starts), n, dtype=torch.bool, device=view.k.device)
-    pairs = 0
-    for i, start in enumerate(starts):
-        end = min(n, start + block)
-        if start and not knobs.look_ahead:
-            kept[:, i, :start] = chosen(total[:, :start] / seen[:start], segments[:start], knobs)
-        probes = torch.arange(max(start, end - knobs.probes), end, device=view.k.device)
-        rows = probabilities(_until(view, end), probes)  # [H, probes, end]
-        total[:, :end] += rows.unflatten(0, (n_kv, -1)).sum((1, 2))
-        seen[:end] += (torch.arange(end, device=seen.device) <= probes[:, None]).sum(0)
-        pairs += len(probes) * end
-    sinks = torch.arange(n, device=view.k.device) < knobs.n_sink
+    found, n, block = Selection(knobs, view), view.n_tokens, knobs.block
     if knobs.look_ahead:
-        own = chosen(total / seen.clamp_min(1), segments, knobs) | sinks
-        scoring = Columns(own, own if knobs.queries == "selected" else None)
-        return KeyMask([Window(knobs.window), scoring, Columns(sinks[None])], n_kv, n, probing_flops(view, pairs))
+        own = found.kept(n)
+        some = Columns(own, own if knobs.queries == "selected" else None)
+        sinks = Columns((torch.arange(n, device=own.device) < knobs.n_sink)[None])
+        return KeyMask([Window(knobs.window), some, sinks], found.n_kv, n, found.flops())
+    kept = torch.zeros(found.n_kv, -(-n // block), n, dtype=torch.bool, device=view.k.device)
     kept[:, 0, : min(block, n)] = True  # nothing has scored the first block, which stays dense
-    terms = [Window(knobs.window), BlockColumns(kept | sinks, block)]
-    return KeyMask(terms, n_kv, n, probing_flops(view, pairs))
+    corrections = []
+    for i, start in enumerate(range(block, n, block), 1):
+        kept[:, i, :start] = own = found.kept(start)
+        if knobs.compensation != "none":
+            corrections.append(found.correction(start, own))
+    correct = partial(_corrected, corrections, block, view.q) if corrections else None
+    return KeyMask([Window(knobs.window), BlockColumns(kept, block)], found.n_kv, n, found.flops(), correct)
 
 
-def chosen(importance: torch.Tensor, segments: torch.Tensor, knobs: Knobs) -> torch.Tensor:
-    """bool [Hkv, K]: of each segment the fewest keys that hold `coverage` of its importance [Hkv, K], within the ratios.
-
-    `segments` int64 [K] ascend: the segment of each key.
-    """
-    sizes = torch.bincount(segments)
-    place = torch.arange(len(segments), device=segments.device) - (sizes.cumsum(0) - sizes)[segments]
-    table = importance.new_full((len(importance), len(sizes), int(sizes.max())), -1.0)  # a row for each segment
-    table[:, segments, place] = importance
-    ranked, order = table.sort(dim=2, descending=True, stable=True)
-    held = ranked.clamp_min(0).cumsum(2)
-    rank, size = torch.arange(table.shape[2], device=segments.device), sizes[:, None].double()
-    keep = held - ranked < knobs.coverage * held[..., -1:] * (1 - 1e-6)
-    keep &= rank < (knobs.max_ratio * size).ceil()
-    keep |= rank < (knobs.min_ratio * size).ceil()
-    return torch.zeros_like(keep).scatter_(2, order, keep)[:, segments, place]
-
-
-def segments_of(texts: Sequence[str], n: int, block: int, by: str) -> torch.Tensor:
-    """int64 [n]: the segment of each token, blocks of `block` tokens or sentences; numbered from 0 without gaps."""
-    if by == "block":
-        return torch.arange(n) // block
-    ends = torch.tensor([bool(_ENDS.search(text)) for text in texts[:n]], dtype=torch.int64)
-    return ends.cumsum(0) - ends
-
-
-def _until(view: PromptView, end: int) -> PromptView:
-    return PromptView(view.layer, view.q[:, :end], view.k[:, :end], view.v[:, :end], view.scale, view.texts[:end])
+def _corrected(corrections: list[Correction], block: int, q: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """out [H, T, Dv] of queries q [H, T, D], each block of them but the first by its own correction."""
+    out = out.clone()
+    for i, correct in enumerate(corrections, 1):
+        own = slice(i * block, (i + 1) * block)
+        out[:, own] = correct(q[:, own], out[:, own].float()).to(out.dtype)
+    return out
