@@ -6,6 +6,7 @@ to the target on the first block of text. `SPARSELENS_BLOCKS` says how many bloc
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sparselens_kernels import BlockColumns, KeyMask, Window, masked_attention
+from sparselens_kernels import KeyMask, Window, masked_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.measure import Row, peak_memory, ratio
@@ -83,11 +84,9 @@ def _speed(model: Model, ids: list[int]) -> list[Row]:
                 raise Enough
             return scaled_dot_product_attention(call.q, call.k, call.v, is_causal=True, enable_gqa=True)
 
-    with torch.inference_mode(), recording(Keep()):
-        try:
+    with torch.inference_mode():
+        with contextlib.suppress(Enough), recording(Keep()):
             model.hidden(torch.tensor([ids]), use_cache=False)
-        except Enough:
-            pass
         texts = tuple(model.tokenizer.decode([i]) for i in ids)
         rows = []
         for layer in wanted:

@@ -22,7 +22,7 @@ from sparselens_kernels import (
     masked_attention,
 )
 
-from sparsity_core import Pipeline, generate, methods, run
+from sparsity_core import Pipeline, generate, run
 from sparsity_core.evaluate import perplexity
 from sparsity_core.kinds import PromptView
 from sparsity_core.models import recording
