@@ -67,7 +67,9 @@ def main(data: Path) -> list[Row]:
     del model
     workers = max(1, (os.cpu_count() or 1) // 2)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(2,)) as pool:
-        found = pool.map(_measured, _PATTERNS, [list(widths) for widths in _PATTERNS.values()], [blocks] * len(_PATTERNS))
+        found = pool.map(
+            _measured, _PATTERNS, [list(widths) for widths in _PATTERNS.values()], [blocks] * len(_PATTERNS)
+        )
         rows += [_said(row) for row in found]
     return rows
 
@@ -105,7 +107,9 @@ def _speed_of(call: AttentionCall, texts: tuple[str, ...]) -> list[Row]:
     torch.testing.assert_close(masked_attention(q, k, v, whole).out, plain, rtol=1e-3, atol=1e-4)
     causal = len(texts) * (len(texts) + 1) / 2
     density = float(_shown(mask) / mask.lists / causal)
-    spent = (masked_attention(q, k, v, mask).pairs * 4 * q.shape[3] + mask.scoring_flops) / (q.shape[1] * causal * 4 * q.shape[3])
+    spent = (masked_attention(q, k, v, mask).pairs * 4 * q.shape[3] + mask.scoring_flops) / (
+        q.shape[1] * causal * 4 * q.shape[3]
+    )
     dense = lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # noqa: E731
     _, base, attention = ratio(lambda: masked_attention(q, k, v, mask), dense)
     _, _, both = ratio(lambda: masked_attention(q, k, v, method.mask(view)), dense)
@@ -133,14 +137,18 @@ def _memory(model: Model, ids: list[int]) -> list[Row]:
     with torch.inference_mode():
         plain = peak_memory(lambda: model.hidden(torch.tensor([ids]), use_cache=False))
         sparse = peak_memory(lambda: run(model, ids, "prefill=assa", snapshots=0, against_dense=False))
-    return [_said(Row("prefill run of 8,192 tokens, memory beyond the plain forward", (sparse - plain) / 2**20, "MiB", 400))]
+    return [
+        _said(Row("prefill run of 8,192 tokens, memory beyond the plain forward", (sparse - plain) / 2**20, "MiB", 400))
+    ]
 
 
 def _measured(pattern: str, widths: list[float], blocks: list[list[int]]) -> Row:
     model = load()
 
     def flops(width: float) -> float:
-        return _spent(model, run(model, blocks[0], f"prefill={pattern.format(width)}", snapshots=0, against_dense=False))
+        return _spent(
+            model, run(model, blocks[0], f"prefill={pattern.format(width)}", snapshots=0, against_dense=False)
+        )
 
     low, high = 0, len(widths) - 1  # FLOPs rise or fall with the width
     rises = flops(widths[-1]) > flops(widths[0])

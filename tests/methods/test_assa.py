@@ -52,8 +52,6 @@ def test_assa_reaches_its_coverage_where_max_ratio_allows():
                 assert (kept >= 0.6 * importance[:, own].sum(-1) * (1 - 1e-5)).all()
 
 
-
-
 def test_parts_that_hold_little_are_left_out_before_their_keys():
     """Two paragraphs of two sentences: the second holds a tenth, and of the first its second sentence a fifth."""
     found = parts(["a", ".", "b", "\n", "c", ".", "d", "\n"])

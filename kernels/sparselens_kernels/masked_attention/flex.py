@@ -42,7 +42,9 @@ def block_mask(
     for row, start in enumerate(range(0, n, _BLOCK)):
         end = min(n, start + _BLOCK)
         key = every[:end]
-        any_of, all_of = (x.expand(mask.lists, -1) for x in (mask.columns(start, end, key), mask.whole(start, end, key)))
+        any_of, all_of = (
+            x.expand(mask.lists, -1) for x in (mask.columns(start, end, key), mask.whole(start, end, key))
+        )
         if window is not None:
             any_of, all_of = any_of & (key > start - window), all_of & (key > end - 1 - window)
         if until is not None:

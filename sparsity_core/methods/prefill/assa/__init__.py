@@ -51,7 +51,9 @@ class ASSA(PrefillMethod):
         choices=("attention", "union", "vote"),
         help="who chooses: the probes' attention alone, or with it clusters of keys and the text's structure",
     )
-    hierarchical: bool = knob(False, help="first the paragraphs that hold the coverage, in them the sentences, then keys")
+    hierarchical: bool = knob(
+        False, help="first the paragraphs that hold the coverage, in them the sentences, then keys"
+    )
     rescored: int = knob(
         0, low=0, high=3, at_least=0, at_most=16, help="how often the probes judge again, by what they kept alone"
     )
