@@ -24,7 +24,7 @@ from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
 from ui.spectra import hold_choices
 from ui.summary import summary
-from ui.view import view_bar
+from ui.view import end_view, view_bar
 
 ICON = Path(__file__).parent / "ui" / "icon.svg"
 
@@ -102,6 +102,7 @@ def look(name: str, shown: list[Shown]) -> None:
     module = next(module for module in PAGES.values() if module.__name__ == name)
     at = view_bar(shown)
     module.page(shown, at)
+    end_view()
     end_first_look()
     session.keep_address(module.PAGE.link())
 

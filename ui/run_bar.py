@@ -20,7 +20,7 @@ from ui.first_look import painted
 from ui.knobs import DENSE, aside_picker, folded, held, joined, keep_settings, method_picker
 from ui.literal import literal
 from ui.model_facts import count_tokens, most_positions
-from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, keep_address, specs
+from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, forget_view, keep_address, specs
 from ui.trust import may_look_up, trust
 
 _OWN = "own"
@@ -122,8 +122,7 @@ def _finished(jobs: dict[str, Job]) -> None:
 def _show(wanted: list[RunSpec]) -> None:
     if wanted[0].prompt != specs()[0].prompt or wanted[0].model != specs()[0].model:
         st.session_state.view = {}  # positions of another text mean nothing here
-        for name in ("layer", "head", "token", "step"):
-            st.session_state.pop(name, None)
+        forget_view()
     st.session_state.specs = wanted
     st.rerun()
 

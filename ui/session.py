@@ -92,9 +92,9 @@ def _take(parameters: Mapping[str, str]) -> None:
         shared.check(spec)
         propose(places_of(spec.model, spec.pipeline))
     if list(asked.specs) != specs():
+        forget_settings()  # first: another Back may end this run of the script between any two lines
         st.session_state.specs = list(asked.specs)
-        forget_settings()
-    _forget(VIEW)
+    forget_view()
     st.session_state.view = dict(asked.view)
     st.session_state.playing = False
     st.session_state.pop("wanted_address", None)
@@ -105,6 +105,14 @@ def forget_settings() -> None:
     """Lets the run bar show the settings of the runs on the page again."""
     letters = [str(key) for key in st.session_state if str(key).startswith(("A_", "B_"))]
     _forget([*_SETTINGS, *letters])
+
+
+def forget_view() -> None:
+    """Lets the view bar take another view. What its widgets hold in the browser until they are told so is remembered as stale."""
+    stale = st.session_state.setdefault("stale", {})
+    for name in VIEW:
+        if name in st.session_state:
+            stale[name] = {*stale.get(name, ()), st.session_state.pop(name)}
 
 
 def _forget_choices(parameters: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from sparsity_core.record import Trace
+from ui.address import VIEW
 from ui.session import Shown
 
 _PLAY_SECONDS = 0.5
@@ -54,22 +55,35 @@ def view_bar(shown: list[Shown]) -> View:
     trace = max((s.trace for s in shown), key=lambda t: t.n_tokens)
     _apply_requests(trace)
     row = st.container(horizontal=True, vertical_alignment="bottom")  # it wraps where it is too narrow for all
-    row.number_input("Layer", 0, trace.n_layers - 1, key="layer", help="or click a row of the atlas", width=130)
+    # The value is given too: a widget that the browser has yet to draw begins with it, even where another run of the script
+    # came before the browser heard what this one set.
+    held, heads = _view(), [*range(trace.n_kv_heads), *_HEADS]
+    row.number_input(
+        "Layer", 0, trace.n_layers - 1, held.layer, key="layer", help="or click a row of the atlas", width=130
+    )
     row.selectbox(
         "KV head",
-        [*range(trace.n_kv_heads), *_HEADS],
+        heads,
+        heads.index(held.head),
         format_func=lambda h: _HEADS.get(h, f"head {h}"),
         key="head",
         help="one KV head, or when the first or the last of the layer's heads drops a token",
         width=170,
     )
     row.number_input(
-        "Token", 0, trace.n_tokens - 1, key="token", help="or click a token in the strip or the atlas", width=130
+        "Token",
+        0,
+        trace.n_tokens - 1,
+        held.token,
+        key="token",
+        help="or click a token in the strip or the atlas",
+        width=130,
     )
     row.slider(
         "Step",
         0,
         max(1, trace.n_tokens - 1),  # a slider needs two ends
+        held.step,
         key="step",
         disabled=trace.n_tokens == 1,
         help="the query that is being read: prompt first, then what the model generates",
@@ -88,7 +102,16 @@ def view_bar(shown: list[Shown]) -> View:
         st.rerun()
     if playing:
         _advance(trace.n_tokens)
-    return View(**{name: st.session_state[name] for name in ("layer", "head", "token", "step")})
+    return _view()
+
+
+def _view() -> View:
+    return View(**{name: st.session_state[name] for name in VIEW})
+
+
+def end_view() -> None:
+    """To be called at the end of a page with a view bar: the browser has been told all that the bar was set to."""
+    st.session_state.stale = {}
 
 
 def request(**changes: int) -> None:
@@ -117,16 +140,22 @@ def _advance(n_tokens: int) -> None:
 
 
 def _apply_requests(trace: Trace) -> None:
-    """Fills in what is not chosen yet, takes what figures asked for, and keeps everything inside the trace."""
+    """Fills in what is not chosen yet, takes what figures asked for, and keeps everything inside the trace.
+
+    A run of the script that is ended within its page, as by another Back, may have told the browser nothing. What the
+    browser sends then is stale, and what was meant is set again.
+    """
     linked: dict[str, Any] = st.session_state.get("view", {})
     requests = st.session_state.pop("requests", {})
+    stale, meant = st.session_state.setdefault("stale", {}), st.session_state.setdefault("meant", {})
     middle = trace.n_layers // 2
     defaults = {"layer": middle, "head": 0, "token": _telling_token(trace, middle), "step": trace.n_tokens - 1}
     limits = {"layer": trace.n_layers - 1, "token": trace.n_tokens - 1, "step": trace.n_tokens - 1}
     before = st.session_state.get("last_step", limits["step"])
     st.session_state.last_step = limits["step"]
     for name, default in defaults.items():
-        value = requests.get(name, st.session_state.get(name, linked.get(name, default)))
+        held = st.session_state.get(name, linked.get(name, default))
+        value = requests.get(name, meant[name] if held in stale.get(name, ()) and name in st.session_state else held)
         if name == "head":
             value = value if value in _HEADS else _whole(value, 0)
             value = value if value in _HEADS or 0 <= value < trace.n_kv_heads else 0
@@ -134,9 +163,11 @@ def _apply_requests(trace: Trace) -> None:
             value = min(max(0, _whole(value, default)), limits[name])
         if name == "step" and before != limits["step"]:
             # A slider of another length is another widget to Streamlit, and starts at its least unless it is told.
-            st.session_state[name] = limits["step"] if value >= before else value
-        elif st.session_state.get(name) != value:
-            st.session_state[name] = value
+            value = limits["step"] if value >= before else value
+        elif name not in stale and st.session_state.get(name) == value:
+            continue
+        stale[name] = {*stale.get(name, ()), held} - {value}
+        st.session_state[name] = meant[name] = value
     st.session_state.view = {}
 
 

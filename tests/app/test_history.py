@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+import streamlit as st
+
 from sparsity_core.models import PROMPTS
+from tests.app.test_app import ROOT, visitor
 from tests.app.visit import MODEL_SECONDS, OWN, ask, no_exception, opened, set_number
-from tests.server import settle
+from tests.server import cache_with_models, settle
 
 
 def asked(page: Any) -> dict[str, str]:
@@ -41,6 +46,8 @@ def layer(page: Any) -> str:
 
 
 def test_one_back_is_the_view_before_and_forward_the_one_after(browser: Any, address: str) -> None:
+    from playwright.sync_api import expect
+
     page = opened(browser, address)
     waits_for(page, layer="15")
     first, last = entries(page), asked(page)["step"]
@@ -56,14 +63,19 @@ def test_one_back_is_the_view_before_and_forward_the_one_after(browser: Any, add
     assert entries(page) == first + 4  # two layers and two pages; what a page adds by default is no entry
 
     for path, number in (("/scores", "12"), ("/", "12"), ("/", "7"), ("/", "15")):
-        page.wait_for_timeout(
-            1500
-        )  # the page of the Back before is drawn: pressed while it is drawing, the step is lost
         page.go_back()
         waits_for(page, layer=number)
         assert urlsplit(page.url).path == path
         shows_layer(page, number)
         assert asked(page)["step"] == last
+    for _ in range(3):
+        page.go_forward()
+        page.wait_for_timeout(300)  # the page of the one before is being drawn
+    for _ in range(3):
+        page.wait_for_timeout(300)
+        page.go_back()
+    expect(page.get_by_label("Layer", exact=True)).to_have_value("15", timeout=60_000)
+    assert (asked(page)["layer"], asked(page)["step"]) == ("15", last)
     page.go_forward()
     shows_layer(page, "7")
     page.go_forward()
@@ -73,6 +85,27 @@ def test_one_back_is_the_view_before_and_forward_the_one_after(browser: Any, add
     assert entries(page) == first + 4
     no_exception(page)
     page.context.close()
+
+
+def test_what_a_run_of_the_script_set_before_it_was_ended_is_set_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    monkeypatch.chdir(ROOT)
+    at = visitor(tmp_path).run()
+    at.slider(key="step").set_value(272)
+    at.number_input(key="layer").set_value(15)
+    browser_holds = at._tree
+    at.session_state["requests"] = {"step": 100, "layer": 3}
+    with monkeypatch.context() as ended:
+        ended.setattr("ui.view.View", lambda **at: st.stop())  # the bar is set, and the page is not drawn
+        at.run()
+    at._tree = browser_holds  # nothing of that run arrived
+    at.run()
+    assert at.session_state["step"] == 100 and at.session_state["layer"] == 3
+    assert at.query_params["step"] == "100" and at.query_params["layer"] == "3"
+    at.slider(key="step").set_value(40).run()
+    assert at.session_state["step"] == 40  # told once, the bar holds what a person moves it to
 
 
 def test_fast_clicks_end_where_they_were_going(browser: Any, address: str) -> None:
