@@ -32,9 +32,9 @@ _PATTERNS = {  # and the widths among which the one of equal FLOPs is looked for
     "bigbird(window_blocks=2, random_blocks=0, block={})": range(16, 160, 4),
     "strided(stride={})": range(16, 420, 8),
     "lsh(buckets={}, rounds=1, window=64)": range(4, 128, 2),
-    "assa(max_ratio={})": _RATIOS,
+    "assa(max_ratio={}, min_ratio=0.02)": _RATIOS,
 } | {
-    f"assa(max_ratio={{}}, {more})": _RATIOS
+    f"assa(max_ratio={{}}, min_ratio=0.02, {more})": _RATIOS
     for more in (
         "block=64",
         "window=32",
