@@ -77,19 +77,14 @@ def hold(error: float, limit: float) -> str:
     return f"off by {error:.1e} of the norm"
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def milliseconds(call: Callable[[], Any], place: Place, *, runs: int = 20, warmup: int = 3) -> float:
     """Median time of one call, by events on the card, launches included."""
     if place.device.type != "cuda":
         times = []
         for _ in range(3):
-            began = time.perf_counter()
+            start = time.perf_counter()
             call()
-            times.append(1e3 * (time.perf_counter() - began))
+            times.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times)
     for _ in range(warmup):
         call()

@@ -56,7 +56,7 @@ class _Prompt:
         return (kept | torch.eye(n, dtype=torch.bool, device=self.place.device)).tril()
 
     def block_mask(self, kept: torch.Tensor) -> BlockMask:
-        """Blocks below the diagonal are seen whole, those on it causally. Uncompiled, only `seen` is looked at."""
+        """Blocks below the diagonal are seen whole, those on it causally."""
         of_heads = kept.repeat_interleave(self.group, 0)[None]
         own = torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device).expand_as(of_heads)
 
@@ -66,9 +66,11 @@ class _Prompt:
         def seen(batch: Any, head: Any, query: Any, key: Any) -> Any:
             return (query >= key) & of_heads[batch, head, query // _BLOCK, key // _BLOCK]
 
+        # Compiled, it goes by the lists, and one function for all masks is compiled once; else by the function alone.
+        within = seen if self.place.toy else _causal
         partly, whole = listed(of_heads & own), listed(of_heads & ~own)
         lengths = (self.n, self.n)
-        return BlockMask.from_kv_blocks(*partly, *whole, BLOCK_SIZE=_BLOCK, mask_mod=seen, seq_lengths=lengths)
+        return BlockMask.from_kv_blocks(*partly, *whole, BLOCK_SIZE=_BLOCK, mask_mod=within, seq_lengths=lengths)
 
     def right(self) -> str:
         kept = self.blocks(1 / 8)
@@ -79,7 +81,8 @@ class _Prompt:
             mask = KeyMask(
                 [Blocks(kept[:, : rows.stop // _BLOCK, : rows.stop // _BLOCK], _BLOCK)], self.n_kv, rows.stop
             )
-        exact = masked_attention(*(x[:, :, rows].double() for x in (self.q, self.k, self.v)), mask).out
+        q, k, v = (x[:, :, rows].double() for x in (self.q, self.k, self.v))
+        exact = masked_attention(q, k, v, mask).out
         return hold(off(own[:, :, rows], exact), 8e-3)
 
     def causal(self) -> torch.Tensor:
@@ -96,3 +99,7 @@ class _Prompt:
         mask = KeyMask([Blocks(self.blocks(density), _BLOCK)], self.n_kv, self.n)
         own = milliseconds(lambda: masked_attention(self.q, self.k, self.v, mask), self.place, runs=3, warmup=1)
         return Measured(own, "ms", f"{base / own:.2f} times as fast as causal SDPA")
+
+
+def _causal(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    return query >= key
