@@ -36,6 +36,8 @@ _SECTIONS = {  # the most seconds of each; what is right comes before what is fa
     "trace": ("what recording costs", 60),
     "offload": ("a cache in host memory", 60),
     "prefill": ("blocks of keys against causal SDPA", 90),
+    "prompts": ("prompts that see some keys, the card as the CPU", 90),
+    "embedded": ("the embedded model, the card as the CPU", 120),
 }
 _MARK = "FINDING "
 
