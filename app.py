@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.starlette import App
 
 import pages
-from sparsity_core.work import plugins
+from sparsity_core.work import with_plugins
 from ui import session, shared, work
 from ui.compat import StreamlitPage
 from ui.contrast import raise_contrast
@@ -32,8 +32,7 @@ ICON = Path(__file__).parent / "ui" / "icon.svg"
 def found_pages() -> dict[str, ModuleType]:
     """The files of pages by address, those of plug-ins among them, in the order of the navigation."""
     own = [importlib.import_module(f"pages.{found.name}") for found in pkgutil.iter_modules(pages.__path__)]
-    named = {module.__name__.rpartition(".")[2]: module for module in [*own, *plugins("pages")]}
-    return dict(sorted(named.items(), key=lambda item: item[1].PAGE.order))
+    return dict(sorted(with_plugins("pages", own).items(), key=lambda item: item[1].PAGE.order))
 
 
 PAGES = found_pages()

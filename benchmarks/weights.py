@@ -62,7 +62,7 @@ def _slider(model: Model) -> Row:
     grams, importance = layer_grams(model, 15), feed_forwards(model)[15].first.norm(dim=1).numpy()
 
     def move(ratio_: float) -> None:
-        kept = kept_neurons(importance, ratio_)
+        kept = kept_neurons(importance, methods.RowNorm(ratio=ratio_))
         for name in feed_forwards(model)[15].matrices:
             grams.cut(name, kept)
 

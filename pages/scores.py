@@ -9,7 +9,7 @@ from ui.explain import explain_methods
 from ui.page import Page
 from ui.scores import accumulated, against_dense
 from ui.session import Shown
-from ui.sweeps import forgetting_sweep
+from ui.sweeps import knob_sweep
 from ui.view import View
 
 PAGE = Page("Scores", ":material/show_chart:", order=2)
@@ -18,7 +18,7 @@ PAGE = Page("Scores", ":material/show_chart:", order=2)
 def page(shown: list[Shown], at: View) -> None:
     st.subheader(f"Accumulated scores, layer {at.layer}", anchor=False)
     accumulated(shown, at)
-    forgetting_sweep(shown[0], at.layer)
+    knob_sweep(shown[0], at.layer)
     against_dense(shown, at)
     explain_methods(shown)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+import warnings
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -96,6 +99,19 @@ def test_a_wheel_holds_everything_under_names_of_our_own(wheel):
     for name in ("sparsity_core/py.typed", "sparselens_kernels/py.typed", "sparsity_core/kinds/__init__.pyi"):
         assert name in names
     assert {"sparselens_app/app.py", "sparselens_app/.streamlit/config.toml"} <= set(names)
+
+
+@pytest.mark.slow
+def test_the_extra_that_no_other_test_installs_can_be_installed():
+    """Ray, which only sweeps on a cluster need, beside the versions that are installed here."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", f"{ROOT}[cluster]"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and re.search("Retrying|connection|resolution", done.stderr):
+        warnings.warn("the extra `cluster` is not tested: no package index can be reached", stacklevel=1)
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    found = {item["metadata"]["name"].lower() for item in json.loads(done.stdout)["install"]}
+    assert "sparselens" in found and ("ray" in found or importlib.util.find_spec("ray"))
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,39 @@ def test_the_figure_is_found_and_draws_a_trace(environment):
     assert call(environment, "-c", script) == "True True\n"
 
 
+TAKEN = {
+    "commands/run.py": (["-m", "sparsity_core", "methods"], "two commands are named run"),
+    "methods/mine.py": (["-m", "sparsity_core", "methods"], "two methods are named a2sf"),
+    "figures/mine.py": (["-c", "import viz; viz.figures()"], "two figures are named atlas"),
+    "pages/scores.py": (["-c", "import app"], "two pages are named scores"),
+}
+TEXTS = {
+    "commands/run.py": FILES["commands/greet.py"],
+    "methods/mine.py": FILES["methods/newest_and_one.py"]
+    .replace("NewestAndOne", "A2SF")
+    .replace("source:", 'name: ClassVar[str] = "a2sf"\n    source:'),
+    "figures/mine.py": FILES["figures/survivors.py"].replace("survivors", "atlas"),
+    "pages/scores.py": "from ui.page import Page\nPAGE = Page('Mine', ':material/star:', 'run')\n\ndef page(): pass\n",
+}
+
+
+@pytest.mark.parametrize("file", TAKEN)
+def test_a_plug_in_of_a_name_that_is_taken_is_refused_by_its_name(tmp_path, file):
+    """It would take the place of ours without a word."""
+    path, (command, said) = tmp_path / file, TAKEN[file]
+    path.parent.mkdir()
+    path.write_text(TEXTS[file].lstrip())
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "SPARSELENS_PLUGINS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (2 if "-m" in command else 1)
+    assert said in done.stderr and (str(path) in done.stderr or path.stem in done.stderr)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("import no_such_module", "cannot be imported (ModuleNotFoundError"), ("1 +", "cannot be imported (SyntaxError")],

@@ -90,12 +90,7 @@ def write_address(specs: Sequence[RunSpec], view: Mapping[str, Any]) -> dict[str
 
 def places_of(model: str, pipeline: str) -> frozenset[str]:
     """What a run names that may lie anywhere on this machine's disk: a model that is no hub id, and files of its methods."""
-    named = {
-        str(getattr(method, knob.name))
-        for method in Pipeline.parse(pipeline).methods.values()
-        for knob in method.knobs()
-        if knob.metadata.get("path") and getattr(method, knob.name) != knob.default
-    }
+    named = {path for method in Pipeline.parse(pipeline).methods.values() for path in method.files().values()}
     return frozenset(named if is_hub_id(model) else {model, *named})
 
 

@@ -12,14 +12,15 @@ from sparsity_core.record import Store, key_of
 from sparsity_core.work import write_whole
 from ui.session import EXAMPLE
 from ui.spectra import RATIOS, example_method
-from ui.sweeps import sweep_specs
+from ui.sweeps import swept
 
 BESIDE = replace(EXAMPLE, pipeline="eviction=streaming_llm(budget=64)")
 
 
 def bundled_specs() -> list:
     """What opens without a model: the example, the method that stands beside it first, and the example's sweep."""
-    return [EXAMPLE, BESIDE, *(sweep_specs(EXAMPLE) or {}).values()]
+    example = swept(EXAMPLE)
+    return [EXAMPLE, BESIDE, *(example.specs.values() if example else ())]
 
 
 def make_traces() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from shlex import quote
 from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from sparsity_core.record import Provenance, RunSpec, Trace
+from sparsity_core.record import Provenance, RunSpec, Trace, command_line
 from ui.clicks import hear_clicks
 from ui.first_look import painted
 from ui.literal import literal
@@ -45,8 +44,9 @@ def show_figure(
 ) -> None:
     """Draws a figure and, below it, how to read it, its table and its downloads.
 
-    `name` is unique on the page and becomes the file's name; `caption` is the stub that travels with the file; `sources`
-    are the runs it is drawn from, or whatever else. `on_click` gets the x and y of a clicked point before the page runs again.
+    `name` is unique on the page and becomes the file's name; `caption` is the stub that travels with the file; `sources` are
+    the runs that the figure is drawn from, or the provenance of anything else. `on_click` gets the x and y of a clicked point
+    before the page runs again.
     """
     key = f"figure_{name}"
     config = {"displayModeBar": False}  # a drag zooms, a double click resets; its buttons would be seven Tab stops
@@ -159,10 +159,16 @@ def generated_tokens(spec: RunSpec, trace: Trace) -> int:
 
 
 def _command(spec: RunSpec) -> str:
-    """The command that computes a run again; the prompt is read from a file. What a link may have brought is quoted."""
-    verb = f"generate --max-new-tokens {spec.generate}" if spec.generate else "run"
-    return (
-        f"python -m sparsity_core {verb} --file {PROMPT_FILE} --model {quote(spec.model)} --pipeline {quote(spec.pipeline)} "
-        f"--seed {spec.seed} --add-bos {quote(spec.add_bos)} "
-        f"--device {quote(spec.device)} --dtype {quote(spec.dtype)} --out results"
+    """The command that computes a run again; the prompt is read from a file."""
+    return command_line(
+        "generate" if spec.generate else "run",
+        max_new_tokens=spec.generate or None,
+        file=PROMPT_FILE,
+        model=spec.model,
+        pipeline=spec.pipeline,
+        seed=spec.seed,
+        add_bos=spec.add_bos,
+        device=spec.device,
+        dtype=spec.dtype,
+        out="results",
     )

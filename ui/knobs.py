@@ -106,7 +106,7 @@ def knob_widgets(
 
 @contextmanager
 def folded(label: str, key: str, *, expanded: bool = False) -> Generator[bool]:
-    """An expander whose widgets are `held`, and drawn only while it is open, which this yields.
+    """An expander whose widgets are `held`, and drawn only while it is open. Yields whether it is.
 
     A browser draws every widget of the page again at each choice, those that are folded away too.
     """
@@ -116,7 +116,7 @@ def folded(label: str, key: str, *, expanded: bool = False) -> Generator[bool]:
 
 
 def held(key: str, default: Any, draw: Callable[[], Any], *, drawn: bool) -> Any:
-    """The value of a widget of this key, `default` at first; while it is not drawn, what it held when it was."""
+    """The value of the widget of this key, `default` at first. While it is not drawn, the value that it had when it was."""
     if not drawn or key not in st.session_state:  # what is drawn is not set: that would undo what is being typed
         st.session_state[key] = st.session_state.get(key, default)  # Streamlit forgets keys that a run does not touch
     return draw() if drawn else st.session_state[key]

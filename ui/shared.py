@@ -60,7 +60,7 @@ def check(spec: RunSpec) -> None:
 def check_reading(pipeline: str) -> None:
     """Raises ValueError where a method would read more calibration text than a shared server gives to one visitor."""
     weights = Pipeline.parse(pipeline).weights
-    read = getattr(weights, "samples", 0) * getattr(weights, "length", 0)
+    read = 0 if weights is None else weights.tokens_read
     if is_shared() and read > MOST_READ:
         raise ValueError(
             f"this server is shared and reads at most {MOST_READ:,} tokens of calibration text; samples × length is {read:,}"

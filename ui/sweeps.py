@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from sparsity_core.kinds import Method, Pipeline
+from sparsity_core.kinds import EvictionMethod, Pipeline, Sweep
 from sparsity_core.record import RunSpec, key_of
 from ui import work
 from ui.figure import show_figure
@@ -14,34 +14,46 @@ from ui.knobs import choose_one
 from ui.session import Shown, trace_of
 from viz import sweep
 
-FACTORS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0)
-_KNOB = "forgetting_factor"
+
+@dataclass(frozen=True)
+class Swept:
+    """The knob of a pipeline's eviction method that declares a sweep, and a run for each of its values."""
+
+    method: EvictionMethod
+    knob: str
+    sweep: Sweep
+    specs: dict[float, RunSpec]
+
+    @property
+    def title(self) -> str:
+        return self.knob.replace("_", " ")
 
 
-def sweep_specs(spec: RunSpec) -> dict[float, RunSpec] | None:
-    """The specs of a sweep over the forgetting factor, None where the method has none. The text is read, not continued,
-    so that every factor is measured on the same tokens."""
+def swept(spec: RunSpec) -> Swept | None:
+    """None where the eviction method declares no sweep. The text is read, not continued, so that every value is measured
+    on the same tokens."""
     pipeline = Pipeline.parse(spec.pipeline)
     method = pipeline.eviction
-    if method is None or _KNOB not in [knob.name for knob in method.knobs()]:
+    declared = [] if method is None else [knob for knob in method.knobs() if knob.metadata["sweep"]]
+    if method is None or not declared:
         return None
-    return {factor: replace(spec, generate=0, pipeline=_with(pipeline, method, factor)) for factor in FACTORS}
+    name, asked = declared[0].name, declared[0].metadata["sweep"]
+    pipelines = {value: replace(pipeline, eviction=replace(method, **{name: value})) for value in asked.values}
+    specs = {value: replace(spec, generate=0, pipeline=str(own)) for value, own in pipelines.items()}
+    return Swept(method, name, asked, specs)
 
 
-def _with(pipeline: Pipeline, method: Method, factor: float) -> str:
-    return str(replace(pipeline, eviction=replace(method, **{_KNOB: factor})))  # type: ignore[arg-type, type-var]
-
-
-def forgetting_sweep(item: Shown, layer: int) -> None:
-    """The sweep of the first pipeline's forgetting factor, or the button that computes it."""
-    specs = sweep_specs(item.spec)
-    if specs is None:
+def knob_sweep(item: Shown, layer: int) -> None:
+    """The sweep of the first pipeline's method, or the button that computes it."""
+    found = swept(item.spec)
+    if found is None:
         return
-    st.subheader("Forgetting factor: what each value costs", anchor=False)
-    traces = {factor: trace for factor, spec in specs.items() if (trace := trace_of(spec)) is not None}
-    purpose = f"sweep {key_of(specs[FACTORS[0]])}"
+    specs, values = found.specs, found.sweep.values
+    st.subheader(f"{found.title.capitalize()}: what each value costs", anchor=False)
+    traces = {value: trace for value, spec in specs.items() if (trace := trace_of(spec)) is not None}
+    purpose = f"sweep {key_of(specs[values[0]])}"
     if len(traces) < len(specs) and not work.pending(purpose):
-        st.caption(f"{len(specs)} runs of this prompt, one for each of {', '.join(f'{f:g}' for f in FACTORS)}.")
+        st.caption(f"{len(specs)} runs of this prompt, one for each of {', '.join(f'{value:g}' for value in values)}.")
         if st.button("Run the sweep", icon=":material/stacked_line_chart:", key="run_sweep"):
             work.submit_specs(purpose, list(specs.values()))
             st.rerun()
@@ -50,13 +62,13 @@ def forgetting_sweep(item: Shown, layer: int) -> None:
         return
     cost = choose_one("Cost", sweep.COSTS, "sweep_cost")
     table = sweep.sweep_table(traces)
-    method = Pipeline.parse(item.spec.pipeline).eviction
-    assert method is not None  # else there were no specs
     show_figure(
-        sweep.plot_sweep(table, cost, knob="forgetting factor α", method=method.name, layer=layer),
+        sweep.plot_sweep(
+            table, cost, knob=f"{found.title} {found.sweep.symbol}", method=found.method.name, layer=layer
+        ),
         table,
         name="sweep",
-        caption=f"Cost of the forgetting factor at a budget of {method.budget} keys.",
-        read="At 0 only the last query counts, as in TOVA; at 1 nothing is forgotten, as in H2O without its recent window.",
-        sources=[(specs[factor], traces[factor]) for factor in (FACTORS[0], FACTORS[-1])],
+        caption=f"Cost of the {found.title} at a budget of {found.method.budget} keys.",
+        read=found.sweep.read,
+        sources=[(specs[value], traces[value]) for value in (values[0], values[-1])],
     )

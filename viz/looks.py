@@ -77,7 +77,7 @@ def look_of(name: str) -> Look:
 
 
 def distinct_looks(names: Sequence[str]) -> list[Look]:
-    """A look for each series of one figure, by its method's name: its method's own, or the next that nobody here has.
+    """A look for each series of one figure, by its method's name: the method's own, or the next that no other series has.
 
     Several pipelines of one method keep its colour as long as there are dashes left. There are 36 looks.
     """

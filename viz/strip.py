@@ -38,7 +38,7 @@ _MARKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def strip_table(
     trace: Trace, layer: int, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
 ) -> pd.DataFrame:
-    """One row per token: position, token, state, dropped_at, dropped_while (the token read at that step), dropped_by (that token,
+    """One row per token: position, token, state, dropped_in, dropped_while (the token read at that step), dropped_by (that token,
     where its gate did it, else −1), score, class, ruled (kept by a rule of the user's own).
 
     `state` is kept, dropped, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache.
@@ -65,7 +65,7 @@ def strip_table(
             "position": position,
             "token": trace.tokens,
             "state": state,
-            "dropped_at": np.where(dropped, at, np.nan),
+            "dropped_in": np.where(dropped, at, np.nan),
             "dropped_while": [trace.tokens[e] if d else "" for e, d in zip(at, dropped, strict=True)],
             "dropped_by": np.where(gated & dropped, by, -1),
             "score": _score(trace, layer, head, step, dropped, evicted_at),
@@ -140,7 +140,7 @@ def plot_strip(table: pd.DataFrame, columns: int = _COLUMNS) -> go.Figure:
                 text=[plain(table["token"].iloc[i]) for i in chosen],
                 textposition="middle right",
                 textfont={"family": _FONT, "color": look.light if state in ("dropped", "future") else None},
-                customdata=table[["position", "dropped_at"]].iloc[chosen].to_numpy(),
+                customdata=table[["position", "dropped_in"]].iloc[chosen].to_numpy(),
                 hovertemplate="token %{customdata[0]}<extra>" + state + "</extra>",
                 name=f'<span style="color:{look.light}">not read yet</span>' if state == "future" else state,
                 showlegend=state == "future",

@@ -5,13 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsity_core.work import read_file
+from sparsity_core.kinds import Pipeline
+from sparsity_core.work import Progress, read_file
 
 Answer = tuple[dict[str, Any], str]  # what a command found: as JSON values, and as text
+
+
+def setting(parser: Any, name: str, default: bool | float, help: str) -> None:
+    """An option of a setting's name, type and default; a switch has its --no- form too."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help)
+    else:
+        metavar = "N" if isinstance(default, int) else "X"
+        parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=help)
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +35,13 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
 
 
-def pipeline_option(parser: argparse.ArgumentParser) -> None:
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """What a text, a model and a pipeline need, of every command that puts the first through the others."""
+    text_options(parser)
+    model_options(parser)
     parser.add_argument("--pipeline", default="dense", metavar="P", help='e.g. "eviction=a2sf(budget=64)"')
+    seed_option(parser)
+    json_option(parser)
 
 
 def text_options(parser: argparse.ArgumentParser) -> None:
@@ -41,26 +57,13 @@ def file_option(parser: Any, help: str) -> None:
 
 
 def seed_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn at random")
+    setting(parser, "seed", 0, "of everything that is drawn at random")
 
 
 def start_option(parser: argparse.ArgumentParser, auto: str) -> None:
     parser.add_argument(
         "--add-bos", choices=("auto", "yes", "no"), default="auto", help=f"start with the start token; auto: {auto}"
     )
-
-
-def trace_options(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `generate` record, and where the trace goes."""
-    start_option(parser, "as the tokenizer does")
-    parser.add_argument("--snapshots", type=int, default=64, metavar="N", help="most copies of the scores in the trace")
-    parser.add_argument(
-        "--against-dense",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="a second, dense pass, for regret, the ideal mask and KL",
-    )
-    parser.add_argument("--out", type=path, metavar="DIR", help="write the trace there, as trace.npz")
 
 
 def out_option(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +87,21 @@ def text_of(options: argparse.Namespace) -> str | None:
     return None if options.file is None else read_file(options.file)
 
 
-def load_model(options: argparse.Namespace, progress: Callable[[float, str], None]) -> Any:
+def chosen(options: argparse.Namespace, *names: str, prefix: str = "") -> dict[str, Any]:
+    """The values of options under the names of the settings that they stand for."""
+    return {name: getattr(options, f"{prefix}{name}") for name in names}
+
+
+@contextlib.contextmanager
+def asked(options: argparse.Namespace) -> Iterator[tuple[tuple[Any, str, Pipeline], Progress]]:
+    """The model, text and pipeline of `run_options`, under a progress bar. What is mistyped costs no loading."""
+    pipeline, text = Pipeline.parse(options.pipeline), text_of(options)
+    assert text is not None
+    with progress_bar() as progress:
+        yield (load_model(options, progress), text, pipeline), progress
+
+
+def load_model(options: argparse.Namespace, progress: Progress) -> Any:
     from sparsity_core.models import load
 
     progress(0.0, f"loading {options.model}")
@@ -111,7 +128,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
+def progress_bar() -> Iterator[Progress]:
     """A progress bar on standard error, where that is a terminal."""
     from tqdm import tqdm
 

@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import NoReturn
 
 from sparsity_core.cli import commands
-from sparsity_core.work import plugins
+from sparsity_core.record import PROGRAM
+from sparsity_core.work import with_plugins
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     described = "Run a decoder model through pruning methods and record what each one throws away."
     called = Path(sys.argv[0]).stem
-    parser = Parser(prog="sparselens" if called == "sparselens" else "python -m sparsity_core", description=described)
+    parser = Parser(prog=PROGRAM if called == PROGRAM else "python -m sparsity_core", description=described)
     below = parser.add_subparsers(required=True, metavar="command")
     for name, module in find_commands().items():
         text = (module.__doc__ or "").strip().splitlines()[0]
@@ -36,9 +37,9 @@ def make_parser() -> Parser:
 
 
 def find_commands() -> dict[str, ModuleType]:
-    """Every command by its name."""
+    """Every command by its name. Raises ValueError for a plug-in of a name that is taken."""
     own = [
         importlib.import_module(f"{commands.__name__}.{found.name}")
         for found in pkgutil.iter_modules(commands.__path__)
     ]
-    return {module.__name__.rpartition(".")[2]: module for module in [*own, *plugins("commands")]}
+    return with_plugins("commands", own)

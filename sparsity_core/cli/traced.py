@@ -1,4 +1,4 @@
-"""What `run` and `generate` answer: a trace's numbers, and the trace itself where --out names a folder."""
+"""What `run` and `generate` share: options, and a trace's numbers as the answer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_core.cli.options import Answer, writing
+from sparsity_core.cli import options as shared
 from sparsity_core.record import Trace
 
 
-def trace_answer(options: argparse.Namespace, trace: Trace, text: str | None = None) -> Answer:
+def trace_options(parser: argparse.ArgumentParser) -> None:
+    """What is run and recorded, and where the trace goes."""
+    shared.run_options(parser)
+    shared.start_option(parser, "as the tokenizer does")
+    shared.setting(parser, "snapshots", 64, "most copies of the scores in the trace")
+    shared.setting(parser, "against_dense", True, "a second, dense pass, for regret, the ideal mask and KL")
+    parser.add_argument("--out", type=shared.path, metavar="DIR", help="write the trace there, as trace.npz")
+
+
+def recorded(options: argparse.Namespace) -> dict[str, Any]:
+    """What `trace_options` asked for, by the names that `run` and `generate` take."""
+    return shared.chosen(options, "seed", "snapshots", "against_dense", "add_bos")
+
+
+def trace_answer(options: argparse.Namespace, trace: Trace, text: str | None = None) -> shared.Answer:
     """The numbers of a trace and the text that was generated, if any was."""
     found = summary(trace)
     if text is not None:
         found["text"] = text
     if options.out is not None:
-        with writing(options.out):
+        with shared.writing(options.out):
             options.out.mkdir(parents=True, exist_ok=True)
             trace.save(options.out / "trace.npz")
         found["trace"] = str(options.out / "trace.npz")

@@ -17,6 +17,7 @@ from .knobs import MOST_RATIO as MOST_RATIO
 from .knobs import MOST_SEED as MOST_SEED
 from .knobs import MOST_TOKENS as MOST_TOKENS
 from .knobs import REDUCTIONS as REDUCTIONS
+from .knobs import Sweep as Sweep
 from .knobs import knob as knob
 from .knobs import per_layer as per_layer
 from .method import Method as Method

@@ -32,12 +32,14 @@ class SelectionMethod(Method):
         high=64,
         at_least=0,
         at_most=MOST_TOKENS,
-        help="every so many steps one reads everything; 0: none does",
+        help="every so many steps, one step reads everything; 0: none does",
     )
     layer_tokens: str = knob(
-        "", help="a share for each layer in place of `tokens`, as in 1, 0.5, 0.25; the last goes on"
+        "", help="a share for each layer in place of `tokens`, as in 1, 0.5, 0.25; later layers take the last"
     )
-    reduction: str = knob("sum", choices=REDUCTIONS, help="of the scores, over the query heads that share a KV head")
+    reduction: str = knob(
+        "sum", choices=REDUCTIONS, help="how the scores of the query heads that share a KV head become one"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +58,7 @@ class SelectionMethod(Method):
 
     @property
     def corrects_mean(self) -> bool:
-        """Whether what a query does not read counts with the mean value."""
+        """Whether the keys that a query does not read count with the mean of the values."""
         return False
 
     @property

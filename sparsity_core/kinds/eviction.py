@@ -46,7 +46,7 @@ class ScanRule:
 
 @dataclass(frozen=True)
 class PrefillRule:
-    """Dense attention over the prompt, one cut when it ends, then `then` for every later query."""
+    """The prompt is read densely; when it ends, the cache is cut once. Later queries follow the rule `then`."""
 
     budget: int | None  # None: nothing is cut
     decay: ForgettingFactor = 1.0
@@ -117,7 +117,9 @@ class EvictionMethod(Ruled):
 class ScoredEviction(EvictionMethod):
     """An eviction method that ranks keys by the attention they received."""
 
-    reduction: str = knob("sum", choices=REDUCTIONS, help="over the query heads that share a KV head")
+    reduction: str = knob(
+        "sum", choices=REDUCTIONS, help="how the attention of the query heads that share a KV head becomes one number"
+    )
     value_norm: bool = knob(False, help="weigh the attention a key receives by the norm of its value")
 
 

@@ -49,7 +49,7 @@ class GateMethod(Ruled):
         raise TypeError(f"{type(self).__name__} must define gate")
 
     def recipe(self) -> dict[str, Any] | None:
-        """How the gate that it would find was trained, as far as files tell before a model is loaded; None where they do not."""
+        """How its gate was trained, as far as files tell before a model is loaded; None where they do not."""
         return None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparsity_core.kinds.spelling import told
@@ -21,6 +21,15 @@ MOST_SEED = 2**31 - 1
 MOST_LETTERS = 4096  # of a knob that is a text
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """The values of one knob that a page compares, and what its ends mean."""
+
+    values: tuple[float, ...]
+    symbol: str  # of the knob in the method's equation
+    read: str  # a sentence on how the figure is read
+
+
 def knob(
     default: Any,
     *,
@@ -34,6 +43,7 @@ def knob(
     path: bool = False,
     always: bool = False,
     prominent: bool = False,
+    sweep: Sweep | None = None,
 ) -> Any:
     """A dataclass field that is a method's setting.
 
@@ -47,6 +57,7 @@ def knob(
             stored under the file's content.
         always: spelled even at its default.
         prominent: shown beside the method's first setting, not folded away.
+        sweep: a page offers to compare these values, each a run of its own.
     """
     metadata = {
         "help": help,
@@ -59,6 +70,7 @@ def knob(
         "path": path,
         "always": always,
         "prominent": prominent,
+        "sweep": sweep,
     }
     return field(default=default, metadata=metadata)
 

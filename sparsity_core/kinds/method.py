@@ -29,11 +29,14 @@ class Method:
         """The method's fields, a user's own rules last."""
         return tuple(sorted(dataclasses.fields(cls), key=lambda f: f.name in RULES))  # type: ignore[arg-type]
 
+    def files(self) -> dict[str, str]:
+        """The paths that the user gave, by the names of their knobs."""
+        given = {k.name: (getattr(self, k.name), k.default) for k in self.knobs() if k.metadata.get("path")}
+        return {name: path for name, (path, default) in given.items() if path != default}
+
     def inputs(self) -> dict[str, str]:
         """Digests of what decides the result beside the knobs' values, by name: the content of the files that they name."""
-        named = {k.name: getattr(self, k.name) for k in self.knobs() if k.metadata.get("path")}
-        defaults = {k.name: k.default for k in self.knobs()}
-        return {name: digest_of(path) for name, path in named.items() if path != defaults[name]}
+        return {name: digest_of(path) for name, path in self.files().items()}
 
     def __str__(self) -> str:
         """The canonical spelling: the knobs that are always spelled, and every other that is not at its default."""

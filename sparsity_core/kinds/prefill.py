@@ -44,7 +44,7 @@ class PrefillMethod(Method):
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether the keys that a query sees depend on tokens after it, as where the whole prompt is known."""
+        """Whether the keys that a query sees depend on tokens after it, as in a method that looks at the whole prompt first."""
         return False
 
     def check(self, n_tokens: int) -> None:

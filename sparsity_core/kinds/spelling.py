@@ -18,7 +18,7 @@ def told(value: Any) -> str:
     try:
         text = value if isinstance(value, int) and not isinstance(value, bool) else repr(value)
         text = str(text)
-    except ValueError:  # Python writes no number out whose decimal digits pass 4,300
+    except ValueError:  # Python refuses to write out a number of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= _TOLD else text[: _TOLD - 1] + "…"
 
@@ -54,7 +54,7 @@ def parse_value(node: ast.expr | str) -> Any:
 
 
 def parse_expression(text: str, sentence: str) -> ast.expr:
-    """A Python expression as its tree. Raises ValueError, with this sentence, where the text is none."""
+    """A Python expression as its tree. Raises ValueError with `sentence` where the text is no expression."""
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, *TOO_DEEP):  # ValueError: a NUL, or half a surrogate pair

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Compressed(Protocol):
-    """What `compress` returns; `weights.CompressedModel` is the one class of it."""
+    """What `compress` returns; the one class that does is `weights.CompressedModel`."""
 
     @property
     def model(self) -> Any:
@@ -55,9 +55,23 @@ class WeightMethod(Method):
         check_ratio(self.name, self.ratio)
 
     @property
+    def tokens_read(self) -> int:
+        """Tokens of the calibration text on which it depends what is cut."""
+        return 0
+
+    @property
     def reads_text(self) -> bool:
         """Whether what is cut depends on the calibration text."""
+        return self.tokens_read > 0
+
+    @property
+    def one_ranking(self) -> bool:
+        """Whether one ranking of each layer's neurons answers for every ratio."""
         return False
+
+    def n_kept(self, n: int) -> int:
+        """How many of a layer's n neurons stay under `one_ranking`. Raises ValueError where none would."""
+        raise TypeError(f"{type(self).__name__} keeps no fixed number of a layer's neurons")
 
     def compress(self, model: Any, progress: Progress = silent) -> Any:
         """The `models.Model` with fewer weights, as a `Compressed`; `model` itself is left as it is.

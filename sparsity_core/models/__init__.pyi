@@ -17,6 +17,7 @@ from .loss import blocks_perplexity as blocks_perplexity
 from .loss import log_total as log_total
 from .loss import picked as picked
 from .model import Model as Model
+from .numbers import all_finite as all_finite
 from .numbers import check_losses as check_losses
 from .prompts import ADD_BOS as ADD_BOS
 from .prompts import PROMPTS as PROMPTS

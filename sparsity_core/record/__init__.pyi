@@ -1,3 +1,5 @@
+from .command import PROGRAM as PROGRAM
+from .command import command_line as command_line
 from .eviction import EvictionRecord as EvictionRecord
 from .gate import GateRecord as GateRecord
 from .losses import Comparison as Comparison

@@ -12,7 +12,7 @@ from sparsity_core.record.part import Axes, Part
 
 @dataclass(frozen=True, eq=False)
 class Losses(Part):
-    """Of each token, what the model lost on the next one."""
+    """At each token, the loss of the model's prediction of the next one."""
 
     nll: Annotated[np.ndarray, Axes("float", "key")]  # −log p of the next token; nan on the last
     dense_nll: Annotated[np.ndarray, Axes("float", "key")]  # nan where the run was not compared with the dense model

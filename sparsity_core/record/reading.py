@@ -12,7 +12,7 @@ from sparsity_core.record.part import Axes, Part
 
 @dataclass(frozen=True, eq=False)
 class ReadingRecord(Part):
-    """How often each key was read, and what of the exact attention that held. Layers that read everything hold nan."""
+    """How often each key was read, and how much of the exact attention that was. Layers that read everything hold nan."""
 
     selected: Annotated[np.ndarray, Axes("float", "layer", "kv_head", "key")]  # how many queries read each key
     selected_mass: Annotated[np.ndarray, Axes("float", "layer", "head", "key")]  # exact attention that each query read

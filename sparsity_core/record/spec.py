@@ -20,6 +20,6 @@ class RunSpec:
     add_bos: str = "auto"  # the start token: as the tokenizer does, "yes" or "no"
 
     def to_json(self) -> str:
-        """The fields by name; `add_bos` only where it is chosen, as results of before are stored under specs without it."""
+        """The fields by name; `add_bos` only where it is chosen, since earlier results are stored under specs without it."""
         values = {name: value for name, value in asdict(self).items() if (name, value) != ("add_bos", "auto")}
         return json.dumps(values, sort_keys=True, ensure_ascii=False)

@@ -15,7 +15,7 @@ from sparsity_core.record.trace import FORMAT, Trace
 from sparsity_core.work import ASSETS, cache_dir, read_regular, shelve, used, weights_on_disk
 
 SHIPPED = ASSETS / "traces"
-_RESULTS = 2  # raised when a run of an equal spec comes out otherwise, so that what is stored is run again
+_RESULTS = 2  # raised when runs of equal specs give other results, so that what is stored is computed again
 
 
 def key_of(spec: RunSpec) -> str:

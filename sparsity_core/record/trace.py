@@ -50,6 +50,9 @@ class Trace(Part):
 
     A trace is its parts: what every run has, and for each stage that ran that stage's own record. `Trace.of(…)` makes one
     from the parts' fields by name, and `replaced(…)` another that differs in some.
+
+    Of a key that is dropped, `…_at` is the first query that no longer sees it, `…_in` the step in which that was decided, and
+    `…_by` who decided it.
     """
 
     provenance: Provenance

@@ -13,7 +13,6 @@ from .spectra import SEEDS as SEEDS
 from .spectra import LayerCut as LayerCut
 from .spectra import LayerGrams as LayerGrams
 from .spectra import contenders as contenders
-from .spectra import is_interactive as is_interactive
 from .spectra import kept_neurons as kept_neurons
 from .spectra import layer_grams as layer_grams
 from .spectra import study as study

@@ -12,7 +12,7 @@ SHARES = tuple(2.0**-i for i in range(6))  # of the context, 1 to 1/32
 
 
 def channel_counts(head_dim: int) -> tuple[int, ...]:
-    """The r that pages offer and studies try, all channels the last."""
+    """The numbers of channels r that pages offer and studies try; the last is all of them."""
     return (*(r for r in (4, 8, 16, 32, 64, 128) if r < head_dim), head_dim)
 
 

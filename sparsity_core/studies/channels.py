@@ -93,7 +93,7 @@ def stability(model: Model, *, seeds: int = 3, channels: int = 16, progress: Pro
 
 
 def _read(model: Model, ids: Sequence[int], look: Callable[[_Sample], None], progress: Progress) -> np.ndarray:
-    """Shows `look` each layer's attention of sampled queries, int32 [P], which it returns.
+    """Shows `look` each layer's attention of sampled queries, and returns their positions, int32 [P].
 
     They lie evenly over the text's later three quarters, the last among them: decode steps have a context.
     """

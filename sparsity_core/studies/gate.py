@@ -33,7 +33,7 @@ class _Peek:
 def look_at_gate(
     model: Model, trace: Trace, pipeline: Pipeline, layer: int, window: tuple[int, int], progress: Progress = silent
 ) -> GateLook:
-    """The gate logits of a layer among the tokens of a window, as `trace` met them.
+    """The gate logits of a layer among the tokens of a window, as they were in the run of `trace`.
 
     Raises ValueError for a pipeline without a gate, and whatever `progress` raises to cancel.
     """

@@ -46,11 +46,6 @@ def _stacked(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return out
 
 
-def is_interactive(method: WeightMethod) -> bool:
-    """Whether one ranking answers for every ratio of a layer: neurons, and the same ratio in every layer."""
-    return isinstance(method, NeuronMethod) and method.allocation == "uniform"
-
-
 def contenders(ratio: float) -> list[WeightMethod]:
     """Every weights method at its defaults and this ratio; random baselines with several seeds."""
     found = []
@@ -62,13 +57,14 @@ def contenders(ratio: float) -> list[WeightMethod]:
     return found
 
 
-def kept_neurons(importance: np.ndarray, ratio: float, multiple: int = 1) -> np.ndarray:
-    """bool [N]: the most important neurons at a ratio; of equal ones the first. Raises ValueError where none would stay."""
-    from sparsity_core.weights import kept_count
+def kept_neurons(importance: np.ndarray, method: WeightMethod) -> np.ndarray:
+    """bool [N]: the neurons that a method of one ranking keeps; of equal ones the first.
 
+    Raises ValueError where none would stay.
+    """
     kept = np.zeros(len(importance), bool)
     order = np.argsort(-importance.astype(np.float64), kind="stable")
-    kept[order[: kept_count(len(importance), ratio, multiple)]] = True
+    kept[order[: method.n_kept(len(importance))]] = True
     return kept
 
 
@@ -174,7 +170,7 @@ def study(
 
 def _compressed(model: Model, method: WeightMethod, progress: Progress) -> tuple[CompressedModel, Sequence[Ranking]]:
     """The cut model, and the rankings that the method made for it: a calibration is run once."""
-    if not isinstance(method, NeuronMethod) or type(method).compress is not NeuronMethod.compress:
+    if not isinstance(method, NeuronMethod):
         return method.compress(model, progress), ()
     rankings: list[Ranking] = []
 

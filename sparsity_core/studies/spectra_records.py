@@ -16,7 +16,7 @@ from sparsity_core.models import evaluation_digest
 from sparsity_core.work import ASSETS, cache_dir, opened, read_regular, sealed, shelve, used, write_whole
 
 FORMAT = 1  # raised when a stored study can no longer be read as it was meant
-RATIO = 0.25  # at which methods are compared before anybody chose another
+RATIO = 0.25  # at which methods are compared until another is chosen
 SHIPPED_SPECTRA = ASSETS / "spectra"
 
 MEASURES = (
@@ -185,7 +185,7 @@ def find_uncut(fingerprint: str, dtype: str) -> Uncut | None:
 
 
 def find_ranked(fingerprint: str, dtype: str, method: WeightMethod) -> Ranked | None:
-    """How the method ranks this model's neurons, at any ratio, once it was asked."""
+    """How the method ranks this model's neurons at any ratio, where that was computed before; else None."""
     return _find(Ranked, fingerprint, dtype, _file("ranked", at_ratio(method, RATIO), ranked_inputs(method)))
 
 

@@ -59,7 +59,7 @@ class CompressedModel:
     seconds: float
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # more for the report card, plain JSON values
-    removed: int = 0  # parameters gone besides those of neurons, those that a low rank does without among them
+    removed: int = 0  # parameters gone besides those of neurons, such as those that a low rank does without
 
     @cached_property
     def spectra(self) -> list[MatrixSpectrum]:
@@ -79,7 +79,7 @@ class CompressedModel:
 
     @property
     def true_cut(self) -> float:
-        """Share of all parameters removed, zeros that fill narrower layers not counted as kept, nor what a rank spares."""
+        """Share of all parameters removed. Zeros that fill narrower layers count as removed, as does what a low rank spares."""
         blocks = feed_forwards(self.base)
         per_neuron = [sum(w.shape[1] for w in block.matrices.values()) for block in blocks]
         gone = sum(

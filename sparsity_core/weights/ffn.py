@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from sparsity_core.models import FeedForwardNames, Model, ModelError, decoder_layers
-from sparsity_core.weights.spectrum import all_finite
+from sparsity_core.models import FeedForwardNames, Model, ModelError, all_finite, decoder_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +137,7 @@ def with_matrices(model: Model, blocks: Sequence[FeedForward]) -> Any:
 
 
 def _names(model: Model) -> FeedForwardNames:
-    """Where a layer keeps gate, up and down. Raises ModelError where that is not known, or is so of some layers alone."""
+    """The names of gate, up and down in every layer. Raises ModelError where they are not known, or where a layer lacks them."""
     names = model.family.feed_forward
     if names is not None and all(
         {n for n in names if n} <= {n for n, _ in layer.named_modules()} for layer in model.layers

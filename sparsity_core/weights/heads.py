@@ -32,7 +32,7 @@ def heads_of(model: Model) -> list[Heads]:
     arch, names, found = model.arch, _names(model), []
     for index, layer in enumerate(model.layers):
         value = weight_of(layer.get_submodule(names[2]))
-        value = value[-arch.n_kv_heads * arch.head_dim :]  # the last of the three where one matrix holds them
+        value = value[-arch.n_kv_heads * arch.head_dim :]  # the last part, where one matrix holds query, key and value
         output = weight_of(layer.get_submodule(names[3]))
         found.append(
             Heads(
@@ -55,7 +55,7 @@ def shrinks(model: Model) -> bool:
 
 
 def n_units(model: Model) -> int:
-    """How many things a layer's heads are cut by: KV groups where heads can go, query heads elsewhere."""
+    """How many units a layer is cut by: KV groups where heads can go, query heads elsewhere."""
     return model.arch.n_kv_heads if shrinks(model) else model.arch.n_heads
 
 
@@ -115,12 +115,12 @@ def without_heads(model: Model, kept: Sequence[torch.Tensor]) -> tuple[Any, int]
         modules: list[Any] = [layer.get_submodule(name) for name in _names(model)]
         query, key, value, output = modules
         if not shrinks(model):
-            silent = torch.ones(arch.n_heads, dtype=torch.bool)
-            silent[stay] = False
+            gone = torch.ones(arch.n_heads, dtype=torch.bool)
+            gone[stay] = False
             weight = weight_of(output).clone()
-            weight[:, silent.repeat_interleave(arch.head_dim).to(weight.device)] = 0.0
+            weight[:, gone.repeat_interleave(arch.head_dim).to(weight.device)] = 0.0
             set_weight(output, weight, output.bias)
-            zeros += int(silent.sum()) * arch.head_dim * len(weight)
+            zeros += int(gone.sum()) * arch.head_dim * len(weight)
             continue
         groups = _channels(stay, arch.head_dim)
         queries = _channels(stay, arch.head_dim * (arch.n_heads // arch.n_kv_heads))

@@ -15,7 +15,7 @@ from sparsity_core.weights.ffn import FeedForward, NeuronCut, feed_forwards, wit
 from sparsity_core.weights.spectrum import Gram, ks_distance
 from sparsity_core.work import Progress
 
-_GRID = 12  # ratios at which a layer's KS distance is known before equal ones are looked for
+_GRID = 12  # ratios at which a layer's KS distance is computed; between them it is interpolated
 
 
 def cut_neurons(

@@ -7,19 +7,15 @@ matrix, so trying another ratio costs one small eigenproblem.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    pass
-
+from sparsity_core.models import all_finite
 
 _SLICE = 2048  # rows in float64 at once
 _GRAMS = 1 << 28  # bytes of Gram matrices at once
@@ -71,11 +67,6 @@ class Gram:
             return _values(_gram(self._weight[kept]), min(n_kept, columns))
         removed = self._weight[~kept].double()
         return _values(self._whole - removed.T @ removed, min(n_kept, columns))
-
-
-def all_finite(weight: torch.Tensor) -> bool:
-    """Whether every entry is: the extremes carry a nan or an infinity, and no mask of the weight is made."""
-    return all(math.isfinite(extreme) for extreme in torch.aminmax(weight))
 
 
 def singular_values(weight: torch.Tensor) -> torch.Tensor:
@@ -158,7 +149,7 @@ def leverage_scores(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _gram(weight: torch.Tensor) -> torch.Tensor:
-    """Wᵀ W or W Wᵀ, the smaller, in float64; of four bands of rows no more than the lower triangle, which eigh reads.
+    """Wᵀ W or W Wᵀ, the smaller, in float64. In bands, and of the lower triangle alone: eigh reads no more.
 
     A slice of the longer side at a time, so that no copy of W is held.
     """

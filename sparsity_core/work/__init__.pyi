@@ -29,6 +29,7 @@ from .jobs import explain as explain
 from .kept_prompts import keep_prompt as keep_prompt
 from .kept_prompts import kept_prompt as kept_prompt
 from .outside import plugins as plugins
+from .outside import with_plugins as with_plugins
 from .progress import Progress as Progress
 from .progress import silent as silent
 from .shelf import byte_budget as byte_budget

@@ -24,7 +24,9 @@ def sealed(arrays: Mapping[str, np.ndarray], about: str = "") -> bytes:
     members = {**arrays, _SEAL: np.frombuffer(seal, np.uint8)}
     packed = _npz(members, np.savez_compressed)
     n_bytes = sum(np.asarray(array).nbytes for array in members.values())
-    return packed if n_bytes <= _most_unpacked(packed) // 2 else _npz(members, np.savez)  # half: headers take some
+    return (
+        packed if n_bytes <= _most_unpacked(packed) // 2 else _npz(members, np.savez)
+    )  # half, since headers take some
 
 
 def opened(data: bytes, about: str | None = None) -> dict[str, np.ndarray]:
@@ -44,7 +46,9 @@ def opened(data: bytes, about: str | None = None) -> dict[str, np.ndarray]:
         raise ValueError(f"the file is damaged, or is no SparseLens file ({type(error).__name__})") from error
     if seal.get("blake2b") != _digest(arrays, str(seal.get("about"))):
         raise ValueError("the file was changed after it was written")
-    if about is not None and json.dumps(seal["about"]) != json.dumps(about):  # as written: halves of pairs stay apart
+    if about is not None and json.dumps(seal["about"]) != json.dumps(
+        about
+    ):  # JSON writes a character and its two halves alike
         raise ValueError("the file is of something else")
     return arrays
 

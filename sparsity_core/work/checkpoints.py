@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], **notes: Any)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, notes). Raises OSError, SafetensorError or ValueError for a file that is none."""
+    """(tensors, notes). Raises OSError, SafetensorError or ValueError for a file that is no checkpoint."""
     with safe_open(path, framework="pt") as file:
         # copies: the tensors would otherwise be views of the file's mapping
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

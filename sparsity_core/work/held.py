@@ -22,7 +22,7 @@ def held() -> dict[str, int]:
 
 
 class Recent(Generic[_V]):
-    """Values by key, those used last, as many as fit the bytes together; the latest one stays whatever its size."""
+    """Values by key: those used last, as many as fit into the bytes. The latest one stays whatever its size."""
 
     def __init__(self, most_bytes: int, size: Callable[[_V], int]) -> None:
         self._values: OrderedDict[str, _V] = OrderedDict()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,19 @@ def plugins(kind: Kind) -> list[ModuleType]:
     return [_loaded(point.value, point.load) for point in named] + [
         _loaded(str(path), lambda path=path: _from_file(kind, path)) for path in files
     ]
+
+
+def with_plugins(kind: Kind, own: Iterable[ModuleType]) -> dict[str, ModuleType]:
+    """Our own modules of a kind and those from outside, by their files' names. Raises ValueError where two have one name."""
+    found: dict[str, ModuleType] = {}
+    for module in [*own, *plugins(kind)]:
+        name = module.__name__.rpartition(".")[2]
+        if name in found:
+            raise ValueError(
+                f"two {kind} are named {name}: {found[name].__file__} and {module.__file__}. Rename the file of the plug-in"
+            )
+        found[name] = module
+    return found
 
 
 def _folders() -> list[Path]:

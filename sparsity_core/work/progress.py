@@ -8,4 +8,4 @@ Progress = Callable[[float, str], None]  # (share done in 0…1, what is being d
 
 
 def silent(share: float, doing: str) -> None:
-    pass
+    """The progress of work that nobody watches."""

@@ -35,7 +35,7 @@ class Entry:
 
 
 def byte_budget() -> int:
-    """How many bytes results may take: SPARSELENS_CACHE_GIB, 4 where it is not set. Raises ValueError for no number."""
+    """How many bytes results may take: SPARSELENS_CACHE_GIB, 4 where it is not set. Raises ValueError for what is no number."""
     given = os.environ.get("SPARSELENS_CACHE_GIB") or _DEFAULT_GIB
     try:
         budget = int(float(given) * 2**30)

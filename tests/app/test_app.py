@@ -341,8 +341,8 @@ def test_no_text_of_a_user_is_ever_rendered_as_html() -> None:
 def test_a_command_that_is_shown_runs_nothing_that_a_link_brought(hostile: str) -> None:
     spec = RunSpec(model=hostile, prompt="p", pipeline=hostile, device=hostile, dtype=hostile)
     words = shlex.split(figure._command(spec), posix=True)
-    assert words[:4] == ["python", "-m", "sparsity_core", "run"]
-    given = dict(zip(words[4::2], words[5::2], strict=True))
+    assert words[:2] == ["sparselens", "run"]
+    given = dict(zip(words[2::2], words[3::2], strict=True))
     assert [given[f"--{name}"] for name in ("model", "pipeline", "device", "dtype")] == [hostile] * 4
     for path in [*(ROOT / "ui").rglob("*.py"), *(ROOT / "sparsity_core").rglob("*records.py")]:
         assert not re.search(r"--(model|pipeline|weights|device|dtype) \"?\{(?!quote\()", path.read_text()), path

@@ -56,7 +56,7 @@ def test_the_strip_pairs_the_token_that_drops_with_those_it_dropped():
     at = View(layer=0, head=0, token=5, step=7)
     table = strip.strip_table(gated_trace(), 0, 0, 7)
     assert table["dropped_by"].tolist() == [-1, 4, 5, -1, -1, -1, -1, -1]
-    assert table["dropped_at"].dropna().tolist() == [4, 5]
+    assert table["dropped_in"].dropna().tolist() == [4, 5]
     cells = strip_cells(table, None, at)
     assert [c.index for c in cells if c.paired] == [2]
     assert cells[1].note == f"dropped by token 4, “{TOKENS[4]}”"
@@ -134,7 +134,7 @@ def test_the_shipped_family_says_how_it_was_trained():
         assert len(recipe["curve"]["loss"]) == recipe["steps"]
         length = "" if recipe["length"] == 512 else f"--length {recipe['length']} "
         assert command_of(recipe) == (
-            f"python -m sparsity_core train dcp --model smollm2-135m --gamma {gamma:g} --steps {recipe['steps']} {length}"
+            f"sparselens train dcp --model smollm2-135m --gamma {gamma:g} --steps {recipe['steps']} {length}"
             f"--a-first 2 --seed {recipe['seed']} --start GATE --file TEXT --out gate"
         )
         assert path.stat().st_size < 5_000_000

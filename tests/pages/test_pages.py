@@ -160,7 +160,7 @@ def test_the_atlas_on_the_page_is_the_table_of_what_is_chosen(tmp_path: Path) ->
         at.slider(key="step").set_value(step).run()
         table = atlas.atlas_table(trace, head, step)
         shown = cells(figures(at)[0], "dropped")
-        np.testing.assert_array_equal(shown.ravel(), table["dropped_at"].to_numpy(np.float32), str((head, step)))
+        np.testing.assert_array_equal(shown.ravel(), table["dropped_in"].to_numpy(np.float32), str((head, step)))
         assert f"Tokens at step {step}, layer 15" in [title.value for title in at.subheader]
     at.number_input(key="layer").set_value(4)
     at.number_input(key="token").set_value(30).run()

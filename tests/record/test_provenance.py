@@ -18,7 +18,7 @@ FIGURE = replace(
     inputs={"weights.policy": "0123"},
     versions={"torch": "2.9", "hub revision": "a1b2"},
     caption="What stays of “a”",
-    command="python -m sparsity_core run",
+    command="sparselens run",
     view=View(layer=0, head="first", step=0, page="Tokens"),
     facts={"tokens": "8", "generated": "2"},
 )
@@ -37,7 +37,7 @@ BEFORE = {
     "device": "cpu",
     "kernels": "reference, triton",
     "versions": "torch 2.9, hub revision a1b2",
-    "command": "python -m sparsity_core run \\\n  --seed 3",
+    "command": "sparselens run \\\n  --seed 3",
 }
 
 

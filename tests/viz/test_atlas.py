@@ -22,7 +22,7 @@ from viz.text import plain
 
 
 @pytest.mark.parametrize(
-    ("head", "dropped_at"),
+    ("head", "dropped_in"),
     [
         (0, [[NAN, 3, 4, 5, 6, NAN, NAN, NAN], [NAN, NAN, 3, 4, 5, 6, NAN, NAN]]),
         (1, [[NAN, 4, 3, 6, 5, NAN, NAN, NAN], [NAN, 4, 5, 3, NAN, 6, NAN, NAN]]),
@@ -31,17 +31,17 @@ from viz.text import plain
     ],
 )
 def test_the_step_that_dropped_a_token_is_the_one_before_the_first_query_that_misses_it(
-    head: int | str, dropped_at: list[list[float]]
+    head: int | str, dropped_in: list[list[float]]
 ) -> None:
     table = atlas.atlas_table(trace(), head)
-    same(by_layer(table, "dropped_at"), dropped_at)
+    same(by_layer(table, "dropped_in"), dropped_in)
     assert by_layer(table, "token") == [TOKENS, TOKENS]
     assert by_layer(table, "position") == [list(range(8))] * 2
 
 
 def test_a_table_at_a_step_shows_only_the_drops_made_before_that_query() -> None:
     table = atlas.atlas_table(trace(), 0, step=5)
-    same(by_layer(table, "dropped_at"), [[NAN, 3, 4, *[NAN] * 5], [NAN, NAN, 3, 4, *[NAN] * 4]])
+    same(by_layer(table, "dropped_in"), [[NAN, 3, 4, *[NAN] * 5], [NAN, NAN, 3, 4, *[NAN] * 4]])
     assert by_layer(table, "seen") == [[True] * 6 + [False] * 2] * 2
 
 
@@ -50,7 +50,7 @@ def test_the_atlas_and_the_strip_show_as_kept_what_the_query_attends_to(head: in
     made = trace()
     visible = made.visible_at(step)[:, head]
     table = atlas.atlas_table(made, head, step)
-    shown = (table["dropped_at"].isna() & table["seen"]).to_numpy().reshape(2, 8)
+    shown = (table["dropped_in"].isna() & table["seen"]).to_numpy().reshape(2, 8)
     assert (shown == visible).all()
     for layer in range(2):
         states = strip.strip_table(made, layer, head, step)["state"]
@@ -61,7 +61,7 @@ def test_a_window_leaves_the_other_tokens_out() -> None:
     table = atlas.atlas_table(trace(), 0, window=(2, 5))
     assert by_layer(table, "position") == [[2, 3, 4]] * 2
     assert by_layer(table, "token") == [TOKENS[2:5]] * 2
-    same(by_layer(table, "dropped_at"), [[4, 5, 6], [3, 4, 5]])
+    same(by_layer(table, "dropped_in"), [[4, 5, 6], [3, 4, 5]])
 
 
 def test_pooling_gives_the_share_dropped_and_the_earliest_drop() -> None:
@@ -69,7 +69,7 @@ def test_pooling_gives_the_share_dropped_and_the_earliest_drop() -> None:
     pooled = atlas.pooled_table(atlas.atlas_table(trace(), 0), most_columns=4)
     assert by_layer(pooled, "position") == [[0, 2, 4, 6]] * 2
     same(by_layer(pooled, "share"), [[0.5, 1, 0.5, 0], [0, 1, 1, 0]])
-    same(by_layer(pooled, "dropped_at"), [[3, 4, 6, NAN], [NAN, 3, 5, NAN]])
+    same(by_layer(pooled, "dropped_in"), [[3, 4, 6, NAN], [NAN, 3, 5, NAN]])
 
 
 def test_pooling_keeps_an_uneven_last_bin_and_starts_at_the_window() -> None:
@@ -82,7 +82,7 @@ def test_a_short_text_is_not_pooled() -> None:
     table = atlas.atlas_table(trace(), 0)
     pooled = atlas.pooled_table(table)
     assert len(pooled) == len(table)
-    same(pooled["share"], table["dropped_at"].notna())
+    same(pooled["share"], table["dropped_in"].notna())
 
 
 def test_the_atlas_draws_the_table() -> None:
@@ -130,7 +130,7 @@ def test_the_cells_alone_are_the_atlas_a_pixel_each() -> None:
     table = atlas.atlas_table(trace(), 0, step=5)
     image = np.asarray(Image.open(BytesIO(atlas.cells_png(table, latest=20))))
     assert image.shape == (2, 8, 4)
-    dropped = table["dropped_at"].to_numpy().reshape(2, 8)[::-1]  # layer 0 is below
+    dropped = table["dropped_in"].to_numpy().reshape(2, 8)[::-1]  # layer 0 is below
     seen = table["seen"].to_numpy().reshape(2, 8)[::-1]
     same(image[..., 3], np.where(~np.isnan(dropped), 255, np.where(seen, 25, 0)))
     expected = np.asarray(sample_colorscale(SEQUENTIAL, list(dropped[~np.isnan(dropped)] / 20), colortype="tuple"))

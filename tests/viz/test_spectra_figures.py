@@ -66,7 +66,14 @@ def test_a_study_is_what_compression_does(name):
         assert (found["ks"], found["ks_at"]) == pytest.approx((item.ks, item.ks_at))
         np.testing.assert_allclose(study.spectrum(item.layer, item.matrix), item.after, rtol=1e-6, atol=1e-6)
     assert study.true_cut == pytest.approx(compressed.true_cut)
-    assert (ranked is not None) == studies.is_interactive(method)
+    assert (ranked is not None) == method.one_ranking
+
+
+def test_kept_neurons_are_rounded_to_the_multiple_that_the_method_names():
+    method = methods.get("leverage")(ratio=0.3, multiple=8)
+    kept = studies.kept_neurons(np.arange(96.0), method)
+    assert np.flatnonzero(kept).tolist() == list(range(96 - 64, 96))  # 67.2 of 96 stay, rounded to 8s
+    assert kept.sum() == len(tiny.model().compress(method).kept[0])
 
 
 def test_any_ratio_from_one_ranking_is_what_compression_does_at_it():
@@ -77,7 +84,7 @@ def test_any_ratio_from_one_ranking_is_what_compression_does_at_it():
         grams = studies.layer_grams(model, layer)
         for ratio in (0.1, 0.5, 0.75):
             other, _ = studied(methods.get("leverage")(ratio=ratio))
-            kept = studies.kept_neurons(ranked.importance[layer], ratio)
+            kept = studies.kept_neurons(ranked.importance[layer], methods.get("leverage")(ratio=ratio))
             assert (kept == other.kept[layer]).all()
             for matrix in other.matrices:
                 live = grams.cut(matrix, kept)

@@ -29,7 +29,7 @@ def test_the_strip_tells_kept_dropped_protected_and_future_apart(step: int, stat
 
 def test_a_dropped_token_names_the_step_and_the_token_read_then() -> None:
     table = strip.strip_table(trace(), 0, 0, 7)
-    same(table["dropped_at"], [NAN, 3, 4, 5, 6, NAN, NAN, NAN])
+    same(table["dropped_in"], [NAN, 3, 4, 5, 6, NAN, NAN, NAN])
     assert table["dropped_while"].tolist() == ["", "·on", "·the", "·mat", ".", "", "", ""]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from shlex import quote
 from typing import Any
 
 import streamlit as st
 
 from sparsity_core import methods
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
-from sparsity_core.record import Provenance, Trace
+from sparsity_core.record import Provenance, Trace, command_line
 from sparsity_core.studies import SHARES, channel_counts
 from ui.session import Shown
 from viz.channels import share_name
@@ -68,10 +67,7 @@ def method_of(choice: Choice) -> Any:
 def origin(item: Shown, choice: Choice, calibrated: Channels) -> Provenance:
     """What stands behind a figure of channels."""
     spec = item.spec
-    command = (
-        f"python -m sparsity_core calibrate --model {quote(spec.model)} --device {quote(spec.device)} "
-        f"--dtype {quote(spec.dtype)} --out channels"
-    )
+    command = command_line("calibrate", model=spec.model, device=spec.device, dtype=spec.dtype, out="channels")
     recipe = ", ".join(f"{k} {v}" for k, v in calibrated.recipe.items() if isinstance(v, str | int))
     return Provenance(
         model=spec.model,

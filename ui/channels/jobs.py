@@ -101,7 +101,7 @@ def answer_specs(item: Shown, choice: Choice) -> dict[tuple[str, float], RunSpec
 
 
 def _keeping(name: str, item: Shown, share: float) -> Any:
-    """An eviction method that keeps as many keys as a share of the prompt has."""
+    """An eviction method whose budget is a share of the prompt."""
     return methods.get(name)(budget=max(8, round(share * item.trace.n_prompt)))  # type: ignore[call-arg]
 
 

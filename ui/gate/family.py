@@ -28,8 +28,8 @@ def family_specs(item: Shown) -> dict[tuple[str, str], RunSpec]:
     """Runs of this prompt: every shipped γ at some thresholds, and eviction methods at some budgets."""
     own = gate_of(item)
     gates = {f"gamma={gamma:g}": {"gamma": gamma} for gamma in family()}
-    if own is not None and getattr(own, "adapter", "auto") != "auto":
-        gates = {"own": {"adapter": getattr(own, "adapter")}}  # noqa: B009 -- a gate method need not have one
+    if own is not None and own.files():
+        gates = {"own": own.files()}
     found = {
         ("dcp", f"{name}, threshold={threshold:g}"): _with(item, gate=methods.DCP(**knobs, threshold=threshold))
         for name, knobs in gates.items()

@@ -31,7 +31,7 @@ def look_of(item: Shown, layer: int, window: tuple[int, int]) -> GateLook | None
 
 
 def was_asked(item: Shown, layer: int, window: tuple[int, int]) -> bool:
-    """Whether this look was begun by itself before: one that failed or was cancelled waits for a button."""
+    """Whether the page has begun this look on its own before: one that failed or was cancelled waits for a button."""
     return st.session_state.get("gate look") == _look_key(item, layer, window)
 
 

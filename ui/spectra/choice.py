@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from shlex import quote
 from typing import Any
 
 import streamlit as st
 
 from sparsity_core import methods, studies
 from sparsity_core.kinds import Pipeline, WeightMethod
-from sparsity_core.record import Provenance, RunSpec, View
+from sparsity_core.record import Provenance, RunSpec, View, command_line
 from sparsity_core.studies import Uncut
 from sparsity_core.work import EMBEDDED, explain
 from ui import shared
@@ -48,7 +47,7 @@ class Choice:
 
     @property
     def ratio(self) -> float:
-        return float(getattr(self.method, "ratio", 0.0))
+        return self.method.ratio
 
 
 def example_method() -> WeightMethod:
@@ -59,9 +58,9 @@ def example_method() -> WeightMethod:
 
 
 def hold_choices(on_page: bool) -> None:
-    """Keeps what widgets of pages that are not drawn held: Streamlit forgets them at the end of a run.
+    """Keeps the values of this page's widgets while another page is drawn: Streamlit forgets them at the end of a run.
 
-    What is drawn is told to the browser again, which may have begun to draw it too late to hear it the first time.
+    While they are drawn, the browser is told their values again: it may have drawn them too late to hear of them the first time.
     """
     if not on_page:
         st.session_state["spectra away"] = True
@@ -107,8 +106,8 @@ def choose(spec: RunSpec, uncut: Uncut) -> Choice | None:
     try:
         method: Any = made(cls, values)
         shared.check(replace(spec, pipeline=f"weights={method}"))
-        if studies.is_interactive(method):  # the page cuts it at once, and a large ratio or multiple may leave nothing
-            studies.kept_neurons(uncut.row_norm[0], method.ratio, method.multiple)
+        if method.one_ranking:  # the page cuts it at once, and a large ratio or multiple may leave nothing
+            method.n_kept(len(uncut.row_norm[0]))
     except ValueError as error:
         st.warning(literal(explain(error)), icon=":material/warning:")
         return None
@@ -142,7 +141,7 @@ def _ratios() -> list[float]:
 
 
 def _fill_in(uncut: Uncut) -> None:
-    """What is not chosen yet, from the address or by default; and what another model cannot have, brought inside."""
+    """Chooses what is not chosen yet, by the address or by default, and brings what this model does not have into its range."""
     if "S_method" not in st.session_state:
         method = _linked()
         st.session_state["spectra linked"] = method
@@ -187,12 +186,12 @@ def _whole(given: str | None, otherwise: int) -> int:
 
 def origin(choice: Choice) -> Provenance:
     """What stands behind a figure of weights."""
-    command = (
-        f"python -m sparsity_core compress --model {quote(choice.spec.model)} --weights {quote(str(choice.method))} "
-        f"--device {quote(choice.spec.device)} --dtype {quote(choice.spec.dtype)} --out results"
+    spec = choice.spec
+    command = command_line(
+        "compress", model=spec.model, weights=str(choice.method), device=spec.device, dtype=spec.dtype, out="results"
     )
     return Provenance(
-        model=choice.spec.model,
+        model=spec.model,
         fingerprint=choice.uncut.fingerprint,
         dtype=choice.uncut.dtype,
         inputs=studies.study_inputs(choice.method),

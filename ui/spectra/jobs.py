@@ -115,8 +115,7 @@ def _layer_job(choice: Choice) -> tuple[str, Callable[[Callable[[float, str], No
 
 def live_cut(choice: Choice, ranked: Ranked, grams: LayerGrams) -> tuple[LayerCut, np.ndarray]:
     """The chosen matrix at the chosen ratio, and which neurons stay."""
-    multiple = int(getattr(choice.method, "multiple", 1))
-    kept = studies.kept_neurons(ranked.importance[choice.layer], choice.ratio, multiple)
+    kept = studies.kept_neurons(ranked.importance[choice.layer], choice.method)
     key = f"{choice.who} {choice.layer} {choice.matrix} {asked(choice.method, ranked.inputs)}"
     return _live(key, choice.matrix, grams, kept), kept
 

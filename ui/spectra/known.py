@@ -55,7 +55,7 @@ def study_of(who: tuple[str, str], method: WeightMethod) -> WeightStudy | None:
 
 def ranked_of(who: tuple[str, str], method: WeightMethod) -> Ranked | None:
     """How the method ranks the neurons, where one ranking serves every ratio."""
-    if not studies.is_interactive(method):
+    if not method.one_ranking:
         return None
     method = studies.at_ratio(method, studies.RATIO)
     return _record("ranked", *who, method, studies.ranked_inputs(method))

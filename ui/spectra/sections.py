@@ -48,7 +48,7 @@ def spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     elif ranked is not None:
         begin_layer(choice)
         work.watch("layer", tell_problems)
-        return studies.kept_neurons(ranked.importance[choice.layer], choice.ratio)
+        return studies.kept_neurons(ranked.importance[choice.layer], choice.method)
     else:
         _offer(choice, tell_missing(study))
         work.watch("layer", tell_problems)

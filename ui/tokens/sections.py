@@ -138,7 +138,7 @@ def strip_of(item: Shown, shown: list[Shown], at: View) -> None:
 
 
 def loss(shown: list[Shown], at: View) -> None:
-    """What each token's prediction lost against the dense model, of every run that was compared with it."""
+    """How much worse than the dense model's each token's prediction is, for every run that was compared with it."""
     compared = {f"{s.letter}: {cost.label(s.trace)}": s for s in shown if s.trace.compared}
     if compared:
         tables = {name: cost.loss_table(s.trace) for name, s in compared.items()}

@@ -41,7 +41,7 @@ def _note(row) -> str:  # type: ignore[no-untyped-def]
     if row.state == "dropped":
         if row.dropped_by >= 0:
             return f"dropped by token {row.dropped_by}, “{row.dropped_while}”"
-        return f"dropped at step {int(row.dropped_at)}, when “{row.dropped_while}” was read{score}"
+        return f"dropped at step {int(row.dropped_in)}, when “{row.dropped_while}” was read{score}"
     if row.ruled and row.state == "sink":
         return "kept: protected by your rule" + score
     return {"future": "not read yet", "sink": "kept: protected as a sink", "recent": "kept: protected as recent"}.get(

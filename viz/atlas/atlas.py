@@ -22,7 +22,7 @@ _MOST_CELLS = 1_000_000
 def atlas_table(
     trace: Trace, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
 ) -> pd.DataFrame:
-    """One row per layer and token: position, token, layer, dropped_at (the step that dropped it; NaN while kept).
+    """One row per layer and token: position, token, layer, dropped_in (the step that dropped it; NaN while kept).
 
     `head` is a KV head, or "first"/"last" for the first or last head to drop a token. Drops after `step` are not yet
     made. `window` [a, b) leaves out the other tokens.
@@ -38,7 +38,7 @@ def atlas_table(
             "layer": layers,
             "position": np.tile(positions, trace.n_layers),
             "token": np.tile(np.asarray(trace.tokens[first:last], dtype=object), trace.n_layers),
-            "dropped_at": np.where(dropped, trace.dropped_in(head)[:, first:last], np.nan).ravel(),
+            "dropped_in": np.where(dropped, trace.dropped_in(head)[:, first:last], np.nan).ravel(),
             "seen": np.tile(positions <= step, trace.n_layers),
         }
     )
@@ -60,7 +60,7 @@ def plot_atlas(
     shape = (len(layers), len(positions))
     if shape[0] * shape[1] > _MOST_CELLS:
         raise ValueError(f"{shape[0]} × {shape[1]} cells are too many to draw: pool them, or choose a window")
-    z = table["dropped_at"].to_numpy(np.float32).reshape(shape)
+    z = table["dropped_in"].to_numpy(np.float32).reshape(shape)
     seen = table["seen"].to_numpy().reshape(shape)
     drawn = [FIRST_AXIS, *_fates(z, seen, positions, layers, float(latest or max(1, positions[-1])))]
     shapes, notes = [], []
@@ -113,7 +113,7 @@ def _fates(z: np.ndarray, seen: np.ndarray, positions: np.ndarray, layers: np.nd
 def cells_png(table: pd.DataFrame, latest: int) -> bytes:
     """The cells of `plot_atlas` alone, a pixel each, as a PNG: what a page can show while Plotly is being loaded."""
     shape = table["layer"].nunique(), table["position"].nunique()
-    step = table["dropped_at"].to_numpy().reshape(shape)
+    step = table["dropped_in"].to_numpy().reshape(shape)
     kept = table["seen"].to_numpy().reshape(shape) & np.isnan(step)
     colours = np.asarray(sample_colorscale(SEQUENTIAL, 256, colortype="tuple"))
     pixels = np.zeros((*shape, 4))  # nothing where a token is not read yet

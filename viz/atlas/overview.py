@@ -15,8 +15,8 @@ def pooled_table(table: pd.DataFrame, most_columns: int = 1024) -> pd.DataFrame:
     n = int(table["position"].max() - table["position"].min()) + 1
     width = -(-n // most_columns)
     bins = (table["position"] - table["position"].min()) // width
-    grouped = table.assign(bin=bins, dropped=table["dropped_at"].notna()).groupby(["layer", "bin"], sort=True)
-    out = grouped.agg(position=("position", "min"), share=("dropped", "mean"), dropped_at=("dropped_at", "min"))
+    grouped = table.assign(bin=bins, dropped=table["dropped_in"].notna()).groupby(["layer", "bin"], sort=True)
+    out = grouped.agg(position=("position", "min"), share=("dropped", "mean"), dropped_in=("dropped_in", "min"))
     return out.reset_index().drop(columns="bin")
 
 

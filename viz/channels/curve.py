@@ -56,7 +56,7 @@ def plot_curve(table: pd.DataFrame, cost: str = "relative") -> go.Figure:
 
 
 def answer_table(traces: Mapping[tuple[str, float], Trace]) -> pd.DataFrame:
-    """One row per method: what it wrote, and how many tokens it goes along with the dense model."""
+    """One row per method: what it wrote, and how many of its first tokens are those of the dense model."""
     dense = next((trace for (name, _), trace in traces.items() if name == "dense"), None)
     rows = []
     for (name, _), trace in traces.items():

@@ -1,4 +1,4 @@
-"""What each token's prediction lost against the dense model."""
+"""How much worse than the dense model's each token's prediction is."""
 
 from __future__ import annotations
 

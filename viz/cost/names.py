@@ -34,7 +34,7 @@ def method_of(trace: Trace) -> str:
 
 
 def prompt_perplexity(trace: Trace) -> tuple[float, float]:
-    """(under the pipeline, dense) of the prompt alone: what a pipeline writes itself is likely to it, and another text to each.
+    """(under the pipeline, dense) of the prompt alone, since what a pipeline wrote itself is likely to it.
 
     nan where the prompt has one token, and for dense where it was not compared.
     """

@@ -27,7 +27,7 @@ def sigmoid_table() -> pd.DataFrame:
 
 
 def plot_sigmoid(table: pd.DataFrame, points: Mapping[str, float], threshold: float) -> go.Figure:
-    """The sparse sigmoid as it is trained (a from 1 to 8) and the step it is used as, with chosen pairs' x on it."""
+    """The sparse sigmoid as it is trained (a from 1 to 8) and the step as which it is used, with chosen pairs' x on it."""
     figure = go.Figure()
     for a, rows in table.groupby("a"):
         figure.add_scatter(

@@ -19,7 +19,7 @@ def training_table(recipe: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def plot_training(table: pd.DataFrame, distilled: bool) -> go.Figure:
-    """What the gated model is off, and what it keeps, step by step."""
+    """The gated model's loss and the share of tokens that it keeps, step by step."""
     figure = go.Figure()
     for name, colour, axis, dash in (("loss", "#D55E00", "y", "solid"), ("kept", "#0072B2", "y2", "5px,2px")):
         figure.add_scatter(

@@ -10,8 +10,8 @@ from sparsity_core.cli import options as shared
 
 def options(parser: argparse.ArgumentParser) -> None:
     shared.file_option(parser, "a UTF-8 text to calibrate on, not the default")
-    parser.add_argument("--blocks", type=int, default=8, metavar="N", help="random stretches of the text")
-    parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens of each")
+    shared.setting(parser, "blocks", 8, "random stretches of the text")
+    shared.setting(parser, "length", 512, "tokens of each")
     shared.seed_option(parser)
     shared.model_options(parser)
     shared.out_option(parser)

@@ -9,31 +9,29 @@ from sparsity_core.cli import options as shared
 from sparsity_core.kinds import Pipeline
 from sparsity_core.work import Progress, new_folder
 
+RECOVERY: dict[str, tuple[float | bool, str]] = {  # the settings of `recover`
+    "steps": (0, "steps of it; 0 leaves it out"),
+    "rank": (8, "rank of the matrices added"),
+    "learning_rate": (1e-3, "of AdamW, at its highest"),
+    "length": (256, "tokens of a stretch"),
+    "batch": (2, "stretches a step"),
+    "seed": (0, "of the stretches and first weights"),
+    "distil": (False, "learn the distributions of the model before the cut, not the text itself"),
+}
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, metavar="M", help='e.g. "prunenet(ratio=0.25)"')
     shared.file_option(parser, "measure perplexity on this UTF-8 text, not on the default")
-    parser.add_argument("--blocks", type=int, default=2, metavar="N", help="blocks to measure perplexity on")
-    parser.add_argument("--block", type=int, default=1024, metavar="N", help="tokens of a block")
+    shared.setting(parser, "blocks", 2, "blocks to measure perplexity on")
+    shared.setting(parser, "block", 1024, "tokens of a block")
     shared.start_option(parser, "no block does")
     recovery = parser.add_argument_group("training after the cut, with LoRA merged into the weights")
-    recovery.add_argument("--recover-steps", type=int, default=0, metavar="N", help="steps of it; 0 leaves it out")
     recovery.add_argument(
         "--recover-file", type=shared.path, metavar="F", help="train on this text, not on the default"
     )
-    recovery.add_argument("--recover-rank", type=int, default=8, metavar="N", help="rank of the matrices added")
-    recovery.add_argument(
-        "--recover-learning-rate", type=float, default=1e-3, metavar="X", help="of AdamW, at its highest"
-    )
-    recovery.add_argument("--recover-length", type=int, default=256, metavar="N", help="tokens of a stretch")
-    recovery.add_argument("--recover-batch", type=int, default=2, metavar="N", help="stretches a step")
-    recovery.add_argument("--recover-seed", type=int, default=0, metavar="N", help="of the stretches and first weights")
-    recovery.add_argument(
-        "--recover-distil",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="learn the distributions of the model before the cut, not the text itself",
-    )
+    for name, (default, help) in RECOVERY.items():
+        shared.setting(recovery, f"recover_{name}", default, help)
     shared.model_options(parser)
     shared.out_option(parser)
     shared.json_option(parser)
@@ -82,13 +80,7 @@ def _recovered(options: argparse.Namespace, compressed: Any, progress: Progress)
     return recover(
         compressed,
         text=None if options.recover_file is None else read_file(options.recover_file),
-        steps=options.recover_steps,
-        rank=options.recover_rank,
-        learning_rate=options.recover_learning_rate,
-        length=options.recover_length,
-        batch=options.recover_batch,
-        seed=options.recover_seed,
-        distil=options.recover_distil,
+        **shared.chosen(options, *RECOVERY, prefix="recover_"),
         progress=progress,
     )
 

@@ -20,8 +20,8 @@ def options(parser: argparse.ArgumentParser) -> None:
         choices=("corrected", "official"),
         help="a policy gradient without the faults of the authors' code, or as their code has it",
     )
-    policy.add_argument("--ratio", type=float, default=0.25, metavar="X", help="share of the neurons that are cut")
-    policy.add_argument("--episodes", type=int, default=20, metavar="N", help="passes over all layers")
+    shared.setting(policy, "ratio", 0.25, "share of the neurons that are cut")
+    shared.setting(policy, "episodes", 20, "passes over all layers")
     shared.seed_option(policy)
     gate = kinds.add_parser("dcp", help="a gate of dynamic context pruning, from text")
     gate.set_defaults(command=train_dcp)
@@ -29,11 +29,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     shared.file_option(text, "a UTF-8 text to train on, not the default")
     text.add_argument("--hub", metavar="ID", help="a file of a hub dataset, owner/name/file.txt or .parquet")
     for item in fields(Training):
-        flag, help = f"--{item.name.replace('_', '-')}", item.metadata["help"]
-        if isinstance(item.default, bool):
-            gate.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=help)
-        else:
-            gate.add_argument(flag, type=type(item.default), default=item.default, metavar="X", help=help)
+        shared.setting(gate, item.name, item.default, item.metadata["help"])
     gate.add_argument(
         "--start", type=shared.path, metavar="GATE", help="go on from a trained gate, with --a-first 3 or so"
     )
@@ -55,10 +51,7 @@ def train_prunenet(options: argparse.Namespace) -> shared.Answer:
         path = shared.new_file(options.out / f"prunenet-{options.variant}.safetensors")
         policy = train_policy(
             model,
-            variant=options.variant,
-            ratio=options.ratio,
-            episodes=options.episodes,
-            seed=options.seed,
+            **shared.chosen(options, "variant", "ratio", "episodes", "seed"),
             progress=progress,
             checkpoint=options.out / "training.part",
         )
@@ -68,7 +61,7 @@ def train_prunenet(options: argparse.Namespace) -> shared.Answer:
 
 
 def train_dcp(options: argparse.Namespace) -> shared.Answer:
-    training = Training(**{item.name: getattr(options, item.name) for item in fields(Training)})
+    training = Training(**shared.chosen(options, *(item.name for item in fields(Training))))
     text = hub_text(options.hub) if options.hub is not None else shared.text_of(options)
     from sparsity_core.methods.gate.dcp.adapter import Gate
     from sparsity_core.methods.gate.dcp.training import train_gate

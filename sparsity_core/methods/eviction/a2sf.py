@@ -10,6 +10,7 @@ from sparsity_core.kinds import (
     PrefillRule,
     ScanRule,
     ScoredEviction,
+    Sweep,
     forgetting_factor_of,
     knob,
     normalised_factor,
@@ -38,6 +39,11 @@ class A2SF(ScoredEviction):
         prominent=True,
         help="α: 0 looks at the last query alone, 1 forgets nothing. A number, [one per layer], [[one per KV head]] "
         "or {number: 0.9, other: 0.3} by token class",
+        sweep=Sweep(
+            (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0),
+            symbol="α",
+            read="At 0 only the last query counts, as in TOVA; at 1 nothing is forgotten, as in H2O without its recent window.",
+        ),
     )
     variant: str = knob("paper", choices=("paper", "prefill"), help="drop at each step, or once when the prompt ends")
     n_sink: int = knob(0, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")

@@ -24,8 +24,8 @@ class Calibrated(WeightMethod):
     seed: int = knob(0, low=0, high=99, at_least=0, at_most=MOST_SEED, help="of where the stretches begin")
 
     @property
-    def reads_text(self) -> bool:
-        return True
+    def tokens_read(self) -> int:
+        return self.samples * self.length
 
     def inputs(self) -> dict[str, str]:
         from sparsity_core.models import calibration_digest

@@ -42,8 +42,8 @@ class HeadPruning(Calibrated, _Heads):
     )
 
     @property
-    def reads_text(self) -> bool:
-        return self.importance == "gradient"
+    def tokens_read(self) -> int:
+        return super().tokens_read if self.importance == "gradient" else 0
 
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.weights import cut_heads

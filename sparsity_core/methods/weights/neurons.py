@@ -36,6 +36,15 @@ class NeuronMethod(WeightMethod):
         help="kept neurons are rounded to a multiple of this; hardware likes 8, 64",
     )
 
+    @property
+    def one_ranking(self) -> bool:
+        return self.allocation == "uniform"
+
+    def n_kept(self, n: int) -> int:
+        from sparsity_core.weights import kept_count
+
+        return kept_count(n, self.ratio, self.multiple)
+
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         return self.compress_by(model, self.rank, progress)
 

@@ -49,6 +49,6 @@ PROVENANCE = Provenance.of_fields(
         "seed": "0",
         "dtype": "float32",
         "pipeline": "eviction=a2sf(budget=64)",
-        "command": "python -m sparsity_core export \\\n  --prompt '<script>alert(4)</script> $x$ é'",
+        "command": "sparselens export \\\n  --prompt '<script>alert(4)</script> $x$ é'",
     },
 )

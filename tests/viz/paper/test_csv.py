@@ -24,7 +24,7 @@ def test_csv_starts_with_provenance_and_pandas_skips_it(table: pd.DataFrame) -> 
     data = paper.export(go.Figure(), table, "csv", PROVENANCE)
     lines = data.decode().splitlines()
     assert "# model: smollm2-135m" in lines and "# prompt hash: 9f86d081" in lines
-    assert "# command: python -m sparsity_core export \\\n#     --prompt" in data.decode()
+    assert "# command: sparselens export \\\n#     --prompt" in data.decode()
     guessed = pd.read_csv(io.BytesIO(data), comment="#")
     assert list(guessed.columns) == list(table.columns)
     assert guessed["position"].tolist() == table["position"].tolist()

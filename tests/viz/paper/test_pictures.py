@@ -192,7 +192,7 @@ def test_svg_is_xml_in_inches_with_its_provenance(browser: None, tokens: go.Figu
     svg = "{http://www.w3.org/2000/svg}"
     assert (root.get("width"), root.get("height"), root.get("viewBox")) == ("6.975in", "3in", "0 0 669.6 288")
     assert root.findtext(f"{svg}title") == PROVENANCE.caption
-    assert "command: python -m sparsity_core" in root.findtext(f"{svg}desc")
+    assert "command: sparselens" in root.findtext(f"{svg}desc")
     assert Provenance.from_json(root.findtext(f"{svg}metadata")) == PROVENANCE
     assert not list(root.iter(f"{svg}script"))
 

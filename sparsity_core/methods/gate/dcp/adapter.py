@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsity_core.methods.gate.dcp.records import family
+from sparsity_core.record import PROGRAM
 from sparsity_core.work import read_trained, write_trained
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def find_gate(model: Model, adapter: str, gamma: float) -> Gate:
     else:
         shipped = family()
         if not shipped:
-            raise ValueError("no gates ship with this version: train one with `python -m sparsity_core train dcp`")
+            raise ValueError(f"no gates ship with this version: train one with `{PROGRAM} train dcp`")
         gate = Gate.load(shipped[min(shipped, key=lambda known: abs(known - gamma))])
     gate.check(model)
     return gate

@@ -6,11 +6,11 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
 
+from sparsity_core.record import command_line
 from sparsity_core.work import ASSETS
 
 SHIPPED = ASSETS / "gates"
@@ -98,13 +98,13 @@ def recipe_of(path: str | Path) -> dict[str, Any] | None:
 
 def command_of(recipe: dict[str, Any]) -> str:
     """The command that trains a gate of this recipe again, given its text and the gate that it went on from."""
-    said = [f"python -m sparsity_core train dcp --model {quote(recipe['model'])}"]
-    for item in fields(Training):
-        value, flag = recipe[item.name], f"--{item.name.replace('_', '-')}"
-        if isinstance(item.default, bool):
-            said += [] if value == item.default else [flag if value else flag.replace("--", "--no-", 1)]
-        elif value != item.default or item.name == "gamma":
-            said.append(f"{flag} {value:g}")
-    said += ["--start GATE"] if recipe["start"] else []
-    said += ["--file TEXT"] if recipe.get("text") == "given" else []
-    return " ".join([*said, "--out gate"])
+    said = {item.name: recipe[item.name] for item in fields(Training)}
+    changed = {item.name for item in fields(Training) if said[item.name] != item.default}
+    return command_line(
+        "train dcp",
+        model=recipe["model"],
+        **{name: value for name, value in said.items() if name in {*changed, "gamma"}},
+        start="GATE" if recipe["start"] else None,
+        file="TEXT" if recipe.get("text") == "given" else None,
+        out="gate",
+    )
