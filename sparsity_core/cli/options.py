@@ -15,7 +15,7 @@ from sparsity_core.work import Progress, read_file
 Answer = tuple[dict[str, Any], str]  # what a command found: as JSON values, and as text
 
 
-def setting(parser: Any, name: str, default: bool | float, help: str) -> None:
+def setting(parser: Any, name: str, default: Any, help: str) -> None:
     """An option of a setting's name, type and default; a switch has its --no- form too."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(default, bool):

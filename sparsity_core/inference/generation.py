@@ -143,7 +143,10 @@ def _write(
 
 
 def _shares(n_prompt: int, n_new: int, compared: int | None) -> tuple[float, float]:
-    """For a progress bar: the prompt's time in decode steps, and a step's share of all, a dense pass over `compared` too."""
+    """For a progress bar: the decode steps that reading the prompt is worth, and a step's share of the whole work.
+
+    The whole includes a dense pass over `compared` tokens, where there is one.
+    """
     read = 1 + n_prompt / 64  # by its time on a laptop's CPU
     return read, 1 / (read + n_new + (0 if compared is None else 1 + compared / 64))
 

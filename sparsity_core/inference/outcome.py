@@ -21,7 +21,7 @@ from sparsity_core.work import Progress
 
 
 def _versions(model: Model) -> dict[str, str]:
-    """Of the libraries that decide the numbers and, for a model of the hub, of its files there."""
+    """The versions of the libraries that decide the numbers and, of a hub model, its commit."""
     found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
     return found | ({"hub revision": model.revision} if model.revision else {})
 

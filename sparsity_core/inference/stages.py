@@ -41,7 +41,7 @@ _pruned: WeakKeyDictionary[Model, tuple[str, Model]] = WeakKeyDictionary()
 
 
 def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Model:
-    """The model after the pipeline's weights stage. The one pruned last is kept and returned again for the same ask."""
+    """The model after the pipeline's weights stage. The last one is kept, and returned again for the same model and method."""
     if pipeline.weights is None:
         return model
     asked = "\n".join([str(pipeline.weights), *pipeline.weights.inputs().values()])

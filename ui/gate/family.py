@@ -27,7 +27,7 @@ _EVICTING = ("local_window", "streaming_llm", "h2o", "a2sf")
 def family_specs(item: Shown) -> dict[tuple[str, str], RunSpec]:
     """Runs of this prompt: every shipped γ at some thresholds, and eviction methods at some budgets."""
     own = gate_of(item)
-    gates = {f"gamma={gamma:g}": {"gamma": gamma} for gamma in family()}
+    gates: dict[str, dict[str, Any]] = {f"gamma={gamma:g}": {"gamma": gamma} for gamma in family()}
     if own is not None and own.files():
         gates = {"own": own.files()}
     found = {

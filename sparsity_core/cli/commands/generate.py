@@ -18,9 +18,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def answer(options: argparse.Namespace) -> shared.Answer:
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is at least 1; got {options.max_new_tokens}")
-    own = shared.chosen(options, "max_new_tokens", "temperature", "stop_at_eos")
+    settings = recorded(options) | shared.chosen(options, "max_new_tokens", "temperature", "stop_at_eos")
     with shared.asked(options) as (given, progress):
         from sparsity_core.inference import generate
 
-        out = generate(*given, progress=progress, **recorded(options), **own)
+        out = generate(*given, progress=progress, **settings)
     return trace_answer(options, out.trace, out.text)
