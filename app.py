@@ -13,6 +13,7 @@ from streamlit.starlette import App
 import pages
 from sparsity_core.work import with_plugins
 from ui import session, shared, work
+from ui.address import places_of
 from ui.compat import StreamlitPage
 from ui.contrast import raise_contrast
 from ui.first_look import end_first_look
@@ -24,6 +25,7 @@ from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
 from ui.spectra import hold_choices
 from ui.summary import summary
+from ui.trust import may_touch
 from ui.view import end_view, view_bar
 
 ICON = Path(__file__).parent / "ui" / "icon.svg"
@@ -87,12 +89,20 @@ def open_run_page(module: ModuleType, shown: list[Shown]) -> None:
         summary(shown)
         look(module.__name__, shown)  # not chosen.run(): a page's widgets forget what they held when another page opens
     else:
-        st.info(
-            "This view is being computed: the sidebar shows how far it is."
-            if work.pending("run")
-            else "This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it."
-        )
+        st.info(literal(why_nothing()))
         session.keep_address({})
+
+
+def why_nothing() -> str:
+    """What stands in the place of a view that there is no run for."""
+    if work.pending("run"):
+        return "This view is being computed: the sidebar shows how far it is."
+    places = sorted({place for spec in session.specs() for place in places_of(spec.model, spec.pipeline)})
+    if not may_touch(places):
+        return (
+            f"The link names files of this machine: {', '.join(places)}. They are not looked at before you press Run."
+        )
+    return "This view has not been computed here yet. Its settings are in the sidebar: press Run to compute it."
 
 
 @st.fragment

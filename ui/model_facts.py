@@ -5,17 +5,17 @@ No model here has been checked yet: any fault of its files, of whatever class, m
 
 from __future__ import annotations
 
-import json
 import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sparsity_core.models import checked_config
 from sparsity_core.work import EMBEDDED, cache_dir
 from ui.address import is_hub_id
 from ui.trust import may_touch
 
-_MOST_CONFIG, _MOST_TOKENIZER = 2**20, 2**26  # bytes
+_MOST_TOKENIZER = 2**26  # bytes
 
 
 def count_tokens(model: str, text: str) -> int | None:
@@ -36,10 +36,9 @@ def most_positions(model: str) -> int | None:
     if folder is None:
         return None
     try:
-        found = json.loads(_bounded(folder / "config.json", _MOST_CONFIG)).get("max_position_embeddings")
+        return _positions(str(folder), (folder / "config.json").stat().st_mtime_ns)
     except Exception:
         return None
-    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
 def _folder(model: str) -> Path | None:
@@ -52,6 +51,12 @@ def _folder(model: str) -> Path | None:
         return Path(model).expanduser()
     except RuntimeError:  # ~nobody
         return None
+
+
+@lru_cache(maxsize=16)
+def _positions(folder: str, changed: int) -> int | None:
+    found = checked_config(Path(folder), folder).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 @lru_cache(maxsize=16)

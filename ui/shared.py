@@ -101,7 +101,8 @@ def notice() -> None:
         st.markdown(
             "Several people use it, so nobody reaches its files. "
             f"Models come from the hub or from the server's list; pipelines name no files; models are taken away as a zip, "
-            f"not written to a folder; gates are not trained here. A prompt has at most {MOST_LETTERS:,} characters, a "
+            f"not written to a folder, and the last two of a visitor are kept; gates are not trained "
+            f"here. A prompt has at most {MOST_LETTERS:,} characters, a "
             f"continuation {MOST_NEW} tokens, and a visitor {MOST_JOBS} jobs. Errors are told without details. "
             "On your own machine nothing of this is off: `make app`."
         )

@@ -18,7 +18,7 @@ from sparsity_core import studies
 from sparsity_core.kinds import WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.work import UNFINISHED, Job, Progress, cache_dir, check_fits, make_room, new_folder, used
-from ui import shared, work
+from ui import shared, work, zips
 from ui.literal import literal
 from ui.spectra import Choice, keep, known_values
 
@@ -99,6 +99,8 @@ def take_away(choice: Choice) -> None:
 def _done(jobs: dict[str, Job]) -> None:
     (job,) = jobs.values()
     st.session_state["checkpoint"] = job.result
+    if job.result.zipped:
+        zips.hold(job.result.path)
 
 
 def _use(method: WeightMethod) -> None:

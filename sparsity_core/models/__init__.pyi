@@ -19,6 +19,7 @@ from .loss import picked as picked
 from .model import Model as Model
 from .numbers import all_finite as all_finite
 from .numbers import check_losses as check_losses
+from .preflight import checked_config as checked_config
 from .prompts import ADD_BOS as ADD_BOS
 from .prompts import PROMPTS as PROMPTS
 from .refusals import ModelError as ModelError

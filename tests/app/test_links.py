@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 from streamlit.runtime.scriptrunner_utils.script_run_context import ScriptRunContext
 from streamlit.testing.v1 import AppTest
 
-from tests.app.test_app import ROOT, figures, open_page, said, visitor
+from tests.app.test_app import ROOT, figures, finish, open_page, said, visitor
 from tests.server import cache_with_models
-from ui import compat, model_facts, shared
+from ui import compat, model_facts, shared, zips
 from ui.address import EXAMPLE, is_hub_id, places_of, read_address, write_address
 
 
@@ -92,16 +94,56 @@ def test_what_may_lie_on_the_disk_is_known_from_its_name() -> None:
         {"pipeline": "decode=double_sparsity(calibration='{folder}/x.safetensors')"},
         {"pipeline": "gate=dcp(adapter='{folder}/x.safetensors')"},
         {"pipeline": "weights=prunenet(policy='{folder}/x.safetensors')"},
+        {
+            "pipeline": "eviction=a2sf(budget=64)",
+            "generate": "24",
+            "beside": "gate=dcp(adapter='{folder}/x.safetensors')",
+        },
+        {"weights": "prunenet(policy='{folder}/x.safetensors')"},
     ],
-    ids=["model", "calibration", "adapter", "policy"],
+    ids=["model", "calibration", "adapter", "policy", "beside a run that is known", "weights of a page"],
 )
-@pytest.mark.parametrize("page", ["", "spectra"])
+@pytest.mark.parametrize("page", ["", "spectra", "scores", "gate", "channels"])
 def test_a_file_that_a_link_names_is_not_touched_before_run(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, link: dict[str, str], page: str
 ) -> None:
+    folder = private_place(tmp_path_factory)
+    with touches() as touched:
+        at = opened(tmp_path, **{name: value.format(folder=folder) for name, value in link.items()})
+        if page:
+            open_page(at, page)
+    assert not at.exception
+    assert not touched
+    assert not at.session_state["pending"] if "pending" in at.session_state else True
+    assert page or not at.button(key="run").disabled
+
+
+def test_what_one_visitor_ran_is_not_touched_by_a_link_of_another(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    link = {"model": str(private_place(tmp_path_factory)), "pipeline": "dense"}
+    first = opened(tmp_path, **link)
+    with touches() as touched:
+        first.button(key="run").click().run()
+        finish(first)
+    assert touched and "weights" in said(first)  # looked at, and refused for having none
+    with touches() as touched:
+        other = opened(tmp_path, **link)
+        other.run()
+    assert not touched
+    assert "They are not looked at before you press Run" in said(other)
+
+
+def private_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("private-place")  # not within the cache, which a fresh queue looks through
     for name in ("config.json", "tokenizer.json", "x.safetensors", "x.json"):
         (folder / name).write_text("{}")
+    return folder
+
+
+@contextlib.contextmanager
+def touches() -> Iterator[list[str]]:
+    """What is done to files in private places meanwhile."""
     touched: list[str] = []
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -118,16 +160,10 @@ def test_a_file_that_a_link_names_is_not_touched_before_run(
 
     os.stat = stat
     try:
-        at = opened(tmp_path, **{name: value.format(folder=folder) for name, value in link.items()})
-        if page:
-            open_page(at, page)
+        yield touched
     finally:
         os.stat = before
         audits.clear()
-    assert not at.exception
-    assert not touched
-    assert not at.session_state["pending"] if "pending" in at.session_state else True
-    assert page or not at.button(key="run").disabled
 
 
 audits: list[Any] = []
@@ -189,17 +225,16 @@ def test_a_damaged_model_is_unknown_to_the_run_bar(tmp_path: Path, config: str, 
     assert at.button(key="run") and "about" in said(at)
 
 
-def test_a_model_that_is_whole_is_known_to_the_run_bar(tmp_path: Path) -> None:
+def test_a_model_that_is_whole_is_known_to_the_run_bar_and_an_implausible_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "whole"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 3}))
-    at = visitor(tmp_path)
-    at.session_state["model"] = str(folder)
-    at.run()
-    assert model_facts._bounded(folder / "config.json", 100)
-    with pytest.raises(ValueError):
-        model_facts._bounded(folder / "config.json", 10)
-    assert not at.exception
+    monkeypatch.setattr(model_facts, "may_touch", lambda places: True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 3, "num_hidden_layers": 2}))
+    assert model_facts.most_positions(str(folder)) == 3
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 3, "num_hidden_layers": 10**6}))
+    assert model_facts.most_positions(str(folder)) is None
 
 
 def test_a_sentence_about_a_link_stays_until_the_next_choice(tmp_path: Path) -> None:
@@ -275,6 +310,29 @@ def test_a_shared_server_writes_to_no_folder_of_its_own_and_trains_no_gate(
     open_page(at, "gate")
     assert not at.exception
     assert not [b for b in at.button if b.key == "train_gate"]
+
+
+def test_a_shared_server_keeps_the_last_two_zips_of_a_visitor_and_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / f"{number}.zip" for number in range(4)]
+    of: dict[str, list[Path]] = {"one": [], "two": []}
+
+    def made(by: str, place: Path) -> None:
+        place.write_bytes(b"zip")
+        of[by] = zips.held(place, of[by], by)
+
+    made("two", places[1])
+    for place in places:
+        made("one", place)
+    assert all(place.exists() for place in places)  # on a machine of one's own
+    monkeypatch.setenv("SPARSELENS_SHARED", "1")
+    made("one", places[3])
+    assert [place.exists() for place in places] == [False, True, True, True]
+    made("two", places[0])
+    made("two", places[2])
+    assert of == {"one": places[2:], "two": [places[0], places[2]]}
+    assert [place.exists() for place in places] == [True, False, True, True]
 
 
 def test_a_shared_server_keeps_the_details_of_a_fault_to_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
