@@ -29,7 +29,9 @@ def masked_attention(
     score = None if softcap is None else functools.partial(_capped, softcap)
     attend = _compiled() if q.device.type == "cuda" else flex_attention
     out = attend(q, k, v, score_mod=score, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out, int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum()) * _BLOCK**2
+    whole = blocks.full_kv_num_blocks
+    assert whole is not None  # `block_mask` gives both kinds
+    return out, int((blocks.kv_num_blocks + whole).sum()) * _BLOCK**2
 
 
 def block_mask(

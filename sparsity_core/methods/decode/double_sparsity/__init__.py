@@ -36,10 +36,12 @@ class DoubleSparsity(SelectionMethod):
     reduction: str = knob(
         "softmax",
         choices=("softmax", *REDUCTIONS),
-        help="of the scores, over the query heads that share a KV head; softmax: the sum of their approximate attention",
+        help="how the scores of the query heads that share a KV head become one; softmax: the sum of their approximate attention",
     )
     calibration: str = knob("auto", path=True, help="auto, or a calibration file")
-    layer_channels: str = knob("", help="r for each layer in place of `channels`, as in 32, 16; the last goes on")
+    layer_channels: str = knob(
+        "", help="r for each layer in place of `channels`, as in 32, 16; later layers take the last"
+    )
     rerank: int = knob(
         0,
         low=0,

@@ -2,7 +2,7 @@
 
     loss = (KL(dense ‖ gated) or −log p of the next token) + γ · mean of I below the diagonal
 
-a rises from 1 to 8 as a cosine over the run, so that the gate starts soft and ends as the step it is used as.
+a rises from 1 to 8 as a cosine over the run, so that the gate starts soft and ends as a step, which it is in use.
 """
 
 from __future__ import annotations

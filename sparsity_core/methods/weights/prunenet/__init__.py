@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class PruneNet(NeuronMethod):
-    """Keeps what a policy scores highest that learned, from the weights alone, to leave the singular values in place.
+    """Keeps the neurons that a policy scores highest; it learned from the weights alone to leave the singular values in place.
 
     The reward is 1 / D, D the Kolmogorov–Smirnov distance of the first FFN matrix's singular values before and after. Where
     `corrected` differs from the authors' code: the policy sees row norms and leverage scores beside the weights, REINFORCE uses
