@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsity_core import Pipeline, run
 from sparsity_core.kinds.rules import parse_rules, ruled
@@ -28,6 +30,23 @@ def test_rules_name_positions_spans_and_what_expressions_touch():
     ]:
         with pytest.raises(ValueError, match=message):
             Pipeline.parse(f"eviction=a2sf(budget=12, protect={text!r})")
+
+
+@given(spans=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)), max_size=6), n=st.integers(1, 40))
+def test_positions_and_spans_name_the_tokens_between_their_ends(spans: list[tuple[int, int]], n: int) -> None:
+    text = ", ".join(f"{first}-{first + more}" if more else f"{first}" for first, more in spans)
+    named = {position for first, more in spans for position in range(first, first + more + 1)}
+    assert np.flatnonzero(ruled(text, ["a"] * n, range(n), n)).tolist() == sorted(named & set(range(n)))
+
+
+@given(st.text(alphabet="0123456789-, /[]()+*\\ab|é", max_size=40) | st.text(max_size=40))
+def test_any_text_is_rules_or_a_sentence(text: str) -> None:
+    try:
+        found = ruled(text, ["a1", " b/", "é"], [0, 1, 2], 5)
+    except ValueError as refused:
+        assert 10 < len(str(refused)) < 600
+    else:
+        assert found.dtype == bool and found.shape == (5,)
 
 
 @pytest.mark.parametrize("letters", [60, 20_000])

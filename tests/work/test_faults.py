@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,15 @@ with folder_whole(Path(sys.argv[1])) as building:
     time.sleep(600)
 """
 
+EXPORTING = """
+import pandas as pd, plotly.graph_objects as go
+from sparsity_core.record import Provenance
+from viz.paper import export
+while True:
+    export(go.Figure(go.Scatter(y=[1, 3, 2])), pd.DataFrame({"y": [1, 3, 2]}), "pdf", Provenance())
+    print("drawn", flush=True)
+"""
+
 DYING = """
 import os, signal, sys
 from pathlib import Path
@@ -65,12 +76,13 @@ def aged(folder: Path) -> None:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
 
 
-def killed(code: str, *arguments: str, seconds: float = 0.0) -> None:
-    """Runs Python until its first line of output, and some seconds longer, and kills it."""
+def killed(code: str, *arguments: str, seconds: float = 0.0, running: Callable[[], Any] = lambda: True) -> None:
+    """Runs Python until its first line of output, and some seconds longer, and kills it, while `running` holds."""
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=os.environ)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(seconds)
+    assert running()
     process.kill()
     process.wait()
     process.stdout.close()
@@ -112,6 +124,32 @@ def test_a_kill_between_two_files_of_a_pair_leaves_no_weights_without_their_card
     from sparsity_core.methods.decode.double_sparsity.channels import Channels
 
     assert Channels.load(tmp_path / "c").recipe == {"fingerprint": "f"}
+
+
+def browsers_of(folder: Path) -> list[int]:
+    """The processes of browsers that keep their files in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in (process / "cmdline").read_text():
+                found.append(int(process.name))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="this system does not list its processes in files")
+def test_a_kill_in_an_export_leaves_no_browser(tmp_path, monkeypatch):
+    from viz.paper import can_render
+
+    if not can_render():
+        pytest.skip("no Chromium or Chrome is installed")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    killed(EXPORTING, seconds=0.05, running=lambda: browsers_of(tmp_path))
+    deadline = time.monotonic() + 60
+    while browsers_of(tmp_path):
+        assert time.monotonic() < deadline, "the browser outlives the process that drew with it"
+        time.sleep(0.1)
 
 
 def command(*arguments: str) -> list[str]:
