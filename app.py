@@ -59,7 +59,8 @@ def main() -> None:
     )
     if problem:
         st.warning(literal(problem))
-    module = PAGES[chosen.url_path or next(iter(PAGES))]  # the first page's address is empty
+    st.session_state.page = chosen.url_path or next(iter(PAGES))  # the first page's address is empty
+    module = PAGES[st.session_state.page]
     of_model = module.PAGE.needs == "model"
     hold_choices(of_model)
     bar = model_bar if of_model else run_bar

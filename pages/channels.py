@@ -17,6 +17,7 @@ def page(shown: list[Shown], at: View) -> None:
     calibrated = ui.offer_calibration(item)
     if calibrated is None:
         return
+    ui.tell_calibrations(shown, calibrated)
     choice = ui.choose(calibrated)
     ui.magnitudes(item, at, choice, calibrated)
     ui.statistics(item, choice, calibrated)

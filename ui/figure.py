@@ -15,6 +15,7 @@ from sparsity_core.record import Provenance, RunSpec, Trace, command_line
 from ui.clicks import hear_clicks
 from ui.first_look import painted
 from ui.literal import literal
+from ui.session import seen
 from viz import paper, style
 
 PROMPT_FILE = "prompt.txt"
@@ -142,6 +143,7 @@ def of_runs(sources: Runs) -> Provenance:
         pipeline=" | ".join(t.provenance.pipeline for _, t in sources),
         command="\n".join(_command(own) for own, _ in sources),
         prompt=spec.prompt,
+        view=seen(),
         facts={"tokens": str(trace.n_tokens), "generated": str(generated_tokens(spec, trace))},
     )
 

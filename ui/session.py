@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from sparsity_core.record import RunSpec, Store, Trace, key_of
+from sparsity_core.record import RunSpec, Store, Trace, View, key_of
 from sparsity_core.work import Recent, explain, keeps
 from ui import shared
 from ui.address import EXAMPLE as EXAMPLE
@@ -126,6 +126,12 @@ def _forget_choices(parameters: Mapping[str, str]) -> None:
 def _forget(keys: tuple[str, ...] | list[str]) -> None:
     for key in keys:
         st.session_state.pop(key, None)
+
+
+def seen() -> View:
+    """Where the page looks, as a figure's file tells it: with the run's command it brings the view back."""
+    held = {name: st.session_state[name] for name in VIEW if name in st.session_state}
+    return View(**held, page=st.session_state.get("page", ""))
 
 
 def keep_address(also: Mapping[str, str]) -> None:

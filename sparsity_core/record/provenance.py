@@ -29,8 +29,9 @@ class View:
 
     layer: int | None = None
     head: int | str | None = None  # a KV head, or "first"/"last" to drop
+    token: int | None = None
     step: int | None = None
-    page: str = ""
+    page: str = ""  # by its address
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ _READ: dict[str, _Reading] = {
     "command": ("record", "command", str, str),
     "layer": ("view", "layer", int, str),
     "head": ("view", "head", _head, str),
+    "token": ("view", "token", int, str),
     "step": ("view", "step", int, str),
     "page": ("view", "page", str, str),
 }

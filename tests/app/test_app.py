@@ -14,6 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sparsity_core import run
+from sparsity_core.record import Provenance, View
 from sparsity_core.record.spec import RunSpec
 from sparsity_core.record.store import Store
 from tests import tiny
@@ -356,6 +357,17 @@ def test_a_code_span_ends_where_its_text_does(text: str) -> None:
     inside = span[len(fence) : -len(fence)]
     assert inside.strip() == text.strip()
     assert fence not in re.findall("`+", inside)
+
+
+def test_a_figures_file_tells_the_view_that_it_shows(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Provenance] = []
+    monkeypatch.setattr(figure, "_formats", lambda draw, table, name, provenance: made.append(provenance))
+    for name, value in {"layer": "3", "head": "last", "token": "20", "step": "100"}.items():
+        app.query_params[name] = value
+    app.run()
+    unfold(app, "export_atlas_A")
+    seen = Provenance.from_json(made[-1].to_json()).view
+    assert seen == View(layer=3, head="last", token=20, step=100, page="tokens")
 
 
 def test_a_rule_that_a_link_brings_is_shown_and_not_followed(app: AppTest) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sparsity_core import methods, studies
+from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
+from sparsity_core.models import calibration_digest
 from sparsity_core.record import Store
 from tests import tiny, traces
-from ui.channels import tell_fetched
+from ui.channels import other_calibrations, tell_fetched
 from ui.figure import generated_tokens
-from ui.session import EXAMPLE
+from ui.session import EXAMPLE, Shown
 from ui.tokens import tell_mass
 
 
@@ -27,6 +31,18 @@ def test_of_nothing_fetched_no_share_came_late() -> None:
     hits = np.asarray([np.nan, 0.75], np.float32)
     told = tell_fetched(traces.trace(prefetch_hits=hits, bytes_ahead=3 * 2**20, bytes_late=2**20))
     assert told.startswith("4.0 MiB were fetched") and "25% of it only when" in told
+
+
+def test_a_calibration_that_is_not_the_runs_own_is_told() -> None:
+    named = Shown("B", traces.spec("decode=double_sparsity(calibration='/a/b')"), traces.trace())
+    shown = [Shown("A", traces.spec("decode=double_sparsity(channels=4)"), traces.trace()), named]
+    recipe = {"text": calibration_digest(), "fingerprint": "f"}
+    own = Channels({name: np.ones((1, 2, 4), np.float32) for name in STATISTICS}, 1, recipe)
+    assert other_calibrations(shown[:1], own) == []
+    (told,) = other_calibrations(shown, own)
+    assert told.startswith("B chose its channels by the calibration `/a/b`.")
+    (told,) = other_calibrations(shown[:1], replace(own, recipe={**recipe, "text": "another"}))
+    assert "on another text" in told
 
 
 def test_a_run_of_so_many_new_tokens_says_so_many() -> None:

@@ -19,7 +19,7 @@ FIGURE = replace(
     versions={"torch": "2.9", "hub revision": "a1b2"},
     caption="What stays of “a”",
     command="sparselens run",
-    view=View(layer=0, head="first", step=0, page="Tokens"),
+    view=View(layer=0, head="first", token=3, step=0, page="tokens"),
     facts={"tokens": "8", "generated": "2"},
 )
 # A figure's file as it was before traces and figures shared a record.
@@ -43,7 +43,7 @@ BEFORE = {
 
 def test_a_figures_file_keeps_its_keys_and_their_order() -> None:
     assert list(replace(FIGURE, view=None).fields) == list(BEFORE)
-    assert list(FIGURE.fields)[6:10] == ["layer", "head", "step", "page"]
+    assert list(FIGURE.fields)[6:11] == ["layer", "head", "token", "step", "page"]
 
 
 def test_files_made_before_are_read_into_the_record() -> None:

@@ -2,6 +2,7 @@ from .choice import Choice as Choice
 from .choice import channels_link as channels_link
 from .choice import choose as choose
 from .choice import method_of as method_of
+from .choice import other_calibrations as other_calibrations
 from .choice import tell_fetched as tell_fetched
 from .jobs import answer_specs as answer_specs
 from .jobs import calibrate_model as calibrate_model
@@ -14,4 +15,5 @@ from .sections import offer_calibration as offer_calibration
 from .sections import quality as quality
 from .sections import statistics as statistics
 from .sections import steps as steps
+from .sections import tell_calibrations as tell_calibrations
 from .sections import while_running as while_running

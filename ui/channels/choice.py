@@ -9,9 +9,12 @@ from typing import Any
 import streamlit as st
 
 from sparsity_core import methods
+from sparsity_core.kinds import Pipeline
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
+from sparsity_core.models import calibration_digest
 from sparsity_core.record import Provenance, Trace, command_line
 from sparsity_core.studies import SHARES, channel_counts
+from ui.literal import code
 from ui.session import Shown
 from viz.channels import share_name
 
@@ -76,6 +79,21 @@ def origin(item: Shown, choice: Choice, calibrated: Channels) -> Provenance:
         command=command,
         facts={"method": str(method_of(choice)), "calibration": recipe},
     )
+
+
+def other_calibrations(shown: list[Shown], calibrated: Channels) -> list[str]:
+    """Sentences, as Markdown, that say where a run read by another calibration than the one that the page shows."""
+    told = []
+    if calibrated.recipe.get("text") != calibration_digest():
+        told.append("This calibration was made on another text than the one that SparseLens calibrates on here.")
+    for item in shown:
+        named = getattr(Pipeline.parse(item.spec.pipeline).decode, "calibration", "auto")
+        if named != "auto":
+            told.append(
+                f"{item.letter} chose its channels by the calibration {code(named)}. What is shown below is the model's own "
+                "calibration, which may choose others."
+            )
+    return told
 
 
 def tell_fetched(trace: Trace) -> str:

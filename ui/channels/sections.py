@@ -8,7 +8,7 @@ from sparsity_core.kinds import Pipeline, SelectionMethod
 from sparsity_core.methods.decode.double_sparsity.channels import Channels
 from sparsity_core.studies import Read
 from ui import work
-from ui.channels.choice import Choice, origin, tell_fetched
+from ui.channels.choice import Choice, origin, other_calibrations, tell_fetched
 from ui.channels.jobs import (
     ANSWER,
     answer_specs,
@@ -40,6 +40,11 @@ def offer_calibration(item: Shown) -> Channels | None:
             st.rerun()
     work.watch("calibrate", lambda jobs: None)
     return calibrated
+
+
+def tell_calibrations(shown: list[Shown], calibrated: Channels) -> None:
+    for sentence in other_calibrations(shown, calibrated):
+        st.info(sentence)
 
 
 def magnitudes(item: Shown, at: View, choice: Choice, calibrated: Channels) -> None:

@@ -196,7 +196,7 @@ def origin(choice: Choice) -> Provenance:
         dtype=choice.uncut.dtype,
         inputs=studies.study_inputs(choice.method),
         command=command,
-        view=View(layer=choice.layer),
+        view=View(layer=choice.layer, page="spectra"),
         facts={"method": str(choice.method), "matrix": choice.matrix},
     )
 
