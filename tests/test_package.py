@@ -41,7 +41,7 @@ def pinned(file: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("file", "extras", "beyond"),
-    [("requirements.txt", ("app", "eval"), ()), ("requirements-dev.txt", ("dev",), declared())],
+    [("requirements.txt", ("app", "eval", "int8"), ()), ("requirements-dev.txt", ("dev",), declared())],
     ids=["app", "dev"],
 )
 def test_what_is_pinned_is_what_the_extras_declare(file, extras, beyond):
@@ -53,7 +53,7 @@ def test_what_is_pinned_is_what_the_extras_declare(file, extras, beyond):
 
 
 def test_the_extras_are_those_that_the_readme_names():
-    assert set(PROJECT["optional-dependencies"]) == {"app", "eval", "cluster", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"app", "eval", "cluster", "int8", "dev"}
 
 
 def test_one_place_names_the_version():
@@ -66,11 +66,11 @@ def test_one_place_names_the_version():
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(("sparsity_core", "kernels"), ("eval",)), (("viz", "ui", "pages"), ("app",))],
+    [(("sparsity_core", "kernels"), ("eval", "int8")), (("viz", "ui", "pages"), ("app",))],
     ids=["library", "app"],
 )
 def test_what_is_imported_is_declared(folders, extras):
-    """A table of the hub needs pandas, which `eval` brings."""
+    """A table of the hub needs pandas, which `eval` brings, and int8 weights torchao."""
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     assert files
     names = {name for file in files for name in imported(file.read_text())} - set(sys.stdlib_module_names) - OWN

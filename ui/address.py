@@ -27,7 +27,7 @@ MOST_NEW, MOST_SEED = 512, 2**31 - 1
 _MODEL_LETTERS = 1024
 _LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

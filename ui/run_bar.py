@@ -241,14 +241,14 @@ def _numbers(first: RunSpec, drawn: bool) -> tuple[str, str]:
         ),
         drawn=drawn,
     )
-    dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
+    dtypes = [*(["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]), "int8"]
     if st.session_state.get("dtype") not in dtypes:
         st.session_state.pop("dtype", None)
     dtype = held(
         "dtype",
         first.dtype if first != EXAMPLE and first.dtype in dtypes else dtypes[0],
         lambda: st.selectbox(
-            "Number format", dtypes, key="dtype", help="bfloat16 is far slower than float32 on most CPUs"
+            "Number format", dtypes, key="dtype", help="int8: the weights alone, a scale for each row; computed in the format above it"
         ),
         drawn=drawn,
     )

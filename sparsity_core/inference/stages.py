@@ -44,6 +44,7 @@ def pruned(model: Model, pipeline: Pipeline, progress: Progress = silent) -> Mod
     """The model after the pipeline's weights stage. The last one is kept, and returned again for the same model and method."""
     if pipeline.weights is None:
         return model
+    model.check_plain()
     asked = "\n".join([str(pipeline.weights), *pipeline.weights.inputs().values()])
     spelled, found = _pruned.get(model, ("", model))
     if spelled != asked:

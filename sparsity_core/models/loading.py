@@ -15,6 +15,7 @@ import torch
 
 from sparsity_core.models.compat import is_causal_lm, quiet, values_of
 from sparsity_core.models.gguf import plain
+from sparsity_core.models.int8 import INT8, in_int8
 from sparsity_core.models.masks import outputs_of
 from sparsity_core.models.model import Architecture, Model
 from sparsity_core.models.probe import look_at_layers, probe, probe_logits
@@ -40,7 +41,8 @@ def load(
 
     Args:
         device: "auto" (CUDA where there is one, spread over several GPUs where one is too small), "cpu", "cuda", "cuda:1"…
-        dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, float16 where it has none), or its name.
+        dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, float16 where it has none), or its name. "int8" computes as
+            "auto" does with weights of int8 (the extra `int8`).
 
     Raises ModelError, with the next step, for a model that cannot be found, read or recorded; and whatever `progress`
     raises to cancel.
@@ -55,7 +57,8 @@ def load(
     with _load_lock:
         if key not in _loaded:
             _loaded.clear()  # one model at a time: the old one's memory must be free before the new one's is taken
-            _loaded[key] = _load(name, place, DTYPES[kind], progress)
+            model = _load(name, place, DTYPES[resolve_dtype("auto", place) if kind == INT8 else kind], progress)
+            _loaded[key] = in_int8(model) if kind == INT8 else model
         return _loaded[key]
 
 
@@ -78,8 +81,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
         if device.type != "cuda":
             return "float32"
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    if dtype not in DTYPES:
-        raise ModelError(f"there is no dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+    if dtype not in (*DTYPES, INT8):
+        raise ModelError(f"there is no dtype {dtype!r}: use auto, {', '.join(DTYPES)}, {INT8}")
     return dtype
 
 

@@ -51,15 +51,28 @@ class Model:
     caches: tuple[LayerCache, ...] = ()  # what transformers caches of each layer
     no_steps: str = ""  # why no token can be generated from a cache
     no_eviction: str = ""  # why nothing can leave its cache
+    weights_in: str = ""  # the number format of the weights, where it is not the one that is computed in
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return self.weights_in or str(self.dtype).removeprefix("torch.")
+
+    def check_plain(self) -> None:
+        """Raises ValueError where the weights are codes, which cannot be cut or looked at as matrices."""
+        if self.weights_in:
+            raise ValueError(
+                f"the weights of {self.name} are {self.weights_in} numbers, which are neither cut nor taken apart: "
+                "choose another number format (dtype), or leave weights empty"
+            )
 
     def n_bytes(self, beside: Model | None = None) -> int:
         """Memory of the weights, each tensor that several share counted once; `beside` another model, of its own alone."""
-        shared = set() if beside is None else {w.untyped_storage().data_ptr() for w in beside.hf.parameters()}
-        stores = (weight.untyped_storage() for weight in self.hf.parameters())
+        shared = (
+            set()
+            if beside is None
+            else {part.untyped_storage().data_ptr() for w in beside.hf.parameters() for part in _parts(w)}
+        )
+        stores = (part.untyped_storage() for weight in self.hf.parameters() for part in _parts(weight))
         return sum({s.data_ptr(): s.nbytes() for s in stores if s.data_ptr() not in shared}.values())
 
     @property
@@ -113,6 +126,7 @@ class Model:
 
     def compress(self, method: WeightMethod) -> Compressed:
         """This model with fewer weights, for example `model.compress(methods.PruneNet(ratio=0.25))`; itself unchanged."""
+        self.check_plain()
         compressed: Compressed = method.compress(self)
         return compressed
 
@@ -225,3 +239,9 @@ def frequency_limits(hf: Any) -> set[tuple[int, bool]]:
             elif isinstance(kind, str) and "dynamic" in kind:
                 found.add((int(module.original_max_seq_len), True))
     return found
+
+
+def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a weight is made of: itself, or its codes and scales."""
+    inner = getattr(weight, "__tensor_flatten__", None)
+    return [weight] if inner is None else [getattr(weight, name) for name in inner()[0]]

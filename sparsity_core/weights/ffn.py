@@ -46,7 +46,11 @@ class NeuronCut:
 
 
 def feed_forwards(model: Model) -> list[FeedForward]:
-    """The block of each layer. Raises ModelError for a model without one of the known layouts, or with damaged weights."""
+    """The block of each layer. Raises ModelError for a model without one of the known layouts, or with damaged weights.
+
+    Raises ValueError where the weights are codes, such as int8.
+    """
+    model.check_plain()
     blocks, names = [], _names(model)
     for index, layer in enumerate(model.layers):
         gate, up, down = _modules(layer, names)
