@@ -248,7 +248,7 @@ def _numbers(first: RunSpec, drawn: bool) -> tuple[str, str]:
         "dtype",
         first.dtype if first != EXAMPLE and first.dtype in dtypes else dtypes[0],
         lambda: st.selectbox(
-            "Number format", dtypes, key="dtype", help="int8: the weights alone, a scale for each row; computed in the format above it"
+            "Number format", dtypes, key="dtype", help="int8: the weights alone, a scale for each row"
         ),
         drawn=drawn,
     )

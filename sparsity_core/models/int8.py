@@ -18,7 +18,8 @@ INT8 = "int8"
 def in_int8(model: Model) -> Model:
     """The model with every linear layer's weights as int8 but the output head's, which embeddings may share.
 
-    Changes the transformers model inside. Raises ModelError where torchao is not installed, and for a model without linear layers.
+    Changes the transformers model inside. Raises ModelError where torchao is not installed, and where there are no linear
+    layers.
     """
     logger = logging.getLogger("torchao")
     level = logger.level
