@@ -72,7 +72,7 @@ class ReadingStage(Stage):
         return self._offload.attend(layer, call.q, call.k, call.v, index, call.scale, known)
 
     def observe(self, step: Step) -> None:
-        """Puts attention over what they select in place of the decode queries' output."""
+        """Replaces the output of the decode queries by attention over what they select."""
         call, layer = step.call, step.layer
         if layer not in self._selectors:
             self._selectors[layer] = self._make_selector(layer)

@@ -38,7 +38,7 @@ class Selected:
 
     @classmethod
     def empty(cls, n_heads: int, n_kv: int, n: int, keeps: bool) -> Selected:
-        """Before the first query. With `keeps` it is kept which keys each query reads, n² bits a KV head."""
+        """The record before the first query. With `keeps` it holds which keys each query reads: n² bits a KV head."""
         nan = float("nan")
         chosen = np.full((n_kv, n, -(-n // 8) if keeps else 0), 255, np.uint8)
         return cls(torch.zeros(n_kv, n), torch.full((n_heads, n), nan), torch.full((n_kv, n), nan), chosen)
@@ -147,12 +147,15 @@ def _visible(
         return visible
     shown = mask.grouped(mask.rows(past + begin, past + end, key), call.n_kv, heads)
     if shown.shape[1] > 1:
-        raise ValueError("a mask of each query head its own cannot go before a decode stage: choose another method")
+        raise ValueError("a mask that differs by query head cannot go before a decode stage: choose another method")
     return visible & shown[:, 0]
 
 
 def corrected(out: torch.Tensor, known: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """out [1, H, R, D] over what was read, mixed with the mean value [Hkv, R, D] by what it knows of, [Hkv, 1 or G, R]."""
+    """known · out + (1 − known) · mean: out [1, H, R, D] over what was read, mean [Hkv, R, D] of the values.
+
+    `known` [Hkv, 1 or G, R] is the share of the approximate attention that was read.
+    """
     group = out.shape[1] // mean.shape[0]
     share = known.expand(-1, group, -1).flatten(0, 1)[None, ..., None].to(out.dtype)
     return share * out + (1.0 - share) * mean.repeat_interleave(group, 0)[None].to(out.dtype)

@@ -304,7 +304,7 @@ def test_the_mean_value_stands_in_for_what_is_not_read_by_hand():
     out, chosen = decode_selected(q, k, v, Scores(1, "sum"), share=0.6, scale=1.0, mean_value=True)
     assert sorted(chosen.columns[0, 0].tolist()) == [0, 1]
     assert float(out) == pytest.approx(0.8 * 2.0 + 0.2 * 3.0)
-    record = Selected.empty(1, 1, 3)
+    record = Selected.empty(1, 1, 3, keeps=False)
     whole = attend_selected(
         AttentionCall(0, q, k, v, scale=1.0), Scores(1, "sum"), share=0.6, start=2, record=record,
         positions=torch.arange(3)[None], mean_value=True,
