@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import streamlit as st
@@ -241,7 +242,8 @@ def _numbers(first: RunSpec, drawn: bool) -> tuple[str, str]:
         ),
         drawn=drawn,
     )
-    dtypes = [*(["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]), "int8"]
+    dtypes = ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
+    dtypes += ["int8"] if find_spec("torchao") else []  # the extra that quantises
     if st.session_state.get("dtype") not in dtypes:
         st.session_state.pop("dtype", None)
     dtype = held(
