@@ -21,6 +21,7 @@ from ui.headers import MIDDLEWARE, opened
 from ui.history import one_entry_a_choice
 from ui.literal import literal
 from ui.model_bar import model_bar
+from ui.page import remember_pages
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
 from ui.spectra import hold_choices
@@ -51,12 +52,12 @@ def main() -> None:
     if len(shown) < len(session.specs()):
         follow_link()
 
-    chosen = st.navigation(
-        [
-            st.Page(module.page, title=module.PAGE.title, icon=module.PAGE.icon, url_path=name, default=at == 0)
-            for at, (name, module) in enumerate(PAGES.items())
-        ]
-    )
+    listed = {
+        name: st.Page(module.page, title=module.PAGE.title, icon=module.PAGE.icon, url_path=name, default=at == 0)
+        for at, (name, module) in enumerate(PAGES.items())
+    }
+    chosen = st.navigation(list(listed.values()))
+    remember_pages({PAGES[name].PAGE.explains: page for name, page in listed.items() if PAGES[name].PAGE.explains})
     if problem:
         st.warning(literal(problem))
     st.session_state.page = chosen.url_path or next(iter(PAGES))  # the first page's address is empty

@@ -8,6 +8,7 @@ from ui import tokens as ui
 from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.page import Page
+from ui.pipeline import pipeline_view
 from ui.session import Shown
 from ui.view import View
 
@@ -15,6 +16,8 @@ PAGE = Page("Tokens", ":material/grid_on:", order=1)
 
 
 def page(shown: list[Shown], at: View) -> None:
+    for item in shown:
+        pipeline_view(item)
     st.subheader("Atlas: when each layer dropped each token", anchor=False)
     for column, item in zip(st.columns(len(shown)), shown, strict=True):
         with column:
@@ -22,6 +25,7 @@ def page(shown: list[Shown], at: View) -> None:
     ui.difference(shown, at)
     for item in shown:
         ui.reads(item, at)
+        ui.shares(item)
     st.subheader(f"Tokens at step {at.step}, layer {at.layer}", anchor=False)
     for column, item in zip(st.columns(len(shown)), shown, strict=True):
         with column:

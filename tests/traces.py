@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from sparselens_kernels import KeyMask, Window
 
+from sparsity_core.record.prefill import packed
 from sparsity_core.record.provenance import Provenance
 from sparsity_core.record.spec import RunSpec
 from sparsity_core.record.trace import Trace
@@ -82,6 +84,42 @@ def trace(**changes: Any) -> Trace:
 def named(pipeline: str, **changes: Any) -> Trace:
     """The trace as if another pipeline had made it."""
     return trace(provenance=replace(trace().provenance, pipeline=pipeline), **changes)
+
+
+FOUR_STAGES = "gate=dcp prefill=sliding_window(window=4) eviction=h2o(budget=3) decode=quest(tokens=0.5)"
+
+
+def told_apart(pipeline: str = FOUR_STAGES, **changes: Any) -> Trace:
+    """The trace as four stages act on it; the prompt's six tokens see a window of four.
+
+    The gate drops token 2 in layer 0 at query 4. In the last query of the text the decode stage reads tokens 0, 5 and 7 alone.
+    """
+    gated_at = np.full((2, NEVER), NEVER, np.int32)
+    gated_at[0, 2] = 4
+    evicted_at = np.minimum(np.asarray(EVICTED_AT, np.int32), gated_at[:, None])
+    read = np.tril(np.ones((2, 2, NEVER, NEVER), bool))
+    read[:, :, 7] = np.isin(np.arange(NEVER), [0, 5, 7])
+    patterns, layouts = packed([KeyMask([Window(4)], 2, 6)] * 2)
+    unknown = np.full((2, 4, NEVER), np.nan, np.float32)
+    made = named(
+        pipeline,
+        evicted_at=evicted_at,
+        gated_at=gated_at,
+        shown=np.ones((2, 2, NEVER), np.int32),
+        blocks=np.ones((2, 2, 1, 1), np.float32),
+        block=16,
+        coverage=unknown,
+        pairs=np.full(2, 24, np.int64),
+        scoring_flops=np.zeros(2, np.int64),
+        looks_ahead=False,
+        patterns=patterns,
+        layouts=layouts,
+        selected=np.ones((2, 2, NEVER), np.float32),
+        selected_mass=unknown,
+        selected_recall=unknown[:, :2],
+        chosen=np.packbits(read, axis=-1),
+    )
+    return made.replaced(**changes)
 
 
 def kept_all(**changes: Any) -> Trace:

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import streamlit as st
+
+from ui.compat import StreamlitPage
+
 
 def no_choices() -> dict[str, str]:
     return {}
@@ -17,7 +21,7 @@ class Page:
 
     A page that needs a "run" is a function of the runs shown and the view, and has the run bar beside it. One that needs a
     "model" alone takes no arguments, and no prompt, method or Run stand beside it. `link` gives the page's own part of the
-    address.
+    address. `explains` is the stage of a pipeline that the page is about.
     """
 
     title: str
@@ -25,3 +29,14 @@ class Page:
     needs: Literal["run", "model"] = "run"
     order: int = 100
     link: Callable[[], dict[str, str]] = no_choices
+    explains: str = ""
+
+
+def remember_pages(by_stage: dict[str, StreamlitPage]) -> None:
+    """Keeps which page of the navigation explains each stage, for links to it."""
+    st.session_state["page of a stage"] = by_stage
+
+
+def page_of(stage: str) -> StreamlitPage | None:
+    """The page that explains a stage, if there is one."""
+    return st.session_state.get("page of a stage", {}).get(stage)

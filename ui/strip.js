@@ -36,6 +36,8 @@ class Strip {
     this.root.querySelector(".label").textContent = data.label;
     this.root.classList.toggle("disputed", data.contested.includes(true));
     this.root.classList.toggle("pairs", data.paired.includes(true));
+    const keys = { gated: "gates", hidden: "hides", unread: "skips" };
+    for (const state in keys) this.root.classList.toggle(keys[state], data.state.includes(state));
     const rebuilt = ["index", "text", "group"].some((name) => !same(last[name], data[name]));
     if (rebuilt) this.build(last.index?.[this.stop]);
     this.cells.forEach((_, i) => {

@@ -9,8 +9,14 @@ from typing import Literal, get_args
 
 import streamlit as st
 
-State = Literal["kept", "dropped", "sink", "recent", "future"]
+State = Literal["kept", "dropped", "gated", "hidden", "unread", "sink", "recent", "future"]
 _STATES: tuple[State, ...] = get_args(State)
+_TOLD = {
+    "dropped": "evicted, for good",
+    "gated": "dropped by the gate, for good",
+    "hidden": "not shown to this query by the prefill stage",
+    "unread": "cached, but not read by this query",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ _HTML = f"""
   <div class="head">
     <span class="label" id="label"></span>
     <span class="legend">
-      {"".join(f'<span class="cell {state}">{state}</span>' for state in _STATES)}
+      {"".join(f'<span class="cell {state}" title="{_TOLD.get(state, "")}">{state}</span>' for state in _STATES)}
       <span class="cell kept contested">contested</span>
       <span class="cell kept paired">paired</span>
     </span>

@@ -1,8 +1,11 @@
 from . import atlas as atlas
 from . import channels as channels
 from . import cost as cost
+from . import fates as fates
 from . import gate as gate
 from . import paper as paper
+from . import pipeline as pipeline
+from . import removed as removed
 from . import scores as scores
 from . import spectra as spectra
 from . import strip as strip

@@ -128,6 +128,9 @@ class StateStyle:
 STATE_STYLE: dict[str, StateStyle] = {
     "kept": StateStyle("#0072B2", "#56B4E9", "square", "■", "none"),
     "dropped": StateStyle("#B84A00", "#F58A4B", "x", "×", "line-through"),
+    "gated": StateStyle("#8F5A00", "#E0A33A", "x-thin", "≠", "line-through double"),
+    "hidden": StateStyle("#5B5BA8", "#A9A9EC", "line-ew", "▬", "underline wavy"),
+    "unread": StateStyle("#4A7080", "#8FBBCB", "line-ns", "‖", "overline"),
     "sink": StateStyle("#9A3F77", "#DE9BC1", "diamond", "◆", "underline double"),
     "recent": StateStyle("#00795A", "#2FC9A0", "triangle-up", "▲", "underline"),
     "future": StateStyle("#666C76", "#9AA1AC", "circle-open", "○", "underline dotted"),

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
+from viz.fates import FATES, removed_by
 from viz.looks import STATE_STYLE
 from viz.scores import drop_score
 from viz.text import plain
@@ -19,16 +20,33 @@ _COLUMNS = 84  # characters to a line
 _PER_INCH = 15  # of a paper's width
 _FONT = "DejaVu Sans Mono, monospace"
 _BOX = [(0.0, -0.38), (1.0, -0.38), (1.0, 0.38), (0.0, 0.38), (0.0, -0.38)]  # x in widths of a token, y in lines
-_SHAPES = {
+_SHAPES: dict[str, list[tuple[float | None, float | None]]] = {
     "dropped": [(0.0, 0.0), (1.0, 0.0)],
+    "gated": [(0.0, 0.09), (1.0, 0.09), (None, None), (0.0, -0.09), (1.0, -0.09)],
+    "unread": [
+        *[(0.06, 0.38), (0.0, 0.38), (0.0, -0.38), (0.06, -0.38), (None, None)],
+        *[(0.94, 0.38), (1.0, 0.38), (1.0, -0.38), (0.94, -0.38)],
+    ],
     "sink": [(0.0, -0.38), (1.0, -0.38)],
     "recent": [(0.0, -0.38), (1.0, -0.38)],
 }
+_PALE = {"future", *(fate.state for fate in FATES.values())}  # whose words have their state's colour
 _CLEAR = {"width": 0, "color": "rgba(0,0,0,0)"}
 # The states that have each mark, and how it is drawn.
 _MARKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "kept": (("kept", "sink", "recent"), {"fill": "toself", "fillcolor": "rgba(0,114,178,0.16)", "line": _CLEAR}),
     "dropped": (("dropped",), {"line": {"width": 1, "color": STATE_STYLE["dropped"].light}}),
+    "gated": (("gated",), {"line": {"width": 1, "color": STATE_STYLE["gated"].light}}),
+    "hidden": (
+        ("hidden",),
+        {
+            "fill": "toself",
+            "fillpattern": {"shape": "/", "size": 4, "solidity": 0.2, "fgcolor": "#BDBDE8"},
+            "fillcolor": "rgba(0,0,0,0)",
+            "line": _CLEAR,
+        },
+    ),
+    "unread": (("unread",), {"line": {"width": 1, "color": STATE_STYLE["unread"].light}}),
     "sink": (("sink",), {"line": {"width": 2, "color": STATE_STYLE["sink"].light, "dash": "2px,2px"}}),
     "recent": (("recent",), {"line": {"width": 1.5, "color": STATE_STYLE["recent"].light}}),
     "contested": ((), {"line": {"width": 1, "color": "#1F2430", "dash": "1.5px,1.5px"}}),
@@ -39,9 +57,11 @@ def strip_table(
     trace: Trace, layer: int, head: int | str = "first", step: int | None = None, window: tuple[int, int] | None = None
 ) -> pd.DataFrame:
     """One row per token: position, token, state, dropped_in, dropped_while (the token read at that step), dropped_by (that token,
-    where its gate did it, else −1), score, class, ruled (kept by a rule of the user's own).
+    where its gate did it, else −1), removed_by (the stage that removed it from the query at `step`, or ""), score, class, ruled
+    (kept by a rule of the user's own).
 
-    `state` is kept, dropped, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache.
+    `state` is kept, sink (by a rule too), recent (both protected) or future, as query `step` finds the cache; of a token that a
+    stage removed: gated, hidden (by a prefill stage), dropped (evicted) or unread (by a decode stage).
     `score` is the accumulated score at the last snapshot up to `step`, or that at which the token was dropped; nan where the
     trace has none.
     """
@@ -57,7 +77,9 @@ def strip_table(
     ruled = trace.protected if trace.protected.size else np.zeros(n, bool)
     state[ruled] = "sink"
     dropped = (evicted_at <= step) & (evicted_at < n)
-    state[dropped] = "dropped"
+    by_stage = removed_by(trace, step, head, layer)
+    for stage, fate in FATES.items():
+        state[by_stage == stage] = fate.state
     state[position > step] = "future"
     at = trace.dropped_in(head)[layer].clip(max=n - 1)
     table = pd.DataFrame(
@@ -68,6 +90,7 @@ def strip_table(
             "dropped_in": np.where(dropped, at, np.nan),
             "dropped_while": [trace.tokens[e] if d else "" for e, d in zip(at, dropped, strict=True)],
             "dropped_by": np.where(gated & dropped, by, -1),
+            "removed_by": by_stage,
             "score": _score(trace, layer, head, step, dropped, evicted_at),
             "class": trace.classes,
             "ruled": ruled,
@@ -102,12 +125,12 @@ def paper_strip(table: pd.DataFrame, width: float) -> tuple[go.Figure, float]:
 def contested_with(
     table: pd.DataFrame, beside: Trace, layer: int, head: int | str = "first", step: int | None = None
 ) -> pd.DataFrame:
-    """The strip's table with a column `contested`: whether exactly one of the two traces has dropped the token."""
+    """The strip's table with a column `contested`: whether exactly one of the two traces has removed the token."""
     end = beside.n_tokens - 1
     other = strip_table(beside, min(layer, beside.n_layers - 1), head, end if step is None else min(step, end))
-    known = other.set_index(["position", "token"])["state"]
+    known = other.set_index(["position", "token"])["removed_by"]
     theirs = known.reindex(pd.MultiIndex.from_frame(table[["position", "token"]])).to_numpy()
-    differs = (table["state"] == "dropped").to_numpy() != (theirs == "dropped")
+    differs = (table["removed_by"] != "").to_numpy() != (theirs != "")
     return table.assign(contested=differs & pd.notna(theirs))
 
 
@@ -139,7 +162,7 @@ def plot_strip(table: pd.DataFrame, columns: int = _COLUMNS) -> go.Figure:
                 mode="text",
                 text=[plain(table["token"].iloc[i]) for i in chosen],
                 textposition="middle right",
-                textfont={"family": _FONT, "color": look.light if state in ("dropped", "future") else None},
+                textfont={"family": _FONT, "color": look.light if state in _PALE else None},
                 customdata=table[["position", "dropped_in"]].iloc[chosen].to_numpy(),
                 hovertemplate="token %{customdata[0]}<extra>" + state + "</extra>",
                 name=f'<span style="color:{look.light}">not read yet</span>' if state == "future" else state,
@@ -168,6 +191,7 @@ def _places(tokens: Iterable[str], columns: int) -> list[_Place]:
 def _add_mark(figure: go.Figure, name: str, places: list[_Place]) -> None:
     """The mark `name` at each place as one trace with gaps: an outline of its shape, open or filled."""
     look, shape = _MARKS[name][1], _SHAPES.get(name, _BOX)
-    x = [at for p in places for at in (*(p.x + 0.15 + dx * (p.width + 0.2) - 0.1 for dx, _ in shape), None)]
-    y = [at for p in places for at in (*(p.y + dy for _, dy in shape), None)]
+    shape = [*shape, (None, None)]
+    x = [None if dx is None else p.x + 0.05 + dx * (p.width + 0.2) for p in places for dx, _ in shape]
+    y = [None if dy is None else p.y + dy for p in places for _, dy in shape]
     figure.add_scatter(x=x, y=y, mode="lines", name=name, hoverinfo="skip", **look)

@@ -173,6 +173,7 @@ def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_pla
         for name in _SCREEN_ONLY:
             layout[name] = None
         layout.updatemenus = layout.sliders = ()
+        layout.legend.y = layout.legend.yanchor = None  # above a screen's marks
         _fit_annotations(styled)
         for trace in styled.data:
             if trace.name and "<" not in trace.name:

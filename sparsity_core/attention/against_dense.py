@@ -5,6 +5,8 @@ With P the dense probabilities of a layer and keep[q, k] = k ≤ q < evicted_at[
     regret[h, q] = Σ_k P[h, q, k] · (1 − keep[q, k])           the attention that evicted keys would have had
     ideal[q]     = the keys of largest Σ_g P[g, q, k], as many as are kept at q
     coverage     = Σ_k P[h, q, k] · mask[q, k]                 of a prefill stage
+    top[q]       = the fewest keys whose P[h, q, k] add up to 95 %
+    top recall and precision = |mask ∩ top| / |top| and / |mask|
     recall       = |keep ∩ ideal| / |ideal|
     cosine       = ⟨P·keep, P·ideal⟩ / (‖P·keep‖ ‖P·ideal‖)
 
@@ -20,9 +22,11 @@ import numpy as np
 import torch
 from sparselens_kernels import KeyMask, causal_rows
 
+from sparsity_core.attention.probing import smallest_set
 from sparsity_core.models import AttentionCall
 
 _PROBES = 256
+_TOP, _TOP_PROBES = 0.95, 32  # the attention that the top keys hold; probes at which they are sorted out
 
 
 def probe_steps(n_tokens: int) -> np.ndarray:
@@ -48,6 +52,9 @@ class AgainstDense:
         self.recall = np.ones((n_layers, n_kv, len(self.steps)), np.float32)
         self.cosine = np.ones_like(self.recall)
         self.mass = np.ones_like(self.recall)
+        self.top_recall = np.full((n_layers, n_heads, len(self.steps)) if masks else (0, 0, 0), np.nan, np.float32)
+        self.top_precision = self.top_recall.copy()
+        self._top_probes = np.unique(np.linspace(0, len(self.steps) - 1, _TOP_PROBES).round().astype(int))
         self._evicted_at, self._on_layer, self._masks = evicted_at, on_layer, masks or {}
         self.coverage = np.full(self.regret.shape if self._masks else (0, 0, 0), np.nan, np.float32)
 
@@ -68,9 +75,23 @@ class AgainstDense:
             if mask is not None and start < mask.n_tokens:
                 last = min(end, mask.n_tokens)
                 shown = mask.grouped(mask.rows(start, last, key), k.shape[1], heads)
-                seen = (tile.probabilities()[0, :, :, : last - start, :last] * shown).sum(-1)
-                self.coverage[layer, own, start:last] = seen.flatten(0, 1).cpu().numpy()
+                p = tile.probabilities()[0, :, :, : last - start, :last]
+                self.coverage[layer, own, start:last] = (p * shown).sum(-1).flatten(0, 1).cpu().numpy()
+                self._find_top(layer, own, start, last, p, shown)
         return out
+
+    def _find_top(self, layer: int, heads: slice, start: int, end: int, p: torch.Tensor, shown: torch.Tensor) -> None:
+        """p and shown [KV heads, G, R, C] of the prompt's queries start … end − 1."""
+        where = self._top_probes[(self.steps[self._top_probes] >= start) & (self.steps[self._top_probes] < end)]
+        if not where.size:
+            return
+        rows = torch.from_numpy(self.steps[where] - start).to(p.device)
+        dense, seen = p[:, :, rows], shown.expand_as(p)[:, :, rows]
+        causal = torch.arange(p.shape[-1], device=p.device) <= rows[:, None] + start
+        top, seen = smallest_set(dense, _TOP), seen & causal
+        both = (top & seen).sum(-1)
+        for found, of in ((self.top_recall, top), (self.top_precision, seen)):
+            found[layer, heads][:, where] = (both / of.sum(-1)).flatten(0, 1).cpu().numpy()
 
     def _compare(
         self, layer: int, kv: slice, heads: slice, start: int, end: int, p: torch.Tensor, evicted_at: torch.Tensor

@@ -16,7 +16,8 @@ from sparselens_kernels import KeyMask
 from sparsity_core.attention import AgainstDense, Recorder, cuts_once
 from sparsity_core.kinds import EvictionMethod, Pipeline
 from sparsity_core.models import Model, check_losses, log_total, picked, recording
-from sparsity_core.record import Losses, Provenance, TextRecord, Trace
+from sparsity_core.record import Losses, Provenance, SizeRecord, TextRecord, Trace
+from sparsity_core.weights import neuron_counts
 from sparsity_core.work import Progress
 
 
@@ -70,6 +71,25 @@ def draft(
         prefill=None if stages.prefill is None else stages.prefill.record(n),
         reading=None if stages.reading is None else stages.reading.record(n),
         drift_record=None if stages.reading is None else stages.reading.drift(),
+        sizes=_sizes(recorder, pipeline, reference),
+    )
+
+
+def _sizes(recorder: Recorder, pipeline: Pipeline, reference: Model) -> SizeRecord:
+    model = recorder.model
+    arch = model.arch
+    decode = pipeline.decode
+    return SizeRecord(
+        pair_flops=np.full(arch.n_layers, 4 * arch.n_heads * arch.head_dim, np.int64),
+        neurons=np.asarray(neuron_counts(reference), np.int64),
+        neurons_left=np.asarray(neuron_counts(model), np.int64),
+        head_dim=arch.head_dim,
+        ranked_channels=arch.head_dim if decode is None else decode.ranked_channels(arch.head_dim),
+        weight_bytes=reference.n_bytes(),
+        weight_bytes_left=model.n_bytes(),
+        token_flops=reference.token_flops(),
+        token_flops_left=model.token_flops(),
+        index_bytes=recorder.index_bytes,
     )
 
 
@@ -150,7 +170,7 @@ def complete(
             "ideal_mass": dense.mass,
         }
         if draft.prefill is not None:
-            found["coverage"] = dense.coverage
+            found |= {n: getattr(dense, n) for n in ("coverage", "top_recall", "top_precision")}
         seconds["dense"] = round(time.perf_counter() - began - forward_seconds, 3)
     else:
         nll = np.full(len(ids), np.nan, np.float32)

@@ -56,6 +56,10 @@ class SelectionMethod(Method):
         """Why no key may leave the cache beside this method, and what to do about it; empty where keys may."""
         return ""
 
+    def ranked_channels(self, head_dim: int) -> int:
+        """How many of a key's channels its ranking reads, of a head's so many."""
+        return head_dim
+
     @property
     def corrects_mean(self) -> bool:
         """Whether the keys that a query does not read count with the mean of the values."""

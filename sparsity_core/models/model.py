@@ -75,6 +75,11 @@ class Model:
         stores = (part.untyped_storage() for weight in self.hf.parameters() for part in _parts(weight))
         return sum({s.data_ptr(): s.nbytes() for s in stores if s.data_ptr() not in shared}.values())
 
+    def token_flops(self) -> int:
+        """Floating-point operations of the matrices that one token passes, the language head's too: 2 a weight."""
+        linear = (m.weight for m in self.hf.modules() if type(m).__name__ in ("Linear", "Conv1D"))
+        return sum(2 * weight.numel() for weight in linear)
+
     @property
     def layers(self) -> torch.nn.ModuleList:
         """The decoder's layers."""

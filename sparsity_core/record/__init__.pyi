@@ -16,6 +16,7 @@ from .reading import ReadingRecord as ReadingRecord
 from .removal import removed_at as removed_at
 from .removal import removed_pairs as removed_pairs
 from .removal import removed_rows as removed_rows
+from .sizes import SizeRecord as SizeRecord
 from .spec import RunSpec as RunSpec
 from .store import Store as Store
 from .store import key_of as key_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from sparsity_core.record.part import Axes, Part
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask  # which loads torch
+
+
+_UNKNOWN = np.zeros((0, 0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,12 @@ class PrefillRecord(Part):
     looks_ahead: bool  # the whole prompt was known to every mask
     patterns: Annotated[np.ndarray, Axes("int", "byte")]  # uint8: the arrays of all masks' terms, one after the other
     layouts: list[dict[str, Any]]  # of each layer's mask: what its terms are, and their arrays' shapes in `patterns`
+    top_recall: Annotated[np.ndarray, Axes("float", "layer", "head", "probe", optional=True)] = field(
+        default_factory=lambda: _UNKNOWN
+    )  # of the fewest keys that hold 95 % of a query's dense attention, the share seen; nan: not measured
+    top_precision: Annotated[np.ndarray, Axes("float", "layer", "head", "probe", optional=True)] = field(
+        default_factory=lambda: _UNKNOWN
+    )  # of the keys that a query sees, the share that is among those
 
     def mask(self, layer: int) -> KeyMask:
         """Which keys each of the prompt's queries saw in a layer, exactly; its arrays are NumPy's."""

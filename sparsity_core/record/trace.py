@@ -19,6 +19,7 @@ from sparsity_core.record.prefill import PrefillRecord
 from sparsity_core.record.provenance import Provenance
 from sparsity_core.record.reading import DriftRecord, ReadingRecord
 from sparsity_core.record.removal import removed_rows, unseen
+from sparsity_core.record.sizes import SizeRecord
 from sparsity_core.record.text import TextRecord
 from sparsity_core.work import opened, read_regular, sealed, write_whole
 
@@ -75,6 +76,7 @@ class Trace(Part):
     reading: ReadingRecord | None = None
     drift_record: DriftRecord | None = None
     offload: OffloadRecord | None = None
+    sizes: SizeRecord | None = None
 
     token_ids, texts, tokens, groups = _Of("text"), _Of("text"), _Of("text"), _Of("text")
     classes, n_prompt, continuation = _Of("text"), _Of("text"), _Of("text")
@@ -283,6 +285,7 @@ _PARTS: dict[str, type[Part]] = {
     "reading": ReadingRecord,
     "drift_record": DriftRecord,
     "offload": OffloadRecord,
+    "sizes": SizeRecord,
 }
 _HALF = {"snapshots", "regret", "ideal_recall", "ideal_cosine", "ideal_mass"}
 

@@ -6,6 +6,7 @@ from .card import report_card as report_card
 from .compressed import CompressedModel as CompressedModel
 from .ffn import FeedForward as FeedForward
 from .ffn import feed_forwards as feed_forwards
+from .ffn import neuron_counts as neuron_counts
 from .ffn import set_weight as set_weight
 from .ffn import shared_copy as shared_copy
 from .ffn import weight_of as weight_of

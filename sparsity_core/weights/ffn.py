@@ -69,6 +69,14 @@ def down_projections(model: Model) -> list[torch.nn.Module]:
     return [layer.get_submodule(name) for layer in model.layers]
 
 
+def neuron_counts(model: Model) -> list[int]:
+    """The neurons of each layer; empty for a model without one of the known layouts."""
+    try:
+        return [weight_of(module).shape[0] for module in up_projections(model)]
+    except ModelError:
+        return []
+
+
 def up_projections(model: Model) -> list[torch.nn.Module]:
     """The module of each layer that reads the block's input [B, T, d], as the gate does."""
     name = _names(model)[1]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sparselens_kernels import KeyMask, Window
 
+from sparsity_core.record import packed
 from sparsity_core.record.store import Store
 from sparsity_core.record.trace import Trace
 from tests import traces
@@ -29,6 +31,7 @@ def looked_ahead() -> Trace:
     """A prompt of six tokens, each of which sees itself alone, and no losses at all: nothing was generated."""
     n = traces.NEVER
     unknown = np.full(n, np.nan, np.float32)
+    patterns, layouts = packed([KeyMask([Window(1)], 2, 6)] * 2)
     return traces.kept_all().replaced(
         provenance=replace(traces.trace().provenance, pipeline=AHEAD),
         nll=unknown,
@@ -43,6 +46,8 @@ def looked_ahead() -> Trace:
         pairs=np.full(2, 24, np.int64),
         scoring_flops=np.zeros(2, np.int64),
         looks_ahead=True,
+        patterns=patterns,
+        layouts=layouts,
     )
 
 

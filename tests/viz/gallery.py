@@ -17,9 +17,14 @@ from sparsity_core.record.trace import Trace
 from sparsity_core.studies import SHARES, ChannelStudy, GateLook, History, Read, WeightStudy
 from sparsity_core.studies.spectra_records import MEASURES
 from tests.traces import named
-from viz import atlas, channels, cost, gate, scores, shares, spectra, strip, sweep
+from viz import atlas, channels, cost, gate, pipeline, removed, scores, shares, spectra, strip, sweep
 
 LAYERS, HEADS = 2, 2
+_SIZES = {
+    **{"pair_flops": np.full(LAYERS, 256), "neurons": np.full(LAYERS, 8), "neurons_left": np.full(LAYERS, 8)},
+    **{"head_dim": 16, "ranked_channels": 16, "weight_bytes": 1000, "weight_bytes_left": 1000},
+    **{"token_flops": 2000, "token_flops_left": 2000, "index_bytes": 0},
+}
 
 
 def plots_of_viz() -> dict[str, Callable[..., go.Figure]]:
@@ -47,6 +52,10 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
         "plot_overview": atlas.plot_overview(atlas.pooled_table(table, 4), (0, 4)),
         "plot_difference": atlas.plot_difference(
             atlas.difference_table(made, beside), cost.pair_colours(made, beside), (made.tokens[0], made.tokens[1])
+        ),
+        "plot_removed": removed.plot_removed(removed.removed_table(made)),
+        "plot_pipeline": pipeline.plot_pipeline(
+            pipeline.pipeline_table(made.replaced(**_SIZES), removed.removed_table(made))
         ),
         "plot_strip": strip.plot_strip(strip.strip_table(made, 0, 0, 5)),
         "plot_scores": scores.plot_scores(scores.score_table(made, 0, 0, [0, 1, 2, 3, 4]), step=5),

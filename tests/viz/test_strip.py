@@ -255,7 +255,10 @@ def _luminance(colour: str) -> float:
 
 
 def test_an_unknown_state_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="token 7 has state 'gone'; allowed are kept, dropped, sink, recent, future"):
+    with pytest.raises(
+        ValueError,
+        match="allowed are kept, dropped, gated, hidden, unread, sink, recent, future",
+    ):
         TokenCell(7, "the", "gone", "", 7, False)  # type: ignore[arg-type]
 
 

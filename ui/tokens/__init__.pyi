@@ -4,6 +4,7 @@ from .sections import links as links
 from .sections import loss as loss
 from .sections import reads as reads
 from .sections import strip_of as strip_of
+from .shares import shares as shares
 from .told import strip_cells as strip_cells
 from .told import tell_mass as tell_mass
 from .told import tell_token as tell_token

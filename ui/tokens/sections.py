@@ -12,9 +12,9 @@ from ui.figure import offer_figure, show_figure
 from ui.first_look import first_look
 from ui.session import Shown
 from ui.strip import token_strip
-from ui.tokens.told import strip_cells, tell_mass, tell_token
+from ui.tokens.told import strip_cells, tell_mass, tell_shapes, tell_token
 from ui.view import View
-from viz import atlas, channels, cost, gate, strip
+from viz import atlas, channels, cost, fates, gate, strip
 
 
 def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
@@ -32,8 +32,9 @@ def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
             read="This is the whole text; the frame is the window drawn below. Choose a token to move it.",
             sources=[(item.spec, trace)],
         )
-    name = f"atlas_{item.letter}"
-    with first_look(name, partial(atlas.cells_png, table, latest), atlas.height(trace.n_layers), atlas.MARGIN):
+    name, stages = f"atlas_{item.letter}", fates.removing(trace)
+    cells, height = partial(atlas.cells_png, table, latest, stages), atlas.atlas_height(trace.n_layers, stages)
+    with first_look(name, cells, height, atlas.atlas_margin(stages)):
         show_figure(
             atlas.plot_atlas(
                 table,
@@ -41,13 +42,15 @@ def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
                 step=at.step,
                 selected=(at.layer, at.token),
                 latest=latest,
+                stages=stages,
             ),
             table,
             name=name,
             caption=f"Step at which each layer dropped each token, up to step {at.step}, {at.heads} ({cost.label(trace)}).",
             read=("" if not named else f"**{item.letter}** ")
             + "A filled cell is a dropped token, its colour the step that dropped it. An empty cell is still in the cache. "
-            "Click a cell to follow its token.",
+            + tell_shapes(trace)
+            + "Click a cell to follow its token.",
             sources=[(item.spec, trace)],
             on_click=lambda point: view.request(layer=int(point["y"]), token=int(point["x"])),
         )
@@ -128,8 +131,9 @@ def strip_of(item: Shown, shown: list[Shown], at: View) -> None:
         drawn,
         name=f"strip_figure_{item.letter}",
         caption=f"Tokens kept and dropped in layer {at.layer}, {at.heads}, at step {at.step} ({cost.label(trace)}).",
-        read="A token struck through is dropped. A double border protects a sink, an underline a recent token. Click a token to "
-        "follow it.",
+        read="A token struck through is dropped, by a gate if struck twice; a hatched one is hidden by the prefill stage, one "
+        "between bars not read by the decode stage. A double border protects a sink, an underline a recent token. Click a token "
+        "to follow it.",
         sources=[(item.spec, trace)],
     )
     st.markdown(tell_token(trace, at))

@@ -9,17 +9,16 @@ from sparsity_core.record import Trace
 from ui.strip import TokenCell
 from ui.view import View
 from viz.channels import mass_selected
-from viz.strip import strip_table
+from viz.fates import FATES, FOR_GOOD, choices_kept, removed_by, removing
+from viz.strip import contested_with
 
 
 def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[TokenCell]:
     """The strip's cells; contested where the trace beside decides differently about the same token."""
     contested: set[int] = set()
     if beside is not None:
-        other = strip_table(beside, min(at.layer, beside.n_layers - 1), at.head, min(at.step, beside.n_tokens - 1))
-        both = table.merge(other[["position", "token", "state"]], on=["position", "token"], suffixes=("", "_other"))
-        differs = (both["state"] == "dropped") != (both["state_other"] == "dropped")
-        contested = set(both.loc[differs, "position"])
+        both = contested_with(table, beside, at.layer, at.head, at.step)
+        contested = set(both.loc[both["contested"], "position"])
     paired = set(table.loc[table["dropped_by"] == at.token, "position"])
     paired |= set(table.loc[(table["position"] == at.token) & (table["dropped_by"] >= 0), "dropped_by"])
     return [
@@ -38,10 +37,13 @@ def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[Tok
 
 def _note(row) -> str:  # type: ignore[no-untyped-def]
     score = "" if np.isnan(row.score) else f"; score {row.score:.3g}"
-    if row.state == "dropped":
+    if row.removed_by in FOR_GOOD:
         if row.dropped_by >= 0:
             return f"dropped by token {row.dropped_by}, “{row.dropped_while}”"
         return f"dropped at step {int(row.dropped_in)}, when “{row.dropped_while}” was read{score}"
+    if row.removed_by:
+        later = "" if np.isnan(row.dropped_in) else f"; dropped for good at step {int(row.dropped_in)}"
+        return FATES[row.removed_by].told + later + score
     if row.ruled and row.state == "sink":
         return "kept: protected by your rule" + score
     return {"future": "not read yet", "sink": "kept: protected as a sink", "recent": "kept: protected as recent"}.get(
@@ -68,9 +70,37 @@ def tell_token(trace: Trace, at: View) -> str:
         how = f"stays to the end in {where}"
     text = f"{own} {how}. By the last step, {share:.0%} of all layers and heads have dropped it."
     dropped = int((trace.dropped_by(at.layer).max(axis=0) == token).sum())
-    return text + (
-        f" It dropped {dropped} token{'s' if dropped != 1 else ''} itself, paired with it above." if dropped else ""
-    )
+    text += f" It dropped {dropped} token{'s' if dropped != 1 else ''} itself, paired with it above." if dropped else ""
+    return text + tell_stages(trace, token, min(at.step, trace.n_tokens - 1))
+
+
+def tell_shapes(trace: Trace) -> str:
+    """How an atlas of several stages tells them apart, as sentences."""
+    stages = removing(trace)
+    if len(stages) < 2 and set(stages) <= set(FOR_GOOD):
+        return ""
+    shapes = {
+        "gate": "an open cell lost its token to the gate",
+        "prefill": "a thick bar is hidden from this query by the prefill stage",
+        "decode": "a thin bar is cached and not read by this query",
+    }
+    told = "; ".join(shapes[stage] for stage in stages if stage in shapes)
+    unknown = "" if choices_kept(trace) else "Which keys the decode stage read was not kept of so long a text. "
+    return f"{told[0].upper()}{told[1:]}. {unknown}"
+
+
+def tell_stages(trace: Trace, token: int, step: int) -> str:
+    """Which stages keep a token from the query at `step`, over all layers and heads; "" where no two stages could."""
+    stages = removing(trace)
+    if token > step or (len(stages) < 2 and set(stages) <= set(FOR_GOOD)):
+        return ""
+    heads = [removed_by(trace, step, head)[:, token] for head in range(trace.n_kv_heads)]
+    found = np.stack(heads, axis=1)
+    read = "read" if choices_kept(trace) else "read, or left unread (which was not kept of so long a text)"
+    parts = [(read, ""), *((FATES[stage].told, stage) for stage in stages)]
+    shares = [(told, float((found == stage).mean())) for told, stage in parts]
+    said = ", ".join(f"{told} in {share:.1%}" for told, share in shares if share)
+    return f" For the query at step {step} it is {said} of all layers and heads; a pair is charged to its first stage."
 
 
 def tell_mass(trace: Trace) -> str:

@@ -1,7 +1,7 @@
-from .atlas import MARGIN as MARGIN
+from .atlas import atlas_height as atlas_height
+from .atlas import atlas_margin as atlas_margin
 from .atlas import atlas_table as atlas_table
 from .atlas import cells_png as cells_png
-from .atlas import height as height
 from .atlas import plot_atlas as plot_atlas
 from .difference import agreement as agreement
 from .difference import common_length as common_length

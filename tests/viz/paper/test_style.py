@@ -73,7 +73,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 def test_token_states_differ_without_colour_and_read_on_both_grounds() -> None:
-    assert set(STATE_STYLE) == {"kept", "dropped", "sink", "recent", "future"}
+    assert set(STATE_STYLE) == {"kept", "dropped", "gated", "hidden", "unread", "sink", "recent", "future"}
     for attribute in ("symbol", "glyph", "decoration", "light", "dark"):
         assert len({getattr(state, attribute) for state in STATE_STYLE.values()}) == len(STATE_STYLE)
     for state in STATE_STYLE.values():

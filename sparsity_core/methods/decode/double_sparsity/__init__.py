@@ -71,6 +71,9 @@ class DoubleSparsity(SelectionMethod):
             if self.label_dtype == "int4" and r % 2:
                 raise ValueError(f"{self.name}: int4 labels are stored in pairs: choose an even number of channels")
 
+    def ranked_channels(self, head_dim: int) -> int:
+        return round(sum(self._channels()) / len(self._channels()))
+
     def _channels(self) -> list[int]:
         return per_layer(f"{self.name}: layer_channels", self.layer_channels, int) or [self.channels]
 

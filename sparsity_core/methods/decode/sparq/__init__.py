@@ -44,6 +44,9 @@ class SparQ(SelectionMethod):
     def corrects_mean(self) -> bool:
         return self.mean_value
 
+    def ranked_channels(self, head_dim: int) -> int:
+        return self.channels
+
     def selectors(self, model: Model, progress: Progress) -> Callable[[int], Selector]:
         from sparsity_core.methods.decode.sparq.selector import QuerySelector
 
