@@ -11,9 +11,9 @@ from viz import cost, fates, removed
 
 
 def shares(item: Shown) -> None:
-    """The figure of one run in which a stage can remove keys; of a long text it is counted when asked for."""
+    """The figure of one run in which several stages can remove keys; of a long text it is counted when asked for."""
     trace = item.trace
-    if not fates.removing(trace):
+    if len(fates.removing(trace)) < 2:
         return
     st.subheader(f"{item.letter}: which stage removed what", anchor=False)
     if not fates.choices_kept(trace):
