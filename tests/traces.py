@@ -51,7 +51,7 @@ def trace(**changes: Any) -> Trace:
         n_prompt=6,
         n_prefill=0,
         n_heads=4,
-        budgets=np.full(2, 3, np.int32),
+        budgets=np.full((2, 2), 3, np.int32),
         n_sink=np.full(2, 1, np.int32),
         recent=np.full(2, 1, np.int32),
         token_ids=np.arange(10, 18, dtype=np.int32),

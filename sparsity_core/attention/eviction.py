@@ -15,7 +15,17 @@ from sparselens_kernels import LATE, NEVER, KeyMask, evict_scan, flash_column_sc
 from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 
 from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
-from sparsity_core.kinds import DENSE, EvictionMethod, ForgettingFactor, LayerShape, PrefillRule, ScanRule
+from sparsity_core.kinds import (
+    DENSE,
+    Budget,
+    EvictionMethod,
+    ForgettingFactor,
+    LayerShape,
+    PrefillRule,
+    ScanRule,
+    budgets_of,
+    least_of,
+)
 from sparsity_core.models import AttentionCall, Model
 from sparsity_core.record import EvictionRecord
 
@@ -35,9 +45,8 @@ def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> l
 
 def _fitted(rule: ScanRule | PrefillRule, window: int | None) -> ScanRule | PrefillRule:
     """The rule of a layer with a window: nothing needs to go where the budget holds all that a query sees."""
-    later = rule.then.budget if isinstance(rule, PrefillRule) else None
-    budgets = [budget for budget in (rule.budget, later) if budget is not None]
-    return DENSE if window is not None and budgets and min(budgets) >= window else rule
+    least = least_of(rule.budget, rule.then.budget if isinstance(rule, PrefillRule) else None)
+    return DENSE if window is not None and least is not None and least >= window else rule
 
 
 def cuts_once(rules: Sequence[ScanRule | PrefillRule]) -> bool:
@@ -51,19 +60,27 @@ def parts_heads(rule: ScanRule | PrefillRule) -> bool:
     return rule.budget is not None or later is not None
 
 
+def limits_of(budget: Budget, n_kv: int) -> list[int]:
+    """The budget of each KV head as a number."""
+    return [UNLIMITED if own is None else own for own in budgets_of(budget, n_kv)]
+
+
 @dataclass
 class _LayerScores:
-    """What one layer's rule remembers."""
+    """What one layer's rule remembers of B texts."""
 
-    score: torch.Tensor  # [1, Hkv, held]
-    threshold: torch.Tensor  # float32 [1, Hkv, T]
+    score: torch.Tensor  # [B, Hkv, held]
+    threshold: torch.Tensor  # float32 [B, Hkv, T]
     steps: list[int]  # [S]: queries after which the scores are copied
-    snapshots: torch.Tensor  # float32 [1, Hkv, S, T]
+    snapshots: torch.Tensor  # float32 [B, Hkv, S, T + 1], by position as LayerKeys has it
     window: int | None = None  # where keys leave the cache once the layer's window has passed them
 
 
 class EvictionStage(Stage):
-    """Runs one rule per layer. `token_classes` grows with the text; `only_layer` alone copies scores where it is given."""
+    """Runs one rule per layer over some equally long texts, most often one.
+
+    `token_classes` are of each text, and grow with it; `only_layer` alone copies scores where it is given.
+    """
 
     def __init__(
         self,
@@ -72,7 +89,7 @@ class EvictionStage(Stage):
         *,
         n_tokens: int,
         n_prefill: int,
-        token_classes: Sequence[str],
+        token_classes: Sequence[Sequence[str]],
         snapshot_steps: Sequence[int] = (),
         only_layer: int | None = None,
         protected: torch.Tensor | None = None,
@@ -80,7 +97,7 @@ class EvictionStage(Stage):
         self._model, self.rules, self.n_prefill = model, rules, n_prefill
         self._n_tokens, self._token_classes, self._only_layer = n_tokens, token_classes, only_layer
         self.snapshot_steps = list(snapshot_steps)
-        self.protected = protected  # bool [T]
+        self.protected = protected  # bool [1 or B, T]
         self.backends: set[str] = set()
         self._layers: dict[int, _LayerScores] = {}
         self._keys: dict[int, LayerKeys] = {}
@@ -88,14 +105,14 @@ class EvictionStage(Stage):
 
     def begin(self, layer: int, keys: LayerKeys) -> None:
         """Makes room for a layer's scores."""
-        n_kv, device = keys.positions.shape[1], keys.positions.device
+        heads, device = keys.positions.shape[:2], keys.positions.device
         steps = self.snapshot_steps if self._only_layer in (None, layer) else []
         self._keys[layer] = keys
         self._layers[layer] = _LayerScores(
-            score=torch.empty(1, n_kv, 0, device=device),
-            threshold=torch.full((1, n_kv, self._n_tokens), float("nan"), device=device),
+            score=torch.empty(*heads, 0, device=device),
+            threshold=torch.full((*heads, self._n_tokens), float("nan"), device=device),
             steps=steps,
-            snapshots=torch.full((1, n_kv, len(steps), self._n_tokens), float("nan"), device=device),
+            snapshots=torch.full((*heads, len(steps), self._n_tokens + 1), float("nan"), device=device),
         )
 
     def share(self, layer: int, source: int) -> None:
@@ -103,7 +120,7 @@ class EvictionStage(Stage):
         self._keys[layer], self._layers[layer] = self._keys[source], self._layers[source]
 
     def attend(self, step: Step) -> torch.Tensor:
-        """The output [1, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
+        """The output [B, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
         call, rule = step.call, self.rules[step.layer]
         if isinstance(rule, ScanRule):
             return self._scan(step, rule, call, step.start)
@@ -113,7 +130,7 @@ class EvictionStage(Stage):
         first = self._read_prompt(step, rule, call.rows(0, n_first))
         if n_first == call.n_queries:
             return first
-        held, q = step.keys.positions, call.q[:, :, n_first:]
+        held, q = step.keys.positions.clamp_min(0), call.q[:, :, n_first:]  # an empty slot shows any key, to nobody
         k, v = (torch.cat([take(x, held), x[:, :, n_first:]], dim=2) for x in (call.k, call.v))
         rest = AttentionCall(call.layer, q, k, v, **call.how)
         return torch.cat([first, self._scan(step, rule.then, rest, step.start + n_first)], dim=2)
@@ -122,44 +139,46 @@ class EvictionStage(Stage):
         layer_scores = self._layers[layer]
         layer_scores.score = layer_scores.score.gather(2, columns)
 
-    def record(self, n: int) -> EvictionRecord:
+    def record(self, n: int, text: int = 0) -> EvictionRecord:
+        """What it did over the first n tokens of one text of the batch."""
         steps = [s for s in self.snapshot_steps if s < n]
-        snapshots = np.stack([self.layer_snapshots(i) for i in sorted(self._layers)])
+        snapshots = np.stack([self.layer_snapshots(i, text) for i in sorted(self._layers)])
+        budgets = [budgets_of(rule.budget, self._model.arch.n_kv_heads) for rule in self.rules]
         return EvictionRecord(
             n_prefill=self.n_prefill if cuts_once(self.rules) else 0,
-            budgets=np.asarray([n if rule.budget is None else rule.budget for rule in self.rules], np.int32),
+            budgets=np.asarray([[n if own is None else own for own in layer] for layer in budgets], np.int32),
             n_sink=np.asarray([rule.n_sink for rule in self.rules], np.int32),
             recent=np.asarray([rule.recent for rule in self.rules], np.int32),
-            threshold=stacked({i: own.threshold[0] for i, own in self._layers.items()})[..., :n],
+            threshold=stacked({i: own.threshold[text] for i, own in self._layers.items()})[..., :n],
             snapshot_steps=np.asarray(steps, np.int32),
             snapshots=snapshots[:, :, : len(steps), :n],
         )
 
-    def layer_snapshots(self, layer: int) -> np.ndarray:
+    def layer_snapshots(self, layer: int, text: int = 0) -> np.ndarray:
         """float32 [Hkv, S, T] of one layer; nan where a key is not in the cache, or is hidden from all heads."""
-        own, keys = self._layers[layer], self._keys[layer]
-        steps = torch.tensor(own.steps, device=keys.hidden_at.device)
-        hidden = keys.hidden_at <= steps[:, None]
+        own, hidden_at = self._layers[layer], self._keys[layer].hidden_at[text, :-1]
+        steps = torch.tensor(own.steps, device=hidden_at.device)
+        hidden = hidden_at <= steps[:, None]
         if own.window is not None:
-            hidden = hidden | (torch.arange(len(keys.hidden_at), device=steps.device) <= steps[:, None] - own.window)
-        return own.snapshots[0].masked_fill(hidden, float("nan")).cpu().numpy()
+            hidden = hidden | (torch.arange(len(hidden_at), device=steps.device) <= steps[:, None] - own.window)
+        return own.snapshots[text, ..., :-1].masked_fill(hidden, float("nan")).cpu().numpy()
 
     def _check_room(self) -> None:
         """Raises ValueError where a layer's budget cannot hold what the user's rules protect."""
         if self.protected is None:
             return
         for layer, rule in enumerate(self.rules):
-            mine = int(self.protected[rule.n_sink :].sum())
-            if rule.budget is not None and mine and mine + rule.n_sink + 1 > rule.budget:
+            mine, least = int(self.protected[:, rule.n_sink :].sum(1).max()), least_of(rule.budget)
+            if least is not None and mine and mine + rule.n_sink + 1 > least:
                 raise ValueError(
                     f"protect names {mine} tokens, which with {rule.n_sink} sinks and the newest token do not fit the "
-                    f"budget of {rule.budget} in layer {layer}: raise the budget or protect fewer"
+                    f"budget of {least} in layer {layer}: raise the budget or protect fewer"
                 )
 
     def _read_prompt(self, step: Step, rule: PrefillRule, call: AttentionCall) -> torch.Tensor:
         """Attention of the prompt's queries over all its keys that they may see, and the one cut at its end."""
         n, keys, own = call.n_queries, step.keys, self._layers[call.layer]
-        positions = torch.arange(call.n_keys, device=call.k.device).expand(1, call.n_kv, -1)
+        positions = torch.arange(call.n_keys, device=call.k.device).expand(*call.k.shape[:2], -1)
         slots = [i for i, at in enumerate(own.steps) if at < n]
         until = keys.until(positions)
         if step.mask is not None and keys.alike and n == call.n_keys:
@@ -181,21 +200,22 @@ class EvictionStage(Stage):
         own.snapshots[:, :, slots, :n] = result.snapshots.float()
         if until is not None:
             keys.evicted_at[..., :n] = until
-        if rule.budget is None or rule.budget >= n:
+        limits = limits_of(rule.budget, call.n_kv)
+        if min(limits) >= n:
             keys.positions, own.score = positions, result.score
             self._compact(step, n)
             return result.out
         votes = _pooled(result.score, rule, n)
         ranked = self._ranked(votes, rule, until, n)
-        kept = ranked.topk(rule.budget, dim=2).indices.sort(dim=2).values
-        dropped = torch.ones(ranked.shape, dtype=torch.bool, device=ranked.device).scatter_(2, kept, False)
-        keys.evicted_at[..., :n] = torch.where(dropped, n, NEVER).int().minimum(keys.evicted_at[..., :n])
+        stays = _highest(ranked, limits)
+        keys.evicted_at[..., :n] = torch.where(stays, NEVER, n).int().minimum(keys.evicted_at[..., :n])
         for i in slots:
             if own.steps[i] == n - 1:
-                own.snapshots[:, :, i, :n] = votes.float().masked_fill(dropped, float("nan"))
-        lowest = ranked.masked_fill(~dropped, float("-inf")).amax(dim=2).float()
+                own.snapshots[:, :, i, :n] = votes.float().masked_fill(~stays, float("nan"))
+        lowest = ranked.masked_fill(stays, float("-inf")).amax(dim=2).float()
         own.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= LATE), float("nan"))
-        keys.positions, own.score, step.left = kept, result.score.gather(2, kept), kept
+        step.left = keys.keep(positions, stays)
+        own.score = result.score.gather(2, step.left)
         return result.out
 
     def _read_masked(
@@ -213,13 +233,13 @@ class EvictionStage(Stage):
         return result.out
 
     def _ranked(self, votes: torch.Tensor, rule: PrefillRule, until: torch.Tensor | None, n: int) -> torch.Tensor:
-        """The order in which one cut keeps the prompt's keys [1, Hkv, n]: the highest stay."""
+        """The order in which one cut keeps the prompt's keys [B, Hkv, n]: the highest stay."""
         ranked = votes.clone()
         # Above every vote and below what is protected, the oldest first to go where there is no room for all.
         ranked[..., n - rule.recent :] = LATE * (1 + torch.arange(rule.recent, device=votes.device) / n)
         ranked[..., : rule.n_sink] = float("inf")
         if self.protected is not None:
-            ranked[..., self.protected[:n].to(ranked.device)] = float("inf")
+            ranked.masked_fill_(self.protected[:, None, :n].to(ranked.device), float("inf"))
         if until is not None:
             ranked.masked_fill_(until < n, float("-inf"))  # but not what a later query will drop
         return ranked
@@ -227,10 +247,10 @@ class EvictionStage(Stage):
     def _scan(self, step: Step, rule: ScanRule, call: AttentionCall, start: int) -> torch.Tensor:
         """Attention of each query over what the one before it left, which drops at most one key of each head."""
         n, end, keys, own = call.n_queries, start + call.n_queries, step.keys, self._layers[call.layer]
-        new = torch.arange(start, end, device=call.k.device).expand(1, call.n_kv, n)
+        new = torch.arange(start, end, device=call.k.device).expand(*call.k.shape[:2], n)
         positions = torch.cat([keys.positions, new], dim=2)
         plain = rule.budget is None and call.softcap is None and call.window is None
-        if n == 1 and plain and not own.steps and keys.alike and step.generating:
+        if n == 1 and plain and not own.steps and keys.alike and not keys.uneven and step.generating:
             # Nothing is scored or cut, and what is hidden has left the cache: the model's own attention is all.
             keys.positions, own.score = positions, torch.zeros_like(positions, dtype=own.score.dtype)
             if keys.forced:  # what a gate drops has left before its query looked
@@ -244,8 +264,8 @@ class EvictionStage(Stage):
             call.v,
             until=until,
             mask=step.mask,
-            protected=None if self.protected is None else self.protected.to(call.k.device)[positions],
-            budget=rule.budget or UNLIMITED,
+            protected=self._protected_at(positions),
+            budget=limits_of(rule.budget, call.n_kv),
             decay=self._decay(rule.decay, positions),
             n_sink=rule.n_sink,
             recent=rule.recent,
@@ -261,18 +281,19 @@ class EvictionStage(Stage):
             **call.how,
         )
         self.backends.add(result.backend)
-        alive = result.evicted_at == NEVER
-        keys.evicted_at.scatter_(2, positions, result.evicted_at if until is None else result.evicted_at.minimum(until))
+        place = keys.place(positions)
+        keys.evicted_at.scatter_(2, place, result.evicted_at if until is None else result.evicted_at.minimum(until))
         own.threshold[..., start:end] = result.threshold.float()
         for i, slot in enumerate(slots):
-            own.snapshots[:, :, slot].scatter_(2, positions, result.snapshots[:, :, i].float())
-        n_alive = min(positions.shape[2], rule.budget or UNLIMITED)
-        keys.positions = positions[alive].view(1, -1, n_alive)
-        own.score = result.score[alive].view(1, -1, n_alive)
-        if n_alive < positions.shape[2]:
-            step.left = alive.nonzero()[:, 2].view(1, -1, n_alive)
-        elif rule.budget is None:
-            self._compact(step, end)
+            own.snapshots[:, :, slot].scatter_(2, place, result.snapshots[:, :, i].float())
+        least = least_of(rule.budget)
+        if least is None or positions.shape[2] <= least:
+            keys.positions, own.score = positions, result.score
+            if least is None:
+                self._compact(step, end)
+        else:
+            step.left = keys.keep(positions, result.evicted_at == NEVER)
+            own.score = result.score.gather(2, step.left)
         return result.out
 
     def _compact(self, step: Step, end: int) -> None:
@@ -280,24 +301,32 @@ class EvictionStage(Stage):
 
         Under an eviction method those slots wait for it to use them again.
         """
-        keys, own = step.keys, self._layers[step.layer]
-        window, at = step.call.window, keys.positions[0, 0]
+        keys, own, window = step.keys, self._layers[step.layer], step.call.window
         if not keys.alike or (window is None and not keys.hides):
             return
-        held = keys.hidden_at[at] > end
+        at = keys.positions[:, 0]
+        held = keys.hidden(at) > end
         if window is not None:
             held &= at > end - window
             own.window = window
         if not bool(held.all()):
-            keys.positions, own.score = keys.positions[..., held], own.score[..., held]
-            step.left = held.nonzero()[:, 0].expand(1, step.call.n_kv, -1)
+            step.left = keys.keep(keys.positions, held[:, None].expand_as(keys.positions))
+            own.score = own.score.gather(2, step.left)
+
+    def _protected_at(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """bool like `positions` [B, Hkv, keys]: whether the user's rules keep the key; None without such rules."""
+        if self.protected is None:
+            return None
+        own = self.protected.to(positions.device)[:, None].expand(*positions.shape[:2], -1)
+        return own.gather(2, positions.clamp_min(0))
 
     def _decay(self, factor: ForgettingFactor, positions: torch.Tensor) -> float | torch.Tensor:
-        """A number, [Hkv, 1], or the factor of each key's token class [1, Hkv, keys]."""
+        """A number, [Hkv, 1], or the factor of each key's token class [B, Hkv, keys]."""
         if isinstance(factor, Mapping):
             other = factor.get("other", 1.0)
-            by_position = torch.tensor([factor.get(c, other) for c in self._token_classes], device=positions.device)
-            return by_position[positions]
+            own = [[factor.get(c, other) for c in text] for text in self._token_classes]
+            by_position = torch.tensor(own, device=positions.device)[:, None].expand(*positions.shape[:2], -1)
+            return by_position.gather(2, positions.clamp_min(0))
         if isinstance(factor, tuple):
             return torch.tensor(factor, device=positions.device)[:, None]
         return factor
@@ -310,15 +339,19 @@ class EvictionStage(Stage):
                 for head in range(positions.shape[1])
             ]
         )
-        return torch.from_numpy(table).to(positions.device, torch.float32)[None].gather(2, positions)
+        by_position = torch.from_numpy(table).to(positions.device, torch.float32).expand(len(positions), -1, -1)
+        return by_position.gather(2, positions.clamp_min(0))
 
 
-def re_rotated(q: torch.Tensor, start: int, budget: int | None, model: Model) -> torch.Tensor:
+def re_rotated(q: torch.Tensor, start: int, budget: Budget, model: Model) -> torch.Tensor:
     """Queries as the sinks see them: at most `budget` positions away, as if the gap in the cache were closed."""
     frequencies = model.rotary_frequencies().to(q.device, torch.float32)
     position = torch.arange(start, start + q.shape[2], device=q.device)
-    back = position.clamp(max=budget or UNLIMITED) - position  # ≤ 0
-    angle = back[:, None].float() * frequencies
+    limits = torch.tensor(limits_of(budget, 1), device=q.device)  # of all heads, or of each KV head
+    if len(limits) > 1:
+        limits = limits.repeat_interleave(q.shape[1] // len(limits))
+    back = position.minimum(limits[:, None]) - position  # [1 or H, Tq], ≤ 0
+    angle = back[..., None].float() * frequencies
     cos, sin = torch.cat([angle.cos()] * 2, -1).to(q.dtype), torch.cat([angle.sin()] * 2, -1).to(q.dtype)
     turning = q[..., : cos.shape[-1]]
     first, second = turning.chunk(2, dim=-1)
@@ -327,7 +360,7 @@ def re_rotated(q: torch.Tensor, start: int, budget: int | None, model: Model) ->
 
 
 def _pooled(score: torch.Tensor, rule: PrefillRule, n: int) -> torch.Tensor:
-    """The votes [1, Hkv, n], pooled for the keys before the window, to which the window's own do not count."""
+    """The votes [B, Hkv, n], pooled for the keys before the window, to which the window's own do not count."""
     votes = score.clone()
     if rule.pool > 1:
         votes[..., n - rule.recent :] = 0.0
@@ -336,9 +369,17 @@ def _pooled(score: torch.Tensor, rule: PrefillRule, n: int) -> torch.Tensor:
     return votes
 
 
+def _highest(ranked: torch.Tensor, limits: Sequence[int]) -> torch.Tensor:
+    """bool like `ranked` [B, Hkv, n]: the highest of each head, as many as its limit."""
+    most = min(ranked.shape[2], max(limits))
+    top = ranked.topk(most, dim=2).indices
+    within = torch.arange(most, device=top.device) < torch.tensor(limits, device=top.device)[:, None]
+    return torch.zeros_like(ranked, dtype=torch.bool).scatter_(2, top, within.expand_as(top))
+
+
 def _grouped_attention(call: AttentionCall) -> torch.Tensor:
     """One query's attention with the query heads of a KV head as rows: two thirds of the time of enable_gqa on a CPU."""
-    rows: Any = call.q.reshape(1, call.n_kv, -1, call.q.shape[3])
+    rows: Any = call.q.reshape(*call.k.shape[:2], -1, call.q.shape[3])
     return scaled_dot_product_attention(rows, call.k, call.v, scale=call.scale).reshape(*call.q.shape[:3], -1)
 
 

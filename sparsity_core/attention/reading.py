@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from sparselens_kernels import NEVER
+from sparselens_kernels import EMPTY, NEVER
 
 from sparsity_core.attention.offload import Offloaded
 from sparsity_core.attention.prediction import predicted_query
@@ -22,7 +22,7 @@ _MOST_BITS = 8 * 2**24  # 16 MiB, of which keys each query reads
 
 
 class ReadingStage(Stage):
-    """Lets each query from `first` on read a share of its cache, and keeps what it read.
+    """Lets each query of one text from `first` on read a share of its cache, and keeps what it read.
 
     `selectors` makes a layer's selector, None where the layer reads all; `tokens` is the share of the context that each of
     its queries reads, and every `dense_every`-th position reads all. With `offload` the caches lie in host memory.
@@ -143,7 +143,7 @@ class ReadingStage(Stage):
         return torch.cat(parts, dim=2)
 
     def keep(self, layer: int, columns: torch.Tensor) -> None:
-        """Leaves only these keys [1, Hkv, kept] of a layer, as what was dropped left its cache."""
+        """Leaves only these keys [1, Hkv, held] of a layer, as what was dropped left its cache."""
         selector = self._selectors.get(layer)
         if selector is not None:
             selector.keep(columns)
@@ -173,7 +173,7 @@ class ReadingStage(Stage):
         own = 0 if selector is None else selector.nbytes
         if keys is None:
             return own
-        return own * keys.positions.numel() // (keys.positions.shape[1] * self._n_tokens)
+        return own * int(keys.n_held.sum()) // (keys.positions.shape[1] * self._n_tokens)
 
     def _share(self, layer: int, position: int) -> float:
         """Of the context, that the query at `position` reads."""
@@ -198,9 +198,9 @@ class ReadingStage(Stage):
 
 def _unseen(step: Step) -> torch.Tensor | None:
     """bool [Hkv, Tk]: what the step's one query may not look at though it has a slot of the cache; None: it sees all."""
-    keys, positions, window = step.keys, step.positions[0], step.call.window
+    keys, positions, window = step.keys, step.positions, step.call.window
     waits = keys.hides and not keys.alike  # a hidden key's slot waits for the eviction method to use it again
-    if window is None and not waits:
+    if window is None and not waits and not bool((step.before[..., :1] == EMPTY).any()):
         return None
-    unseen = keys.hidden_at[positions] <= step.start
-    return unseen if window is None else unseen | (positions <= step.start - window)
+    unseen = (keys.hidden(positions) <= step.start)[0]
+    return unseen if window is None else unseen | (positions[0] <= step.start - window)

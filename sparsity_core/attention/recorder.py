@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import NEVER, KeyMask, evict_scan
+from sparselens_kernels import EMPTY, NEVER, KeyMask, evict_scan
 
 from sparsity_core.attention.eviction import UNLIMITED, EvictionStage, parts_heads
 from sparsity_core.attention.gate import GateStage
@@ -20,13 +20,17 @@ from sparsity_core.models import AttentionCall, Enough, Model
 
 @dataclass
 class Stages:
-    """A pipeline's stages over one text, the eviction stage being dense where no method evicts."""
+    """A pipeline's stages, the eviction stage being dense where no method evicts.
+
+    The gate and eviction follow a batch of equally long texts; prefill and reading, whose masks and selectors are of one
+    text, follow one.
+    """
 
     eviction: EvictionStage
     gate: GateStage | None = None
     prefill: PrefillStage | None = None
     reading: ReadingStage | None = None
-    dropped: torch.Tensor | None = None  # bool [T]: tokens that the user's rules drop
+    dropped: torch.Tensor | None = None  # bool [1 or B, T]: tokens that the user's rules drop
 
     @property
     def others(self) -> list[Stage]:
@@ -35,7 +39,7 @@ class Stages:
 
 
 class Recorder:
-    """Runs a pipeline's stages over one text and keeps what they did, in O(L · Hkv · T) memory.
+    """Runs a pipeline's stages over its text, or some of equal length, and keeps what they did in O(L · Hkv · T) memory.
 
     Each call passes the stages in order: `restrict` hides keys, `eviction` attends over what is kept and drops, `observe`
     may put another output in place. The driver sets `start`, the position of the forward's first query. With `cache`, a
@@ -64,8 +68,8 @@ class Recorder:
         self._read: dict[int, torch.Tensor] = {}
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        if call.q.shape[0] != 1:
-            raise ValueError(f"a recorder follows one text at a time; got a batch of {call.q.shape[0]}")
+        if call.q.shape[0] > 1 and (self.stages.prefill is not None or self.stages.reading is not None):
+            raise ValueError(f"prefill and decode methods follow one text at a time; got a batch of {call.q.shape[0]}")
         layer = call.layer
         self._on_layer(layer)
         self.calls[layer] += 1
@@ -93,7 +97,7 @@ class Recorder:
 
     def _attend_shared(self, call: AttentionCall, source: int) -> torch.Tensor:
         """The output of a layer that reads another's cache: it sees what that layer's queries see."""
-        positions, n = self._read[source], call.n_queries
+        positions, keys, n = self._read[source], self._keys[source], call.n_queries
         past = positions[..., : call.n_keys - n]
         return evict_scan(
             call.q,
@@ -101,7 +105,7 @@ class Recorder:
             call.v,
             budget=UNLIMITED,
             scored=False,
-            until=self._keys[source].evicted_at.gather(2, positions),
+            until=keys.evicted_at.gather(2, keys.place(positions)),
             mask=self.masks.get(source) if n == call.n_keys else None,
             positions=past,
             score=torch.zeros_like(past, dtype=torch.float32),
@@ -109,15 +113,15 @@ class Recorder:
             **call.how,
         ).out
 
-    def _cut_before(self, step: Step, stay: torch.Tensor) -> None:
-        """Leaves only the cached columns `stay` [n] and the step's own key, before the step's query looks."""
-        layer, call = step.layer, step.call
-        columns = stay.expand(1, call.n_kv, -1)
-        newest = stay.new_full((1,), call.n_keys - 1).expand(1, call.n_kv, -1)
+    def _cut_before(self, step: Step, seen: torch.Tensor) -> None:
+        """Leaves only the cached columns that are `seen` [B, past] and the step's own key, before its query looks."""
+        layer, call, keys = step.layer, step.call, step.keys
+        columns = keys.keep(keys.positions, seen[:, None].expand_as(keys.positions))
+        newest = columns.new_full((1, 1, 1), call.n_keys - 1).expand(*columns.shape[:2], -1)
         self._cut_cache(call, torch.cat([columns, newest], dim=2))
         for stage in (self._eviction, *self._others):
             stage.keep(layer, columns)
-        step.keys.positions = step.before = step.keys.positions.gather(2, columns)
+        step.before = keys.positions
         own = self.cache.layers[layer]
         step.call = call.with_keys(own.keys, own.values)
 
@@ -144,6 +148,7 @@ class Recorder:
                     continue
                 alike = not parts_heads(self._eviction.rules[i])
                 self._keys[i] = LayerKeys.empty(
+                    k.shape[0],
                     k.shape[1],
                     self.n_tokens,
                     k.device,
@@ -166,24 +171,25 @@ class Recorder:
         return sum(stage.nbytes(layer) for stage in self._others for layer in self._keys)
 
     def cached_bytes(self) -> int:
-        """What the cache holds after the last query; of compressed keys, those that any head keeps."""
+        """The keys and values of all texts after the last query, without empty slots; of compressed keys, those that any
+        head keeps."""
         total = 0
         for layer, keys in self._keys.items():
             own = self.model.caches[layer]
             if own.latent:
-                total += own.token_bytes * len(keys.positions.unique())
+                total += own.token_bytes * sum(len(text[text != EMPTY].unique()) for text in keys.positions)
             elif own.source is None:
-                total += keys.key_bytes * keys.positions.numel()
+                total += keys.key_bytes * int(keys.n_held.sum())
         return total
 
     @property
     def drops(self) -> bool:
         """Whether anything has been dropped, be it after the last query."""
-        return any(bool((keys.evicted_at != NEVER).any()) for keys in self._keys.values())
+        return any(bool((keys.evicted_at[..., :-1] != NEVER).any()) for keys in self._keys.values())
 
-    def evicted_at(self, n: int) -> np.ndarray:
-        """int32 [L, Hkv, n]; n where never."""
-        found = stacked({i: keys.evicted_at[0] for i, keys in self._keys.items()})
+    def evicted_at(self, n: int, text: int = 0) -> np.ndarray:
+        """int32 [L, Hkv, n] of one text of the batch; n where never."""
+        found = stacked({i: keys.evicted_at[text] for i, keys in self._keys.items()})
         return found[..., :n].clip(max=n).astype(np.int32)
 
     def check_fired(self, forwards: int) -> None:

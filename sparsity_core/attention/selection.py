@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sparselens_kernels import KeyMask, attend, causal_rows, reduce_group, sparse_decode
+from sparselens_kernels import EMPTY, KeyMask, attend, causal_rows, reduce_group, sparse_decode
 
 from sparsity_core.kinds import Selector
 from sparsity_core.models import AttentionCall
@@ -52,11 +52,11 @@ class Selected:
 
     def read(self, at: int, positions: torch.Tensor, count: torch.Tensor | None = None) -> None:
         """Counts the keys of the decode step at position `at`, by position [1, Hkv or H, S]; of each list the first `count`
-        [1, Hkv or H]."""
+        [1, Hkv or H], behind which there may be empty slots."""
         n_kv, each = self.count.shape[0], torch.full(positions.shape, self.count.shape[0] / positions.shape[1])
         if count is not None:
             each = each * (torch.arange(positions.shape[2]) < count.cpu()[..., None])
-        by_head, each = positions.reshape(n_kv, -1).cpu(), each.reshape(n_kv, -1)
+        by_head, each = positions.clamp_min(0).reshape(n_kv, -1).cpu(), each.reshape(n_kv, -1)
         self.count.scatter_add_(1, by_head, each)
         if self.chosen.shape[2]:
             row = torch.zeros(n_kv, at + 1).scatter_add_(1, by_head, each) > 0
@@ -79,8 +79,8 @@ def attend_selected(
     """Attention of queries `start` … over the share of their visible keys that score best; out [1, H, Tq, Dv].
 
     The exact attention is computed beside it, to say what was left unread.
-    `positions` int64 [Hkv, Tk] are the keys' own in the text; `until` int [Hkv, Tk], by place among the Tk as `window` is,
-    hides each from a query on. Queries at multiples of `dense_every` read all.
+    `positions` int64 [Hkv, Tk] are the keys' own in the text, −1 of empty slots; `until` int [Hkv, Tk], by place among the
+    Tk as `window` is, hides each from a query on. Queries at multiples of `dense_every` read all.
     `mask` shows each query some of the keys, where the queries are a whole text.
     With `mean_value` what is not read counts with the mean of the visible values, by its share of the approximate scores.
     """
@@ -106,7 +106,8 @@ def attend_selected(
             read, ideal = visible[:, None], visible
         mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
         at = slice(start + begin, start + end)
-        record.count[heads].scatter_add_(1, positions[heads, :columns].cpu(), read.float().mean(1).sum(1).cpu())
+        places = positions[heads, :columns].clamp_min(0).cpu()  # nobody reads an empty slot
+        record.count[heads].scatter_add_(1, places, read.float().mean(1).sum(1).cpu())
         if record.chosen.shape[2]:
             record.choose(heads, start + begin, _in_place(read, positions[heads, :columns], start + end))
         record.mass[own, at] = mass.flatten(0, 1).float().cpu()
@@ -124,10 +125,10 @@ def attend_selected(
 
 def _in_place(read: torch.Tensor, positions: torch.Tensor, n: int) -> torch.Tensor:
     """bool [KV heads, 1 or G, R, n] by position in the text, of `read` [KV heads, 1 or G, R, C] by place in the cache."""
-    if positions.shape[1] == n:
+    if positions.shape[1] == n and bool((positions[:, 0] != EMPTY).all()):
         return read
-    own = positions[:, None, None].expand(read.shape)
-    return read.new_zeros(*read.shape[:3], n).scatter_(3, own, read)
+    own = positions.remainder(n + 1)[:, None, None].expand(read.shape)  # empty slots behind the last
+    return read.new_zeros(*read.shape[:3], n + 1).scatter_(3, own, read)[..., :n]
 
 
 def _visible(

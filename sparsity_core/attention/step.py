@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sparselens_kernels import NEVER, KeyMask
+from sparselens_kernels import EMPTY, NEVER, KeyMask, staying
 
 from sparsity_core.models import AttentionCall
 from sparsity_core.record import Part
@@ -14,13 +14,16 @@ from sparsity_core.record import Part
 
 @dataclass
 class LayerKeys:
-    """What one layer's cache holds, and from which query on each key of the text is out of sight."""
+    """What one layer's cache holds of B equally long texts, and from which query on each of their keys is out of sight.
 
-    positions: torch.Tensor  # int64 [1, Hkv, held], ascending
-    evicted_at: torch.Tensor  # int32 [1, Hkv, T]: the first query that no longer sees the key, whichever stage hid it
-    hidden_at: (
-        torch.Tensor
-    )  # int32 [T]: the same for what hides a key from all heads at once, the gate and the user's rules
+    The cache is as wide as the head that holds most. The others begin with empty slots, of position −1, which stands for
+    the place after the last in what is kept by position: nothing of a text is there, and no query sees it.
+    """
+
+    positions: torch.Tensor  # int64 [B, Hkv, held], ascending
+    evicted_at: torch.Tensor  # int32 [B, Hkv, T + 1]: the first query that no longer sees the key, whichever stage hid it
+    # int32 [B, T + 1]: the same for what hides a key from all heads at once, the gate and the user's rules
+    hidden_at: torch.Tensor
     hides: bool  # whether anything may hide a key from all heads
     forced: bool  # whether the user's rules drop any
     alike: bool  # whether all heads hold the same keys: no eviction method parts them
@@ -28,30 +31,66 @@ class LayerKeys:
 
     @classmethod
     def empty(
-        cls, n_kv: int, n_tokens: int, device: torch.device, *, dropped: torch.Tensor | None, hides: bool, alike: bool
+        cls,
+        batch: int,
+        n_kv: int,
+        n_tokens: int,
+        device: torch.device,
+        *,
+        dropped: torch.Tensor | None,
+        hides: bool,
+        alike: bool,
     ) -> LayerKeys:
-        """Of a cache that holds nothing yet; `dropped` bool [T] are tokens that no later query may see."""
+        """Of a cache that holds nothing yet; `dropped` bool [1 or B, T] are tokens that no later query may see."""
         keys = cls(
-            positions=torch.empty(1, n_kv, 0, dtype=torch.int64, device=device),
-            evicted_at=torch.full((1, n_kv, n_tokens), NEVER, dtype=torch.int32, device=device),
-            hidden_at=torch.full((n_tokens,), NEVER, dtype=torch.int32, device=device),
+            positions=torch.empty(batch, n_kv, 0, dtype=torch.int64, device=device),
+            evicted_at=torch.full((batch, n_kv, n_tokens + 1), NEVER, dtype=torch.int32, device=device),
+            hidden_at=torch.full((batch, n_tokens + 1), NEVER, dtype=torch.int32, device=device),
             hides=hides or dropped is not None,
             forced=dropped is not None,
             alike=alike,
         )
         if dropped is not None:
-            forced = dropped.to(device).nonzero()[:, 0]
-            keys.hidden_at[forced] = forced.int() + 1
+            after = torch.arange(1, n_tokens + 1, dtype=torch.int32, device=device)
+            keys.hidden_at[:, :-1] = torch.where(dropped.to(device), after, NEVER)
+        keys.hidden_at[:, -1] = 0
         return keys
 
+    @property
+    def n_held(self) -> torch.Tensor:
+        """int64 [B, Hkv]: how many keys each head holds."""
+        return (self.positions != EMPTY).sum(2)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some head holds fewer keys than another."""
+        one_list = self.alike and len(self.positions) == 1
+        return not one_list and bool((self.positions[..., :1] == EMPTY).any())
+
+    def place(self, positions: torch.Tensor) -> torch.Tensor:
+        """Where the keys at these positions stand in what is kept by position, [..., T + 1]."""
+        return positions.remainder(self.hidden_at.shape[1])
+
+    def hidden(self, positions: torch.Tensor) -> torch.Tensor:
+        """int32 like `positions` [B, …]: from which query on these keys are hidden from all heads; 0: an empty slot."""
+        return self.hidden_at.gather(1, self.place(positions).flatten(1)).view_as(positions)
+
     def hide(self, positions: torch.Tensor, at: torch.Tensor) -> None:
-        """Hides the keys at `positions` [n] from the queries `at` [n] on, from every head."""
-        self.hidden_at[positions] = at
-        self.evicted_at[..., positions] = self.evicted_at[..., positions].minimum(at)
+        """Hides the keys at `positions` [B, n] from the queries `at` [B, n] on, from every head."""
+        place = self.place(positions)
+        self.hidden_at.scatter_reduce_(1, place, at, "amin")
+        every = place[:, None].expand(-1, self.evicted_at.shape[1], -1)
+        self.evicted_at.scatter_reduce_(2, every, at[:, None].expand_as(every), "amin")
 
     def until(self, positions: torch.Tensor) -> torch.Tensor | None:
-        """int32 like `positions`: from which query on these keys are hidden from all heads; None where none can be."""
-        return self.hidden_at[positions] if self.hides else None
+        """What `hidden` says of `positions` [B, Hkv, n]; None where nothing can be hidden from all heads."""
+        return self.hidden(positions) if self.hides else None
+
+    def keep(self, positions: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """Holds those of `positions` [B, Hkv, n] that are `alive`; returns their columns [B, Hkv, held], as `staying` does."""
+        columns = staying(alive)
+        self.positions = positions.gather(2, columns).masked_fill_(~alive.gather(2, columns), EMPTY)
+        return columns
 
 
 @dataclass
@@ -61,12 +100,12 @@ class Step:
     call: AttentionCall
     start: int
     keys: LayerKeys
-    before: torch.Tensor  # int64 [1, Hkv, past]: the cached keys' positions, as the call's first columns hold them
+    before: torch.Tensor  # int64 [B, Hkv, past]: the cached keys' positions, as the call's first columns hold them
     generating: bool  # what is dropped leaves the cache; else one forward over the text simulates the drops
-    out: torch.Tensor  # [1, H, Tq, Dv]
+    out: torch.Tensor  # [B, H, Tq, Dv]
     mask: KeyMask | None = None  # the keys that each of the prompt's queries may see; None: all earlier ones
     pairs: int | None = None  # products of a query and a key that were computed; None: all the causal ones
-    left: torch.Tensor | None = None  # int64 [1, Hkv, n]: the call's columns that stay in the cache; None where all do
+    left: torch.Tensor | None = None  # int64 [B, Hkv, held]: the call's columns that stay in the cache; None where all do
 
     @property
     def layer(self) -> int:
@@ -74,13 +113,13 @@ class Step:
 
     @property
     def new(self) -> torch.Tensor:
-        """int64 [1, Hkv, Tq]: the positions of the call's own tokens."""
+        """int64 [B, Hkv, Tq]: the positions of the call's own tokens."""
         end = self.start + self.call.n_queries
-        return torch.arange(self.start, end, device=self.call.k.device).expand(1, self.call.n_kv, -1)
+        return torch.arange(self.start, end, device=self.call.k.device).expand(*self.call.k.shape[:2], -1)
 
     @property
     def positions(self) -> torch.Tensor:
-        """int64 [1, Hkv, Tk]: the positions of all the call's keys."""
+        """int64 [B, Hkv, Tk]: the positions of all the call's keys."""
         return torch.cat([self.before, self.new], dim=2)
 
 
@@ -94,7 +133,7 @@ class Stage:
     def restrict(self, step: Step) -> torch.Tensor | None:
         """Hides keys from the step's queries before they attend.
 
-        Returns int64 [n], the cached columns that stay, where the others leave the cache at once.
+        Returns bool [B, past], the cached columns that stay, where the others leave the cache of all heads at once.
         """
         return None
 
@@ -102,22 +141,22 @@ class Stage:
         """Sees the step's output, and may put another in its place."""
 
     def keep(self, layer: int, columns: torch.Tensor) -> None:
-        """Leaves only these columns [1, Hkv, n] of what it holds of a layer's cache: another stage cut it."""
+        """Leaves only these columns [B, Hkv, held] of what it holds of a layer's cache: another stage cut it."""
 
     def nbytes(self, layer: int) -> int:
         """What it holds of a layer beside the cache."""
         return 0
 
     def record(self, n: int) -> Part | None:
-        """What it did over the first n tokens; None where there is nothing to say."""
+        """What it did over the first n tokens of the one text, or of the batch's first; None where there is nothing to say."""
         return None
 
 
 def take(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """x [1, Hkv, keys, D] at columns [1, Hkv, n]; whole rows are copied, which takes a fifth of the time of `gather`."""
-    n_kv, n_keys, dim = x.shape[1:]
-    rows = columns[0] + n_keys * torch.arange(n_kv, device=x.device)[:, None]
-    return x.reshape(n_kv * n_keys, dim).index_select(0, rows.flatten()).view(1, n_kv, -1, dim)
+    """x [B, Hkv, keys, D] at columns [B, Hkv, n]; whole rows are copied, which takes a fifth of the time of `gather`."""
+    batch, n_kv, n_keys, dim = x.shape
+    first = n_keys * torch.arange(batch * n_kv, device=x.device).view(batch, n_kv, 1)
+    return x.reshape(-1, dim).index_select(0, (columns + first).flatten()).view(batch, n_kv, -1, dim)
 
 
 def stacked(parts: dict[int, Any]) -> Any:

@@ -66,7 +66,7 @@ def draft(
         kv_bytes=kv_bytes,
         kv_bytes_dense=reference.cache_bytes(n),
         notes=tuple(_notes(recorder, pipeline, evicted_at)),
-        protected=np.zeros(0, bool) if protected is None else protected.numpy()[:n],
+        protected=np.zeros(0, bool) if protected is None else protected[0].numpy()[:n],
         gate=None if stages.gate is None else stages.gate.record(n),
         prefill=None if stages.prefill is None else stages.prefill.record(n),
         reading=None if stages.reading is None else stages.reading.record(n),

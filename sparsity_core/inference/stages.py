@@ -108,7 +108,7 @@ def recorder_for(
         layer_rules(model, pipeline.eviction, seed),
         n_tokens=n_tokens,
         n_prefill=n_prefill,
-        token_classes=words.classes,
+        token_classes=[words.classes],
         snapshot_steps=snapshot_steps,
         only_layer=only_layer,
         protected=protected,
@@ -178,7 +178,7 @@ def _reading_stage(
 
 
 def _rules(pipeline: Pipeline, words: Words, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """(protected, dropped), bool [n] each: the tokens that the user's rules keep and drop; None without such rules."""
+    """(protected, dropped), bool [1, n] each: the tokens that the user's rules keep and drop; None without such rules."""
     methods = [method for method in (pipeline.gate, pipeline.eviction) if method is not None]
 
     def named(rules: list[str]) -> np.ndarray | None:
@@ -188,7 +188,7 @@ def _rules(pipeline: Pipeline, words: Words, n: int) -> tuple[torch.Tensor | Non
     protected, dropped = named([m.protect for m in methods]), named([m.drop for m in methods])
     if protected is not None and dropped is not None:
         dropped &= ~protected
-    return tuple(None if each is None else torch.from_numpy(each) for each in (protected, dropped))  # type: ignore[return-value]
+    return tuple(None if each is None else torch.from_numpy(each)[None] for each in (protected, dropped))  # type: ignore[return-value]
 
 
 def prefill_of(model: Model, pipeline: Pipeline, n: int, asked: int | None) -> int:

@@ -1,13 +1,16 @@
 from .decode import SelectionMethod as SelectionMethod
 from .eviction import DENSE as DENSE
+from .eviction import Budget as Budget
 from .eviction import EvictionMethod as EvictionMethod
 from .eviction import ForgettingFactor as ForgettingFactor
 from .eviction import LayerShape as LayerShape
 from .eviction import PrefillRule as PrefillRule
 from .eviction import ScanRule as ScanRule
 from .eviction import ScoredEviction as ScoredEviction
+from .eviction import budgets_of as budgets_of
 from .eviction import class_named as class_named
 from .eviction import forgetting_factor_of as forgetting_factor_of
+from .eviction import least_of as least_of
 from .eviction import normalised_factor as normalised_factor
 from .gate import Gate as Gate
 from .gate import GateMethod as GateMethod

@@ -29,11 +29,25 @@ class LayerShape:
     seed: int = 0
 
 
+Budget = int | tuple[int | None, ...] | None  # keys that stay: in every KV head, or in each its own; None: all of them
+
+
+def budgets_of(budget: Budget, n_kv_heads: int) -> tuple[int | None, ...]:
+    """The budget of each KV head."""
+    return budget if isinstance(budget, tuple) else (budget,) * n_kv_heads
+
+
+def least_of(*budgets: Budget) -> int | None:
+    """The smallest budget of any head; None where all heads keep everything."""
+    limited = [own for budget in budgets for own in budgets_of(budget, 1) if own is not None]
+    return min(limited, default=None)
+
+
 @dataclass(frozen=True)
 class ScanRule:
     """One query in, at most one key out: the numbers of `sparselens_kernels.evict_scan` for one layer."""
 
-    budget: int | None  # None: unlimited
+    budget: Budget
     decay: ForgettingFactor = 1.0  # a number, one per KV head, or one per token class
     n_sink: int = 0
     recent: int = 0
@@ -48,7 +62,7 @@ class ScanRule:
 class PrefillRule:
     """The prompt is read densely; when it ends, the cache is cut once. Later queries follow the rule `then`."""
 
-    budget: int | None  # None: nothing is cut
+    budget: Budget  # None: nothing is cut
     decay: ForgettingFactor = 1.0
     queries: int | None = None  # only the last so many queries score; None: all
     pool: int = 1  # average pooling over this many neighbouring keys
@@ -93,14 +107,21 @@ class EvictionMethod(Ruled):
         if layer.index < self.dense_layers:
             return DENSE
         rule = self.rule_within(self.budget_of(layer), layer)
-        if rule.budget is not None and rule.n_sink + rule.recent > rule.budget:
+        n_budgets, least = len(budgets_of(rule.budget, layer.n_kv_heads)), least_of(rule.budget)
+        if n_budgets != layer.n_kv_heads:
             raise ValueError(
-                f"{self.name}: layer {layer.index} keeps {rule.budget} keys, fewer than the {rule.n_sink} sinks + "
+                f"{self.name}: layer {layer.index} has budgets for {n_budgets} heads and the model has "
+                f"{layer.n_kv_heads} KV heads"
+            )
+        if least is not None and rule.n_sink + rule.recent > least:
+            raise ValueError(
+                f"{self.name}: layer {layer.index} keeps {least} keys, fewer than the {rule.n_sink} sinks + "
                 f"{rule.recent} recent keys it protects. Raise the budget or protect fewer"
             )
         return rule
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
+        """The numbers of a layer whose heads keep `budget` keys each, or share `len(heads) · budget` among them."""
         raise TypeError(f"{type(self).__name__} must define rule_within")
 
     def _check_protected(self, *knobs: str) -> None:

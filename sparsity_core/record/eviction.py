@@ -15,7 +15,7 @@ class EvictionRecord(Part):
     """Budgets, scores at S steps, and the score at which each query dropped a key."""
 
     n_prefill: int  # leading tokens that a one-cut method read densely; 0 where eviction runs from the first token
-    budgets: Annotated[np.ndarray, Axes("int", "layer")]  # keys kept per KV head; T where the layer is dense
+    budgets: Annotated[np.ndarray, Axes("int", "layer", "kv_head")]  # keys kept; T where the head keeps everything
     n_sink: Annotated[np.ndarray, Axes("int", "layer")]
     recent: Annotated[np.ndarray, Axes("int", "layer")]
     threshold: Annotated[

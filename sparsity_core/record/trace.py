@@ -64,7 +64,9 @@ class Trace(Part):
     ]  # first query that no longer sees the key; T: never
     losses: Losses
     eviction: EvictionRecord
-    kv_bytes: int  # held by the cache at the end: realised by generate, counted by run
+    # Held by the cache at the end: realised by generate, whose heads are all as wide as the one that holds most; counted by run,
+    # key by key.
+    kv_bytes: int
     kv_bytes_dense: int
     notes: tuple[str, ...] = ()
     protected: np.ndarray = field(
@@ -267,6 +269,8 @@ class Trace(Part):
             raise ValueError(f"this trace is of another format than {FORMAT}: run the spec again")
         try:
             provenance = Provenance.of_plain(meta.pop("provenance"))
+            if arrays["budgets"].ndim == 1 and arrays["evicted_at"].ndim == 3:  # written before each head had its own
+                arrays["budgets"] = np.repeat(arrays["budgets"][:, None], arrays["evicted_at"].shape[1], axis=1)
             meta |= {"notes": tuple(meta["notes"]), "classes": [class_named(name) for name in meta["classes"]]}
             trace = cls.of(provenance=provenance, **meta, **arrays)
             trace._check()

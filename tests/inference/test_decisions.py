@@ -87,7 +87,7 @@ def test_a_scan_decides_as_one_key_at_a_time_does(method):
 
 def test_a_trace_tells_what_each_layer_was_given():
     trace = traced("streaming_llm(budget=12, layer_budget=pyramid, dense_layers=1)", text(), against_dense=False)
-    assert trace.budgets.tolist() == [PROMPT + NEW, 12, 6]  # a dense layer's is the text
+    assert trace.budgets.tolist() == [[PROMPT + NEW] * 2, [12] * 2, [6] * 2]  # a dense layer's is the text
     assert trace.n_sink.tolist() == [0, 4, 4]
     assert trace.recent.tolist() == [0, 8, 2]
     assert (trace.n_prompt, trace.n_prefill, trace.n_heads) == (PROMPT + NEW, 0, 4)

@@ -43,7 +43,7 @@ def test_threads_with_their_own_methods_agree_with_solo_runs():
 
 
 def recorder_of(model, n: int = 8) -> Recorder:
-    eviction = EvictionStage(model, layer_rules(model, None), n_tokens=n, n_prefill=n, token_classes=["word"] * n)
+    eviction = EvictionStage(model, layer_rules(model, None), n_tokens=n, n_prefill=n, token_classes=[["word"] * n])
     return Recorder(model, Stages(eviction), n_tokens=n)
 
 
@@ -73,8 +73,3 @@ def test_the_hook_is_taken_off_when_the_work_fails():
         raise ZeroDivisionError
     tiny.model().hidden(torch.tensor([text()[:8]]), use_cache=False)
     assert recorder.calls == [0, 0, 0]
-
-
-def test_a_recorder_follows_one_text_at_a_time():
-    with pytest.raises(ValueError, match="one text at a time; got a batch of 2"), recording(recorder_of(tiny.model())):
-        tiny.model().hidden(torch.tensor([text()[:8]] * 2), use_cache=False)

@@ -59,7 +59,7 @@ def test_after_every_query_exactly_the_budget_is_kept(method):
     n = trace.n_tokens
     query = np.arange(n)
     for layer, rule in enumerate(rules(method)):
-        assert trace.budgets[layer] == (n if rule.budget is None else rule.budget)
+        assert (trace.budgets[layer] == (n if rule.budget is None else rule.budget)).all()
         visible = trace.keep(layer).sum(-1)  # [Hkv, T]
         kept = np.stack([(trace.evicted_at[layer] > q + 1)[:, : q + 1].sum(-1) for q in range(n - 1)], -1)
         if isinstance(rule, PrefillRule):

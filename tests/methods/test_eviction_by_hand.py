@@ -30,7 +30,9 @@ def follow(method, rows, n_prefill=0, values=None, classes=None):
         SimpleNamespace(arch=ONE_LAYER, caches=(), shares_caches=False, cached_in=lambda i: i),
         classes or ["word"] * n,
     )
-    eviction = EvictionStage(model, layer_rules(model, method), n_tokens=n, n_prefill=n_prefill, token_classes=classes)
+    eviction = EvictionStage(
+        model, layer_rules(model, method), n_tokens=n, n_prefill=n_prefill, token_classes=[classes]
+    )
     recorder = Recorder(model, Stages(eviction), n_tokens=n)
     recorder.attend(AttentionCall(0, q, k, v, scale=1.0))
     return recorder.evicted_at(n)[0, 0].tolist(), eviction.record(n).threshold[0, 0]

@@ -303,6 +303,12 @@ def test_the_traces_that_ship_can_be_read():
         assert np.isfinite(trace.perplexity)
 
 
+def test_a_trace_written_before_heads_had_budgets_of_their_own_is_read(tmp_path):
+    example().replaced(budgets=np.array([3, 8, 5], np.int32)).save(tmp_path / "former.npz")
+    assert Trace.load(tmp_path / "former.npz").budgets.tolist() == [[3, 3], [8, 8], [5, 5]]
+    assert Trace.load(tmp_path / "former.npz").evicted_at.shape[1] == 2
+
+
 @pytest.mark.parametrize("name", ["nll", "evicted_at", "budgets", "regret", "snapshots"])
 def test_a_trace_whose_arrays_do_not_fit_each_other_is_refused(tmp_path, name):
     broken = example().replaced(**{name: getattr(example(), name)[..., :-1]})
