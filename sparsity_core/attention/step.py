@@ -21,7 +21,9 @@ class LayerKeys:
     """
 
     positions: torch.Tensor  # int64 [B, Hkv, held], ascending
-    evicted_at: torch.Tensor  # int32 [B, Hkv, T + 1]: the first query that no longer sees the key, whichever stage hid it
+    evicted_at: (
+        torch.Tensor
+    )  # int32 [B, Hkv, T + 1]: the first query that no longer sees the key, whichever stage hid it
     # int32 [B, T + 1]: the same for what hides a key from all heads at once, the gate and the user's rules
     hidden_at: torch.Tensor
     hides: bool  # whether anything may hide a key from all heads
@@ -105,7 +107,9 @@ class Step:
     out: torch.Tensor  # [B, H, Tq, Dv]
     mask: KeyMask | None = None  # the keys that each of the prompt's queries may see; None: all earlier ones
     pairs: int | None = None  # products of a query and a key that were computed; None: all the causal ones
-    left: torch.Tensor | None = None  # int64 [B, Hkv, held]: the call's columns that stay in the cache; None where all do
+    left: torch.Tensor | None = (
+        None  # int64 [B, Hkv, held]: the call's columns that stay in the cache; None where all do
+    )
 
     @property
     def layer(self) -> int:
