@@ -31,8 +31,9 @@ LONG_TESTS = {"work/test_jobs.py"}
 LONG = {  # kernels alone: an operation's equation, its arguments' meaning or its tiles are read in one piece
     "sparselens_kernels.evict_scan.evict_scan",
     "sparselens_kernels.evict_scan.kernel._scan",
-    "sparselens_kernels.evict_scan.kernel.evict_scan",
+    "sparselens_kernels.evict_scan.kernel._scanned",
     "sparselens_kernels.evict_scan.reference.evict_scan",
+    "sparselens_kernels.evict_scan.walk._walk",
     "sparselens_kernels.flash_column_score.flash_column_score",
 }
 

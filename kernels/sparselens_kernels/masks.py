@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 Array = Any  # a torch.Tensor or a numpy.ndarray
 
@@ -57,6 +58,12 @@ class Window(Term):
 
     def whole(self, start: int, end: int, key: Array) -> Array | None:
         return (key > end - 1 - self.width)[None]
+
+    def tiles(self, side: int, n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `KeyMask.tiles`: [1, tiles, tiles]."""
+        start = torch.arange(0, n, side, device=device)
+        last = (start + side).clamp_max(n) - 1
+        return (last > start[:, None] - self.width)[None], (start > last[:, None] - self.width)[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +124,14 @@ class Blocks(Term):
 
     def _rows(self, start: int, end: int) -> Array:
         return self.kept[:, start // self.block : (end - 1) // self.block + 1]
+
+    def tiles(self, side: int, n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `KeyMask.tiles`: how many of a tile's blocks are kept, by two products."""
+        start = torch.arange(0, n, side, device=device)[:, None]
+        first = torch.arange(0, n, self.block, device=device)
+        touches = ((first < (start + side).clamp_max(n)) & (first + self.block > start)).float()  # [tiles, blocks]
+        kept = self.kept[:, : len(first), : len(first)].float()
+        return touches @ kept @ touches.T > 0.5, touches @ (1.0 - kept) @ touches.T < 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +214,21 @@ class KeyMask:
             own = term.whole(start, end, key)
             found = found if own is None else found | own
         return found & (key <= start)
+
+    def tiles(self, side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """bool [lists or 1, tiles, tiles]: the tiles of `side` × `side` of which something is seen, or more, and those that
+        are seen whole, or fewer. For a mask that is `in_blocks`: a few products, whatever the length."""
+        n = self.n_tokens
+        start = torch.arange(0, n, side, device=device)
+        row, column = start[:, None], start
+        some, whole = (row == column)[None], torch.zeros(1, len(start), len(start), dtype=torch.bool, device=device)
+        for term in self.terms:
+            if not isinstance(term, Window | Blocks):
+                raise ValueError(f"{type(term).__name__} shows keys that lie anywhere, not in tiles")
+            any_of, all_of = term.tiles(side, n, device)
+            some, whole = some | any_of, whole | all_of
+        last = (column + side).clamp_max(n) - 1
+        return some & (column <= row), whole & (last <= row)
 
     @property
     def in_blocks(self) -> bool:

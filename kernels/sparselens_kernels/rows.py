@@ -14,8 +14,9 @@ import torch
 
 from sparselens_kernels.masks import KeyMask
 
-_TILE_ELEMENTS = 1_179_648  # of logits: 4.5 MiB of float32, which stay in the caches
-_TILE_ROWS = 256  # at most
+# The logits of a tile and its rows at most: 4.5 MiB of float32 stay in a CPU's caches. An accelerator's tile is large, since
+# launching the steps of a small one takes longer than they do.
+_TILE = {"cpu": (1_179_648, 256), "other": (2**26, 1024)}
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -114,9 +115,9 @@ def causal_rows(
     on_cpu = q.device.type == "cpu"
     together = 1 if on_cpu else n_kv  # a core's cache holds the tile of one head, a GPU wants them all
     cores = torch.get_num_threads() if on_cpu else 1
-    least = cores * math.ceil(16 / cores)  # rows
-    per_row = batch * together * group
-    size = max(_TILE_ELEMENTS, least * per_row * n_keys)
+    least, per_row = cores * math.ceil(16 / cores), batch * together * group  # rows, logits of a row and key
+    size, most = _TILE["cpu" if on_cpu else "other"]
+    size = max(size, least * per_row * n_keys)
     key = torch.arange(n_keys, device=q.device)
     dtype = accumulator_dtype(q.dtype)
     # Fresh memory for each tile costs as much as its softmax, so all tiles share this.
@@ -130,7 +131,7 @@ def causal_rows(
             seen = past + start
             room = size // per_row  # rows · (seen + rows) is at most this
             rows = (math.isqrt(seen * seen + 4 * room) - seen) // 2
-            end = min(n_queries, start + max(least, min(_TILE_ROWS, rows) // least * least))
+            end = min(n_queries, start + max(least, min(most, rows) // least * least))
             rows, columns = end - start, past + end
             strips = math.gcd(rows, cores)
             block = own_q[:, :, start:end], own_k[:, :, :columns]

@@ -11,10 +11,14 @@ import torch
 EMPTY = -1  # the position of an empty slot
 
 
-def staying(alive: torch.Tensor) -> torch.Tensor:
-    """int64 [..., held]: the columns where `alive` bool [..., C] is True, in order, behind others where a row has fewer."""
-    count = alive.sum(-1)
-    held = int(count.max())
-    if int(count.min()) == held:
-        return alive.nonzero()[:, -1].view(*alive.shape[:-1], held)
+def staying(alive: torch.Tensor, held: int | None = None) -> torch.Tensor:
+    """int64 [..., held]: the columns where `alive` bool [..., C] is True, in order, behind others where a row has fewer.
+
+    A caller that knows how many a row has at most says it: an accelerator is then not waited for.
+    """
+    if held is None or alive.device.type == "cpu":
+        count = alive.sum(-1)
+        held = int(count.max())
+        if int(count.min()) == held:
+            return alive.nonzero()[:, -1].view(*alive.shape[:-1], held)
     return alive.byte().sort(dim=-1, stable=True).indices[..., alive.shape[-1] - held :]

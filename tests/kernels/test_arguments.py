@@ -36,8 +36,7 @@ STATE = {"positions": torch.zeros(1, 1, 8, dtype=torch.int64), "score": torch.ze
         ({"budget": 10, "n_sink": -1}, r"between 0 and the budget of 10; got -1 \+ 0"),
         ({"budget": 10, "reduction": "median"}, "one of sum, mean, max; got 'median'"),
         ({"budget": 10, "backend": "cuda"}, "one of auto, reference, triton; got 'cuda'"),
-        ({"budget": 10, "backend": "triton", "softcap": 30.0}, "soft-capping.* backend='reference'"),
-        ({"budget": 10, "backend": "triton", "window": 8}, "sliding-window.* backend='reference'"),
+        ({"budget": 10, "backend": "triton", "until": torch.full((1, 1, 8), 9)}, "hidden or.* backend='reference'"),
         ({"budget": 10, "backend": "triton"}, "float64.* backend='reference'"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparselens_kernels import NEVER, evict_scan, flash_column_score
+from sparselens_kernels import NEVER, KeyMask, Window, evict_scan, flash_column_score
 from sparselens_kernels.rows import decayed_sums
 
 from tests.kernels.backends import (
@@ -163,7 +163,16 @@ def test_both_operations_give_the_numbers_of_the_a2sf_notes(op, backend):
 # ---- Triton against the reference
 
 
+@pytest.fixture(params=["scan", "walk"])
+def each_kernel(request, monkeypatch):
+    """One launch for all queries, or one for a block of rows: which of them runs goes by the number of queries."""
+    from sparselens_kernels.evict_scan import kernel
+
+    monkeypatch.setattr(kernel, "_FEW_QUERIES", 10**9 if request.param == "scan" else 0)
+
+
 @needs_triton
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize(
     ("shape", "dtype", "numbers"),
     [
@@ -187,6 +196,7 @@ def test_triton_scan_matches_the_float64_reference(shape, dtype, numbers):
 
 
 @needs_triton
+@pytest.mark.usefixtures("each_kernel")
 def test_triton_scan_reads_strided_views():
     shuffled = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tokens(12, n_kv=2, group=3, n=17)]
     assert not shuffled[0].is_contiguous()
@@ -200,6 +210,7 @@ def test_triton_scan_does_not_depend_on_its_tile_size(monkeypatch):
     from sparselens_kernels.evict_scan import kernel
 
     monkeypatch.setattr(kernel, "_TILE_ELEMENTS", 1)  # 4 slots a tile
+    monkeypatch.setattr(kernel, "_FEW_QUERIES", 31)
     q, k, v = tokens(13, group=3, n=31)
     initial = torch.randint(0, 3, (1, 1, 31), generator=torch.Generator().manual_seed(14)).double()  # ties across tiles
     for numbers in ({"decay": 0.3}, {"scored": False, "initial": initial}):
@@ -208,6 +219,7 @@ def test_triton_scan_does_not_depend_on_its_tile_size(monkeypatch):
 
 
 @needs_triton
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, inside the interpreter
 def test_triton_scan_keeps_its_budget_after_a_nan_query():
     q, k, v = tokens(15, n=15)
@@ -215,6 +227,28 @@ def test_triton_scan_keeps_its_budget_after_a_nan_query():
     result = call(evict_scan, "triton", q, k, v, budget=5)
     assert (result.evicted_at == NEVER).sum() == 5
     assert sorted(result.evicted_at[result.evicted_at != NEVER].tolist()) == list(range(6, 16))  # one by each query
+
+
+@needs_triton
+def test_a_walk_over_several_blocks_matches_the_float64_reference():
+    q, k, v = tokens(38, n_batch=2, n_kv=2, group=3, n=290, dim=16)
+    numbers = {"budget": (40, 130), "decay": 0.6, "n_sink": 2, "recent": 5, "snapshot_steps": (289, 50, 140)}
+    assert_same_scan(
+        call(evict_scan, "triton", q, k, v, **numbers), call(evict_scan, "reference", q, k, v, **numbers), torch.float32
+    )
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "hides", [{"window": 11}, {"softcap": 2.0}, {"mask": KeyMask([Window(7)], 1, 31)}, {"sink_q": True}], ids=str
+)
+def test_a_walk_takes_all_that_changes_the_logits(hides):
+    q, k, v = tokens(39, group=2, n=31, dim=16)
+    hides = {"sink_q": q.flip(3).contiguous()} if "sink_q" in hides else hides
+    numbers = {"budget": 9, "decay": 0.6, "n_sink": 2, "recent": 3} | hides
+    assert_same_scan(
+        call(evict_scan, "triton", q, k, v, **numbers), call(evict_scan, "reference", q, k, v, **numbers), torch.float32
+    )
 
 
 # ---- laws of both backends
@@ -317,13 +351,21 @@ def test_a_snapshot_without_scores_is_the_initial_value_of_the_kept(backend):
     assert_close(result.snapshots[0, 0, 1], torch.tensor([0.5, NAN, NAN, 0.5, 0.5] + [NAN] * 4), 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_what_is_left_is_a_softmax_after_a_key_that_held_all_attention_is_dropped(dtype):
-    q, k, v = (x.to(dtype) for x in tokens(37, n=9))
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("reference", torch.float32),
+        ("reference", torch.float64),
+        pytest.param("triton", torch.float32, marks=needs_triton),
+    ],
+)
+@pytest.mark.usefixtures("each_kernel")
+def test_what_is_left_is_a_softmax_after_a_key_that_held_all_attention_is_dropped(backend, dtype):
+    q, k, v = tokens(37, n=9)
     q[..., 0], k[:, :, 0, 0] = 8.0, 1000.0
     weight = torch.ones(1, 1, 9, dtype=dtype)
     weight[..., 0] = 0.0  # so that it is the first to go, when the fourth query comes
-    result = evict_scan(q, k, v, budget=3, weight=weight, backend="reference")
+    result = call(evict_scan, backend, q, k, v, dtype=dtype, budget=3, weight=weight)
     assert result.evicted_at[0, 0, 0] == 4
     left = result.evicted_at[0, 0, :5] > 4
     p = torch.softmax((q[0, 0, 4] @ k[0, 0, :5].T / 8).masked_fill(~left, float("-inf")), dim=-1)

@@ -65,7 +65,7 @@ def test_int4_labels_of_a_quarter_of_the_channels_take_an_eighth_of_half_precisi
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize("reduction", ["sum", "mean", "max", "none"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max", "softmax", "none"])
 @pytest.mark.parametrize("dtype", LABEL_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_label_scores_are_the_product_with_the_stored_labels(shape, dtype, reduction, backend):
@@ -74,9 +74,8 @@ def test_label_scores_are_the_product_with_the_stored_labels(shape, dtype, reduc
     labels = quantise(k[..., :16], dtype)
     found = label_scores(q[..., :16].contiguous(), labels, reduction=reduction, scale=0.25, backend=backend)
     per_head = 0.25 * q[..., :16].double().view(batch, n_kv, group, 16) @ dequantise(labels).double().transpose(-1, -2)
-    expected = {"sum": per_head.sum(2), "mean": per_head.mean(2), "max": per_head.amax(2)}.get(
-        reduction, per_head.flatten(1, 2)
-    )
+    expected = {"sum": per_head.sum(2), "mean": per_head.mean(2), "max": per_head.amax(2)}
+    expected = (expected | {"softmax": per_head.softmax(-1).sum(2), "none": per_head.flatten(1, 2)})[reduction]
     across = labels._replace(values=labels.values.mT.contiguous().mT)  # channel by channel, as the label cache has them
     again = label_scores(q[..., :16].contiguous(), across, reduction=reduction, scale=0.25, backend=backend)
     torch.testing.assert_close(again, found)
@@ -93,6 +92,17 @@ def test_sparse_decode_is_attention_over_the_selected_keys(shape, dtype, backend
     index = chosen(*k.shape[:3])[..., : max(1, n // 2)]
     found = sparse_decode(q, k, v, index, backend=backend)
     torch.testing.assert_close(found.cpu().double(), exact(q, k, v, index), atol=ATOL[dtype], rtol=ATOL[dtype])
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_query_may_lie_in_memory_in_any_order(backend):
+    q, k, v = made(2, 2, 3, 63, 64)
+    index, labels = chosen(2, 2, 63)[..., :20], quantise(k, "int8")
+    for strided in (q.mT.contiguous().mT, q.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert not strided.is_contiguous()
+        assert_close = torch.testing.assert_close
+        assert_close(sparse_decode(strided, k, v, index, backend=backend), sparse_decode(q, k, v, index))
+        assert_close(label_scores(strided, labels, backend=backend), label_scores(q, labels), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])

@@ -148,6 +148,51 @@ def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, 
         assert not (whole & ~part.all(1)).any()  # and none is taken for seen by all that is not
 
 
+@pytest.mark.parametrize("n", [100, 384, 700])
+@pytest.mark.parametrize("block", [16, 100, 128, 300])
+def test_tiles_of_a_mask_of_blocks_are_those_that_its_rows_touch_and_fill(n, block):
+    rng = torch.Generator().manual_seed(n + block)
+    blocks = -(-n // block)
+    kept = torch.rand(2, blocks, blocks, generator=rng) < 0.6
+    kept[1] = True
+    for terms_of in ([Blocks(kept, block)], [Window(200)], [Window(1), Blocks(kept, block)]):
+        mask = KeyMask(terms_of, 2, n)
+        tiles = -(-n // 128)
+        shown = torch.zeros(2, tiles * 128, tiles * 128, dtype=torch.bool)
+        shown[:, :n, :n] = torch.from_numpy(rows_of(mask))
+        within = torch.zeros(tiles * 128, dtype=torch.bool)
+        within[:n] = True
+        beyond = ~(within[:, None] & within)
+        by_tile = (2, tiles, 128, tiles, 128)
+        some, whole = mask.tiles(128, torch.device("cpu"))
+        assert torch.equal(some.expand(2, -1, -1), shown.view(by_tile).any(4).any(2))
+        filled = (shown | beyond).view(by_tile).all(4).all(2)
+        assert not (whole & ~filled).any()
+        assert len(terms_of) > 1 or torch.equal(whole.expand(2, -1, -1), filled)
+
+
+def test_making_a_mask_of_blocks_takes_no_more_steps_for_a_longer_prompt():
+    from sparselens_kernels.masked_attention.flex import block_mask
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counted(TorchDispatchMode):
+        n = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += 1
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    for n in (512, 4096):
+        mask = KeyMask([Blocks(torch.ones(2, n // 128, n // 128, dtype=torch.bool), 128), Window(64)], 2, n)
+        with Counted() as counted:
+            block_mask(mask, 4, torch.device("cpu"), 256, torch.full((1, 2, n), n, dtype=torch.int32))
+        found.append(counted.n)
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="anywhere"):
+        KeyMask([Diagonals(torch.ones(1, 9, dtype=torch.bool))], 1, 9).tiles(128, torch.device("cpu"))
+
+
 def test_a_prompt_said_to_be_shorter_changes_nothing_where_nothing_is_cut():
     pipeline = "prefill=sliding_window(window=7)"
     whole, said = (run(tiny.model(), IDS, pipeline, n_prefill=n, against_dense=False) for n in (None, 30))

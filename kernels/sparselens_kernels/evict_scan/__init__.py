@@ -94,15 +94,7 @@ def evict_scan(
     _check_held(positions, budgets)
     start = n_past if start is None else start
     unsupported = None
-    if softcap is not None:
-        unsupported = "logit soft-capping"
-    elif window is not None:
-        unsupported = "a sliding-window layer"
-    elif sink_q is not None:
-        unsupported = "re-rotated sinks"
-    elif mask is not None:
-        unsupported = "a mask of keys"
-    elif until is not None or protected is not None:
+    if until is not None or protected is not None:
         unsupported = "hidden or protected keys"
     elif q.dtype == torch.float64:
         unsupported = "float64"
@@ -121,6 +113,10 @@ def evict_scan(
         "score": score,
         "start": start,
         "snapshot_steps": snapshot_steps,
+        "softcap": softcap,
+        "window": window,
+        "sink_q": sink_q,
+        "mask": mask,
     }
     if chosen == "triton":
         from sparselens_kernels.evict_scan import kernel
@@ -128,15 +124,7 @@ def evict_scan(
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
     from sparselens_kernels.evict_scan import reference
 
-    numbers |= {
-        "softcap": softcap,
-        "window": window,
-        "sink_q": sink_q,
-        "until": until,
-        "protected": protected,
-        "mask": mask,
-    }
-    return EvictScan(*reference.evict_scan(q, k, v, **numbers), chosen)
+    return EvictScan(*reference.evict_scan(q, k, v, **numbers, until=until, protected=protected), chosen)
 
 
 def _of_each_head(budget: int | Sequence[int], n_kv: int) -> tuple[int, ...]:

@@ -1,19 +1,28 @@
-"""A whole prompt in one launch: a program per (batch, KV head) walks its queries over a buffer of its budget + 1 slots."""
+"""A few queries in one launch: a program per (batch, KV head) walks them over a buffer of its budget + 1 slots.
+
+A prompt's many queries go through `walk`, where whole blocks are multiplied at once: reading the keys again for each query
+takes 43 µs a query on an H200.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from sparselens_kernels.dispatch import NEVER
+from sparselens_kernels.evict_scan import reference
+from sparselens_kernels.evict_scan.walk import walk
+from sparselens_kernels.masks import KeyMask
 
 _TILE_ELEMENTS = 16_384  # of a [group, slot, channel] product: 64 registers of each of 256 threads
 _WARPS = 8
+_FEW_QUERIES = 16  # whose scan takes less than the launches of a block
 
 
 @triton.jit
@@ -167,10 +176,48 @@ def evict_scan(
     score: torch.Tensor,
     start: int,
     snapshot_steps: Sequence[int],
+    softcap: float | None,
+    window: int | None,
+    sink_q: torch.Tensor | None,
+    mask: KeyMask | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As reference.evict_scan. Of `positions` only the empty slots are read: the columns are in order of position."""
+    """As reference.evict_scan, where no key is hidden or protected."""
     if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("the Triton kernel needs a CUDA tensor, or TRITON_INTERPRET=1 to run on the CPU")
+    numbers: dict[str, Any] = {
+        "budget": budget, "decay": decay, "n_sink": n_sink, "recent": recent, "scored": scored, "weight": weight,
+        "initial": initial, "reduction": reduction, "scale": scale, "positions": positions, "score": score, "start": start,
+        "snapshot_steps": snapshot_steps,
+    }  # fmt: skip
+    hides = softcap, window, sink_q, mask
+    if q.shape[2] <= _FEW_QUERIES and all(x is None for x in hides):
+        return _scanned(q, k, v, **numbers)
+    out, evicted_at, *scores = reference.evict_scan(
+        q, k, v, **numbers, softcap=softcap, window=window, sink_q=sink_q, mask=mask, walk=walk
+    )
+    return out, evicted_at, scores[0], scores[1], scores[2]
+
+
+def _scanned(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    budget: tuple[int, ...],
+    decay: float | torch.Tensor,
+    n_sink: int,
+    recent: int,
+    scored: bool,
+    weight: torch.Tensor | None,
+    initial: float | torch.Tensor,
+    reduction: str,
+    scale: float,
+    positions: torch.Tensor,
+    score: torch.Tensor,
+    start: int,
+    snapshot_steps: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of `positions` only the empty slots are read: the columns are in order of position."""
     batch, n_heads, n_queries, dim = q.shape
     n_kv, n_keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
     group, n_past = n_heads // n_kv, n_keys - n_queries

@@ -22,6 +22,9 @@ from sparselens_kernels.slots import staying
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
 Values = float | torch.Tensor
+# By row of a block: int64 [B, Hkv, C] the row that drops each column, P [B, Hkv, G, R, C], what each row chose among
+# [R, B, Hkv, C], and each row's lowest [B, Hkv, R]; see `Block.by_score`.
+Walked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def evict_scan(
@@ -41,14 +44,16 @@ def evict_scan(
     softcap: float | None,
     window: int | None,
     sink_q: torch.Tensor | None,
-    until: torch.Tensor | None,
-    protected: torch.Tensor | None,
     mask: KeyMask | None,
     positions: torch.Tensor,
     score: torch.Tensor,
     start: int,
     snapshot_steps: Sequence[int],
+    until: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    walk: Callable[[Block, int, int, bool], Walked] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`walk` takes a block's rows one after the other; `Block.by_score`, on the CPU, where None."""
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
     n_past = n_keys - n_queries
@@ -85,7 +90,7 @@ def evict_scan(
         own_score = spread(initial, own)
         if not isinstance(own_score, torch.Tensor):
             own_score = torch.full((batch, n_kv, rows), own_score, dtype=dtype, device=device)
-        block = _Block(
+        block = Block(
             logits=logits(q[:, :, begin:end], k_block, scale, softcap),
             score=torch.cat([kept_score, own_score.to(dtype).expand(batch, n_kv, rows)], dim=2),
             decay=spread(decay, columns),
@@ -112,7 +117,7 @@ def evict_scan(
             p = block.attention(dropped_in)
             block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
-            dropped_in, p, choices, lowest = block.by_score(n_sink, recent, scored)
+            dropped_in, p, choices, lowest = (walk or Block.by_score)(block, n_sink, recent, scored)
             threshold[:, :, begin:end] = lowest
             if forced.any():
                 threshold[:, forced.nonzero()[1], begin:end] = float("nan")
@@ -127,9 +132,9 @@ def evict_scan(
         evicted_at.scatter_reduce_(2, columns, at, "amin")
         final.scatter_(2, columns, block.score.masked_fill(~alive, float("nan")))
         if end < n_queries:
-            stay = staying(alive)
-            kept, kept_score = columns.gather(2, stay), block.score.gather(2, stay)
             n_held, complete = np.minimum(n_held + rows, budgets), complete and bool(keeps_all.all())
+            stay = staying(alive, int(n_held.max()))
+            kept, kept_score = columns.gather(2, stay), block.score.gather(2, stay)
     return out, evicted_at, final, threshold, snapshots
 
 
@@ -146,7 +151,7 @@ def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return x.gather(2, columns.unsqueeze(-1).expand(*columns.shape, x.shape[-1]))
 
 
-class _Block:
+class Block:
     """One block of query rows against its columns: kept keys in order of position, then the block's own keys.
 
     A head's first `n_empty` columns are empty, and its first `n_free` rows drop nothing.
@@ -219,9 +224,7 @@ class _Block:
         dropped_in = row.clamp_max(self.rows).masked_fill(self.place < n_sink, self.rows)
         return dropped_in.masked_fill(self.place < 0, -1)
 
-    def by_score(
-        self, n_sink: int, recent: int, scored: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def by_score(self, n_sink: int, recent: int, scored: bool) -> Walked:
         """As `in_turn`, where each row drops the lowest score outside the first `n_sink` and the last `recent`.
 
         Returns also P [B, Hkv, G, R, C], what each row chose among, [R, B, Hkv, C]: the scores after it, +inf where

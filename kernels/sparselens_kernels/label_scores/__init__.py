@@ -15,15 +15,15 @@ def label_scores(
 ) -> torch.Tensor:
     """s[b, h, t] = R_g scale · Σ_c q[b, h, g, c] · label[b, h, t, c], float32 [B, Hkv, T] (arXiv 2408.07092).
 
-    Without a reduction, each query head's own scores, [B, H, T].
+    Without a reduction, each query head's own scores, [B, H, T]. "softmax" adds up Σ_g of each head's softmax over the T.
 
     Args:
         q: [B, H, r], the chosen channels of one query per head; the G query heads of a KV head share its channels.
-        reduction: R over those G heads: sum, mean, max or none.
+        reduction: R over those G heads: sum, mean, max, softmax or none.
 
     Raises ValueError for shapes that do not fit, and for backend="triton" where the kernel cannot take the call.
     """
-    if reduction != "none":
+    if reduction not in ("none", "softmax"):
         check_reduction(reduction)
     batch, n_kv, _, _ = labels.values.shape
     if q.ndim != 3 or q.shape[0] != batch or q.shape[1] % n_kv or q.shape[2] != labels.n_channels:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from sparselens_kernels.masks import KeyMask
+from sparselens_kernels.masks import KeyMask, Window
 
 _BLOCK = 128  # the side of a block, in tokens; smaller ones are advised against
 
@@ -38,26 +38,38 @@ def block_mask(
     mask: KeyMask, n_heads: int, device: torch.device, window: int | None, until: torch.Tensor | None
 ) -> BlockMask:
     """The blocks that any query sees, and those that all of their queries see whole, for each query head."""
+    n = mask.n_tokens
+    if mask.in_blocks:
+        some, whole = (x.expand(mask.lists, -1, -1) for x in mask.tiles(_BLOCK, device))
+    else:
+        some, whole = _row_by_row(mask, device)
+    if window is not None:
+        some, whole = (x & y for x, y in zip((some, whole), Window(window).tiles(_BLOCK, n, device), strict=True))
+    if until is not None:
+        start = torch.arange(0, n, _BLOCK, device=device)
+        beyond = (0, len(start) * _BLOCK - n)
+        first = torch.nn.functional.pad(until[0], beyond, value=n).unflatten(1, (-1, _BLOCK)).amin((0, 2))
+        whole = whole & (first >= (start + _BLOCK).clamp_max(n)[:, None])
+    heads = n_heads // mask.lists
+    partial, full = (_ordered(x.repeat_interleave(heads, 0)) for x in (some & ~whole, whole))
+    shows = _shows(mask, heads, n_heads, window, until)
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=_BLOCK, mask_mod=shows, seq_lengths=(n, n))
+
+
+def _row_by_row(mask: KeyMask, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `mask.tiles`, for keys that may lie anywhere."""
     n, side = mask.n_tokens, -(-mask.n_tokens // _BLOCK)
     some, whole = (torch.zeros(mask.lists, side, side, dtype=torch.bool, device=device) for _ in range(2))
     every = torch.arange(n, device=device)
     for row, start in enumerate(range(0, n, _BLOCK)):
         end = min(n, start + _BLOCK)
-        key = every[:end]
-        any_of, all_of = (
-            x.expand(mask.lists, -1) for x in (mask.columns(start, end, key), mask.whole(start, end, key))
-        )
-        if window is not None:
-            any_of, all_of = any_of & (key > start - window), all_of & (key > end - 1 - window)
-        if until is not None:
-            all_of = all_of & (until[0, :, :end] >= end).all(0)
         beyond = (0, side * _BLOCK - end)
-        some[:, row] = torch.nn.functional.pad(any_of, beyond).unflatten(1, (side, _BLOCK)).any(2)
-        whole[:, row] = torch.nn.functional.pad(all_of, beyond).unflatten(1, (side, _BLOCK)).all(2)
-    heads = n_heads // mask.lists
-    partial, full = (_ordered(x.repeat_interleave(heads, 0)) for x in (some & ~whole, whole))
-    shows = _shows(mask, heads, n_heads, window, until)
-    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=_BLOCK, mask_mod=shows, seq_lengths=(n, n))
+        any_of, all_of = (
+            torch.nn.functional.pad(x.expand(mask.lists, -1), beyond).unflatten(1, (side, _BLOCK))
+            for x in (mask.columns(start, end, every[:end]), mask.whole(start, end, every[:end]))
+        )
+        some[:, row], whole[:, row] = any_of.any(2), all_of.all(2)
+    return some, whole
 
 
 def _shows(

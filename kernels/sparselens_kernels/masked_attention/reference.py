@@ -8,6 +8,7 @@ from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype
 
 _BLOCK = 64  # queries: half of it gathers twice as often, twice of it computes more that is hidden
+_DEVICE_LOGITS = 2**26  # of a block on an accelerator, where launching a small block's steps takes longer than they do
 
 
 def masked_attention(
@@ -28,9 +29,9 @@ def masked_attention(
     first, every = torch.arange(lists, device=device)[:, None] * n, torch.arange(n, device=device)
     gone = None if until is None else until[0].expand(k.shape[1], -1).repeat_interleave(lists // k.shape[1], 0)
     out = q.new_empty(1, n_heads, n, v.shape[3])
-    pairs = 0
-    for start in range(0, n, _BLOCK):
-        end = min(n, start + _BLOCK)
+    pairs, size = 0, _BLOCK if device.type == "cpu" else min(256, max(_BLOCK, _DEVICE_LOGITS // (n_heads * n)))
+    for start in range(0, n, size):
+        end = min(n, start + size)
         key, query = every[:end], every[start:end]
         some, whole = (x.expand(lists, -1) for x in (mask.columns(start, end, key), mask.whole(start, end, key)))
         if window is not None:

@@ -81,6 +81,9 @@ class LabelSelector(Selector):
         n_lists = channels.shape[0]
         spread = channels.repeat_interleave(n_heads // n_lists, 0)[None, :, None].expand(batch, -1, rows, -1)
         own_q, softmax = q.gather(3, spread), self._reduction == "softmax"
+        if rows == 1 and visible is None:
+            found = label_scores(own_q[:, :, 0], labels, reduction=self._reduction, scale=scale)
+            return found.view(batch, n_kv, -1, 1, n)
         if rows == 1:
             found = label_scores(own_q[:, :, 0], labels, reduction="none" if softmax else self._reduction, scale=scale)
             found = found.view(batch, n_lists, -1, 1, n)
