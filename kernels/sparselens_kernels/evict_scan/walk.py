@@ -47,7 +47,9 @@ def _walk(
         b_p = tl.where(m_alive[None, :], b_next, 0.0)
         b_next = tl.load(p + o_gc + tl.minimum(i + 1, n_rows - 1) * n_columns, mask=m_gc, other=0.0)
         b_sum = tl.sum(b_p, axis=1)
-        if tl.min(tl.where(m_g, b_sum, 1.0), axis=0) < 1e-20:  # what was dropped held nearly all: softmax of what is left
+        if (
+            tl.min(tl.where(m_g, b_sum, 1.0), axis=0) < 1e-20
+        ):  # what was dropped held nearly all: softmax of what is left
             b_x = tl.load(p_logits, mask=m_g[:, None] & m_alive[None, :], other=float("-inf"))
             b_p = tl.exp(b_x - tl.maximum(tl.max(b_x, axis=1), -1e30)[:, None])
             b_sum = tl.sum(b_p, axis=1)
@@ -66,7 +68,10 @@ def _walk(
             m_open = m_alive & (o_c >= empty + n_sink) & (o_c <= n_kept + i - recent)
             b_choice = tl.where(b_score == b_score, b_score, float("-inf"))  # nan goes first: some key has to go
             least, victim = tl.min(
-                tl.where(m_open, b_choice, float("inf")), axis=0, return_indices=True, return_indices_tie_break_left=True
+                tl.where(m_open, b_choice, float("inf")),
+                axis=0,
+                return_indices=True,
+                return_indices_tie_break_left=True,
             )
             b_dropped = tl.where(o_c == victim, i, b_dropped)
             tl.store(lowest + i_row * n_rows + i, least)

@@ -63,7 +63,9 @@ def _split(
 
 
 @triton.jit(do_not_specialize=["n_splits"])
-def _merge(part, lse, out, n_splits, GROUP: tl.constexpr, DIM_V: tl.constexpr, BLOCK: tl.constexpr, BLOCK_V: tl.constexpr):
+def _merge(
+    part, lse, out, n_splits, GROUP: tl.constexpr, DIM_V: tl.constexpr, BLOCK: tl.constexpr, BLOCK_V: tl.constexpr
+):
     """out = Σ_i exp(lse[i]) · part[i] / Σ_i exp(lse[i]) over the splits of one query head; nought where all are empty."""
     i_row = tl.program_id(0).to(tl.int64)
     i_kv, i_g = i_row // GROUP, i_row % GROUP
