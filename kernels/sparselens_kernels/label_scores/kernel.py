@@ -91,6 +91,22 @@ def _scores(
         )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["n_blocks"])
+def _log_sum(parts, lse, n_blocks, BLOCK: tl.constexpr):
+    """lse = log Σ_i exp parts[i] over the blocks of one query head."""
+    i_row = tl.program_id(0).to(tl.int64)
+    b_max = tl.full([BLOCK], -1e30, tl.float32)
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    for i in range(0, n_blocks, BLOCK):
+        o = i + tl.arange(0, BLOCK)
+        b_x = tl.load(parts + i_row * n_blocks + o, mask=o < n_blocks, other=float("-inf"))
+        b_new = tl.maximum(b_max, b_x)
+        b_sum = b_sum * tl.exp(b_max - b_new) + tl.exp(b_x - b_new)
+        b_max = b_new
+    top = tl.max(b_max, axis=0)
+    tl.store(lse + i_row, top + tl.log(tl.sum(b_sum * tl.exp(b_max - top), axis=0)))
+
+
 def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: float) -> torch.Tensor:
     """As reference.label_scores."""
     if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -115,6 +131,9 @@ def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: floa
         return out
 
     if reduction == "softmax":  # the labels are read twice: a fifth of the bytes of a softmax over every head's scores
-        lse = scores(_LOG_SUM, q, n_heads, n_blocks).logsumexp(-1)
+        parts = scores(_LOG_SUM, q, n_heads, n_blocks)
+        lse = torch.empty(batch, n_heads, dtype=torch.float32, device=q.device)
+        with torch.cuda.device_of(q):
+            _log_sum[(batch * n_heads,)](parts, lse, n_blocks, BLOCK=_BLOCK)
         return scores(_REDUCTIONS[reduction], lse, n_kv, n_tokens)
     return scores(_REDUCTIONS[reduction], q, n_heads if reduction == "none" else n_kv, n_tokens)

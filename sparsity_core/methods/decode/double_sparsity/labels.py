@@ -79,8 +79,10 @@ class LabelSelector(Selector):
         (batch, n_heads, rows, _), (n_kv, n) = q.shape, k.shape[1:3]
         labels, channels = self._of(heads, n)
         n_lists = channels.shape[0]
-        spread = channels.repeat_interleave(n_heads // n_lists, 0)[None, :, None].expand(batch, -1, rows, -1)
-        own_q, softmax = q.gather(3, spread), self._reduction == "softmax"
+        group = n_heads // n_lists
+        spread = channels[None, :, None, None].expand(batch, -1, group, rows, -1)
+        own_q = q.unflatten(1, (n_lists, group)).gather(4, spread).flatten(1, 2)
+        softmax = self._reduction == "softmax"
         if rows == 1 and visible is None:
             found = label_scores(own_q[:, :, 0], labels, reduction=self._reduction, scale=scale)
             return found.view(batch, n_kv, -1, 1, n)
