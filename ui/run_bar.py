@@ -14,7 +14,6 @@ from sparsity_core.kinds import Method, Pipeline
 from sparsity_core.models import ADD_BOS, PROMPTS
 from sparsity_core.record import RunSpec
 from sparsity_core.work import Job, explain, read_text
-from sparsity_core.work import held as memory
 from ui import shared, work
 from ui.address import places_of, read_model
 from ui.first_look import painted
@@ -221,7 +220,7 @@ def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
             drawn=opened,
         )
         if opened:
-            st.caption(memory_held())
+            st.caption(work.memory_held())
     return int(generate), int(seed), device, dtype, add_bos
 
 
@@ -255,14 +254,6 @@ def _numbers(first: RunSpec, drawn: bool) -> tuple[str, str]:
         drawn=drawn,
     )
     return device, dtype
-
-
-def memory_held() -> str:
-    """What this server keeps in memory for all its visitors, in a sentence."""
-    parts = [f"{what} ({size / 2**20:,.0f} MB)" for what, size in sorted(memory().items(), key=lambda item: -item[1])]
-    left = work.queue().left_behind
-    stuck = f" {left} job(s) could not be ended and hold what they hold: restart the server." if left else ""
-    return f"In this server's memory: {', '.join(parts) or 'no model and no run'}.{stuck}"
 
 
 def _prompt(first: RunSpec) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -14,6 +16,7 @@ from ui.figure import show_figure
 from ui.knobs import choose_one
 from ui.literal import code
 from ui.session import Shown
+from ui.tasks import runs
 from ui.view import View
 from viz import cost, scores
 
@@ -52,15 +55,6 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
     if key in filled:
         return filled[key]
 
-    def compute(progress):  # type: ignore[no-untyped-def]
-        from sparsity_core.inference import refill
-        from sparsity_core.models import load
-
-        progress(0.1, f"loading {item.spec.model}")
-        model = load(item.spec.model, device=item.spec.device, dtype=item.spec.dtype)
-        progress(0.3, f"running up to layer {layer}")
-        return refill(model, item.trace, Pipeline.parse(item.spec.pipeline), layer)
-
     def keep(jobs: dict[str, Job]) -> None:
         filled.update({k: job.result for k, job in jobs.items()})
         while len(filled) > 2:  # a layer of A and one of B: a long text's scores are large
@@ -74,7 +68,7 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
         icon=":material/timeline:",
         help=f"the trace holds scores at {n} steps; this computes layers 0 to {layer} again for all the others",
     ):
-        work.submit(key, {key: compute})
+        work.submit(key, {key: partial(runs.refill_scores, item.spec, item.trace, layer)})
         st.rerun()
     work.watch(key, keep)
     return None

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from sparsity_core.record import RunSpec, Store, Trace, key_of
-from sparsity_core.work import Job, JobQueue, cache_dir, clear_leftovers, explain
+from sparsity_core.record import RunSpec, key_of
+from sparsity_core.work import Job, JobQueue, Progress, cache_dir, clear_leftovers, explain, held
 from ui import shared
 from ui.compat import is_connected, session_id
 from ui.literal import literal
 from ui.session import trace_of
+from ui.tasks import runs
 from ui.trust import may_look_up
 
 
 @st.cache_resource(show_spinner=False)
 def queue() -> JobQueue:
     """The one queue of this process; every session's work goes through it."""
-    sys.setswitchinterval(0.0005)  # s; a page takes its turn with a running job many times, and waits this long at each
     clear_leftovers(cache_dir())
     return JobQueue(present=_connected)
 
@@ -38,27 +37,20 @@ def _connected(watcher: str) -> bool:
     return not session or is_connected(session)
 
 
-def run_spec(spec: RunSpec) -> Callable[[Callable[[float, str], None]], tuple[Trace | None, str | None]]:
-    """The work of a spec: compute and keep. Returns the trace, and why, where it could not be kept."""
+def submit(
+    purpose: str, pieces: Mapping[str, Callable[[Progress], Any]], keep: Callable[[str, Any], None] | None = None
+) -> None:
+    """Queues pieces of work, by key, that a page waits for together under `purpose`.
 
-    def work(progress: Callable[[float, str], None]) -> tuple[Trace | None, str | None]:
-        from sparsity_core.inference import execute
-
-        trace = execute(spec, progress)
-        problem = Store().put(spec, trace)
-        return (None, None) if problem is None else (trace, problem)  # what is stored need not stay in memory as well
-
-    return work
-
-
-def submit(purpose: str, work: dict[str, Callable[[Callable[[float, str], None]], Any]]) -> None:
-    """Queues pieces of work, by key, that a page waits for together under `purpose`."""
+    Each is a function of `ui.tasks`, or of another module without Streamlit, with its arguments. `keep` is given the key and
+    the result of each, in this process and outside of any session.
+    """
     jobs: dict[str, Job] = {}
     known = st.session_state.get("pending", {}).values()
     try:
-        shared.check_jobs(len(work) + sum(not job.finished for waited in known for job in waited.values()))
-        for key, piece in work.items():
-            jobs[key] = queue().submit(key, piece, _watcher())
+        shared.check_jobs(len(pieces) + sum(not job.finished for waited in known for job in waited.values()))
+        for key, piece in pieces.items():
+            jobs[key] = queue().submit(key, piece, _watcher(), keep=None if keep is None else partial(keep, key))
     except ValueError as error:  # too many wait already: all of these or none
         for job in jobs.values():
             queue().cancel(job, _watcher())
@@ -69,7 +61,7 @@ def submit(purpose: str, work: dict[str, Callable[[Callable[[float, str], None]]
 
 def submit_specs(purpose: str, specs: list[RunSpec]) -> bool:
     """Queues those specs that are not in the store. Returns whether anything had to be queued."""
-    missing = {key_of(spec): run_spec(spec) for spec in specs if trace_of(spec) is None}
+    missing = {key_of(spec): partial(runs.run_spec, spec) for spec in specs if trace_of(spec) is None}
     if missing:
         submit(purpose, missing)
     return bool(missing)
@@ -147,19 +139,21 @@ def keep_results(jobs: dict[str, Job]) -> None:
 
 
 def warm_up(model: str, start: bool) -> Job | None:
-    """The loading of a model in the background, once a process, so that the first run need not wait for it.
+    """The loading of a model in the background, once an engine, so that the first run need not wait for it.
 
     It begins with the first call whose `start` is true; None before.
     """
-
-    def work(progress: Callable[[float, str], None]) -> None:
-        gc.disable()  # imports make many objects, all to stay: to look through them takes a tenth of the time
-        try:
-            from sparsity_core.models import load
-
-            load(model)
-        finally:
-            gc.enable()
-
     key = f"load {model}"
-    return queue().find(key) or (queue().submit(key, work, "process") if start else None)
+    found = queue().find(key)
+    if found is None and start:
+        return queue().submit(key, partial(runs.load_model, model), "process", in_every_engine=True)
+    return found
+
+
+def memory_held() -> str:
+    """What this server and its engine keep in memory for all visitors, in a sentence."""
+    answered = queue().ask(held)
+    sizes = held() | (answered or {})
+    parts = [f"{what} ({size / 2**20:,.0f} MB)" for what, size in sorted(sizes.items(), key=lambda item: -item[1])]
+    silent = " What the running job holds is not known yet." if answered is None and queue().engines else ""
+    return f"In this server's memory: {', '.join(parts) or 'no model and no run'}.{silent}"

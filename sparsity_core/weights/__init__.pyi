@@ -4,6 +4,7 @@ from .activations import neuron_moments as neuron_moments
 from .activations import stream_moment as stream_moment
 from .card import report_card as report_card
 from .compressed import CompressedModel as CompressedModel
+from .counts import kept_count as kept_count
 from .ffn import FeedForward as FeedForward
 from .ffn import feed_forwards as feed_forwards
 from .ffn import neuron_counts as neuron_counts
@@ -16,7 +17,6 @@ from .heads import n_units as n_units
 from .low_rank import truncate as truncate
 from .model_spectra import spectra_of as spectra_of
 from .neurons import cut_neurons as cut_neurons
-from .neurons import kept_count as kept_count
 from .recovery import recover as recover
 from .spectrum import Gram as Gram
 from .spectrum import KSDistance as KSDistance

@@ -13,8 +13,9 @@ import torch
 from sparsity_core.kinds import WeightMethod
 from sparsity_core.models import AttentionNames, Model, ModelError, decoder_layers, wrap
 from sparsity_core.weights.compressed import CompressedModel
+from sparsity_core.weights.counts import kept_count
 from sparsity_core.weights.ffn import feed_forwards, set_weight, shared_copy, weight_of
-from sparsity_core.weights.neurons import kept_count, top
+from sparsity_core.weights.neurons import top
 from sparsity_core.work import Progress
 
 

@@ -11,6 +11,7 @@ import torch
 from sparsity_core.kinds import Ranking, WeightMethod
 from sparsity_core.models import Model, wrap
 from sparsity_core.weights.compressed import CompressedModel
+from sparsity_core.weights.counts import kept_count
 from sparsity_core.weights.ffn import FeedForward, NeuronCut, feed_forwards, without_neurons
 from sparsity_core.weights.spectrum import Gram, ks_distance
 from sparsity_core.work import Progress
@@ -68,14 +69,6 @@ def _compensated(block: FeedForward, kept: torch.Tensor, mean: torch.Tensor | No
     lost = mean.to(block.down).clone()
     lost[kept] = 0.0
     return NeuronCut(kept, block.down @ lost)
-
-
-def kept_count(n: int, ratio: float, multiple: int = 1, *, what: str = "neurons") -> int:
-    """How many of n stay. Raises ValueError where none would."""
-    count = round(n * (1.0 - ratio) / multiple) * multiple
-    if count < 1:
-        raise ValueError(f"a ratio of {ratio:g} leaves none of {n:,} {what}: choose a smaller one")
-    return min(n, count)
 
 
 def _counts(

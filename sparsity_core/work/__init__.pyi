@@ -9,6 +9,7 @@ from .checkpoints import read_trained as read_trained
 from .checkpoints import write_checkpoint as write_checkpoint
 from .checkpoints import write_trained as write_trained
 from .digests import digest_of as digest_of
+from .errors import explain as explain
 from .files import MOST_BYTES as MOST_BYTES
 from .files import UNFINISHED as UNFINISHED
 from .files import clear_leftovers as clear_leftovers
@@ -25,7 +26,6 @@ from .held import held as held
 from .held import keeps as keeps
 from .jobs import Job as Job
 from .jobs import JobQueue as JobQueue
-from .jobs import explain as explain
 from .kept_prompts import keep_prompt as keep_prompt
 from .kept_prompts import kept_prompt as kept_prompt
 from .outside import plugins as plugins

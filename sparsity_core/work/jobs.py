@@ -1,35 +1,34 @@
-"""One queue for all model work of a process: equal work joined, turns by visitor, progress, cancel, a time limit.
+"""One queue for all model work of a process: equal work joined, turns by visitor, progress, cancel, limits.
 
-A model fills the machine, so one job runs at a time, whoever asked for it. Each job has a thread of its own, and a
-dispatcher that starts it, waits for its end, and ends it where it does not end by itself.
+A model fills the machine, so one job runs at a time, whoever asked for it, in a process of its own (`engine.py`). A dispatcher
+hands it the next job, waits for its end, and ends the process where the job does not end by itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import sys
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+from sparsity_core.work.engine import Engine, Task, packed
+from sparsity_core.work.errors import explain
+from sparsity_core.work.limits import most_bytes, most_seconds
+from sparsity_core.work.progress import Progress
+
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
-Work = Callable[[Callable[[float, str], None]], Any]
+Work = Callable[[Progress], Any]
+Keep = Callable[[Any], None]
 
 MOST_WAITING = 64  # jobs of one visitor; a page asks for a whole sweep, or for every method, at once
 _REMEMBERED = 32  # finished jobs whose result a late poll still finds
 _ABSENT = 20.0  # s without a sign of a visitor, after which their waiting jobs are dropped
-_QUIET = 5.0  # s that a cancelled job has to report, before it is interrupted
-_DEAF = 15.0  # s that an interrupted job has to end, before it is left behind
+_QUIET = 10.0  # s that a job has to report and so to end, before its process is ended; a step of a training takes 5
 _LOOK = 0.1  # s from one look at the running job to the next
-
-
-class Ended(BaseException):
-    """Raised inside the work, once nobody waits for it or its time is over. No Exception: no handler of work keeps it."""
+_ANSWER = 1.0  # s that a question to the engine may take
 
 
 @dataclass(eq=False)
@@ -37,7 +36,7 @@ class Job:
     """One piece of work, shared by every session that asked for it. Read its fields; only the queue writes them."""
 
     key: str
-    work: Work | None
+    work: bytes | None  # pickled
     status: Status = "queued"
     share: float = 0.0
     doing: str = "waiting"
@@ -47,6 +46,7 @@ class Job:
     started: float | None = None
     reported: float = 0.0  # when `share` was last told
     unwanted: float | None = None  # since when nobody waits for it
+    keep: Keep | None = None
 
     @property
     def finished(self) -> bool:
@@ -58,18 +58,6 @@ class Job:
             return None
         told = self.reported - self.started  # between two reports the time left shrinks by what has passed
         return max(0.0, told * (1 - self.share) / self.share - (time.monotonic() - self.reported))
-
-
-def most_seconds() -> float:
-    """How long a job may run: SPARSELENS_JOB_SECONDS, two hours where it is not set. Raises ValueError for no number."""
-    given = os.environ.get("SPARSELENS_JOB_SECONDS") or 7200.0
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise ValueError(f"SPARSELENS_JOB_SECONDS is a number of seconds above 0; got {given!r}")
-    return seconds
 
 
 def _everybody(watcher: str) -> bool:
@@ -89,13 +77,25 @@ class JobQueue:
         self._seen: dict[str, float] = {}
         self._served: dict[str, int] = {}  # the visitors' latest turns, numbered
         self._turn = 0
-        self.left_behind = 0  # jobs that no interrupt ended: their threads go on, and hold what they hold
+        self._engine: Engine | None = None
+        self._standing: tuple[str, bytes] | None = None
+        self._closed = False
+        self.engines = 0  # how many were started: one, and another after each that ended
 
-    def submit(self, key: str, work: Work, watcher: str) -> Job:
+    def submit(
+        self, key: str, work: Work, watcher: str, *, keep: Keep | None = None, in_every_engine: bool = False
+    ) -> Job:
         """The job of this key: the one that waits or runs already, or a new one, for which this visitor waits in turn.
 
-        Raises ValueError where this visitor has 64 jobs waiting.
+        Args:
+            work: a function of a module, with arguments that can be pickled, or a `partial` of one. It runs in another
+                process: what it returns is the job's result, and what it changes in its arguments is lost.
+            keep: given the result in this process, before the job counts as done.
+            in_every_engine: the work is done again in an engine that takes the place of one that ended.
+
+        Raises ValueError where this visitor has 64 jobs waiting, and what pickle raises for work that it does not know.
         """
+        content = packed(work)
         with self._lock:
             self._seen[watcher] = time.monotonic()
             self._drop_the_gone()
@@ -109,14 +109,18 @@ class JobQueue:
             if job is not None:
                 job.watchers.add(watcher)
                 return job
-            job = Job(key, work, watchers={watcher})
-            self._finished.pop(key, None)
-            self._waiting.append(job)
-            if self._dispatcher is None:
-                self._dispatcher = threading.Thread(target=self._dispatch, name="sparselens-dispatcher", daemon=True)
-                self._dispatcher.start()
-            self._lock.notify_all()
-            return job
+            if in_every_engine:
+                self._standing = key, content
+            return self._queued(Job(key, content, watchers={watcher}, keep=keep))
+
+    def _queued(self, job: Job) -> Job:
+        self._finished.pop(job.key, None)
+        self._waiting.append(job)
+        if self._dispatcher is None:
+            self._dispatcher = threading.Thread(target=self._dispatch, name="sparselens-dispatcher", daemon=True)
+            self._dispatcher.start()
+        self._lock.notify_all()
+        return job
 
     def see(self, watcher: str) -> None:
         """A sign that this visitor is there."""
@@ -144,6 +148,27 @@ class JobQueue:
             self._drop_the_gone()
             return self._in_turn().index(job) + (self._running is not None) if job in self._waiting else 0
 
+    def ask(self, question: Callable[[], Any], patience: float = _ANSWER) -> Any | None:
+        """What a function of a module returns in the engine, beside the job that runs there.
+
+        None where no engine runs, or it does not answer within `patience` s. Raises ValueError where the function fails.
+        """
+        engine = self._engine
+        return None if engine is None else engine.ask(question, patience)
+
+    def close(self) -> None:
+        """Ends the engine and with it the job that runs; those that wait are cancelled. A closed queue does no more work."""
+        with self._lock:
+            self._closed = True
+            for job in self._waiting:
+                self._finish(job, "cancelled")
+            self._waiting.clear()
+            self._lock.notify_all()
+        if self._engine is not None:
+            self._engine.end()
+        if self._dispatcher is not None:
+            self._dispatcher.join()
+
     def _unfinished(self) -> list[Job]:
         return [*self._waiting, *([self._running] if self._running else [])]
 
@@ -170,6 +195,8 @@ class JobQueue:
         while True:
             with self._lock:
                 self._drop_the_gone()
+                if self._closed:
+                    return
                 if not self._waiting:
                     self._served.clear()
                     self._seen.clear()
@@ -179,110 +206,85 @@ class JobQueue:
                 self._waiting.remove(job)
                 self._turn += 1
                 self._served |= dict.fromkeys(job.watchers, self._turn)
-                job.status, job.started = "running", time.monotonic()
+                job.status, job.doing, job.started = "running", "starting", time.monotonic()
             status, job.error = self._done(job)
             with self._lock:
                 self._running = None
                 self._finish(job, status)
+                self._prepare_another(job)
             del job
-            _give_back()
 
     def _done(self, job: Job) -> tuple[Status, str]:
         """Runs a job to its end. Returns how it ended, and the sentence of an error."""
-        outcome: list[tuple[Status, str]] = []
-        interrupted: float | None = None
+        assert job.work is not None
         try:
-            limit = most_seconds()
-            thread = threading.Thread(target=_do, args=(job, limit, outcome), name="sparselens-job", daemon=True)
-            thread.start()
-        except (ValueError, RuntimeError) as error:  # the latter where the machine gives no more threads
+            seconds, n_bytes = most_seconds(), most_bytes()
+            engine = self._running_engine()
+        except Exception as error:  # a limit that is no number, or no process to be had: the queue goes on
             return "failed", explain(error)
-        while thread.is_alive():
-            thread.join(_LOOK)
+        task = engine.do(job.work, partial(_tell, job))
+        why = self._watched(job, engine, task, seconds, n_bytes)
+        how, found = task.outcome
+        if how == "done":
+            try:
+                if job.keep is not None:
+                    job.keep(found)
+            except Exception as error:
+                return "failed", explain(error)
+            job.result = found
+            return "done", ""
+        if how == "failed":
+            return "failed", found
+        if why:
+            return "failed", why
+        return ("cancelled", "") if job.unwanted is not None or self._closed else ("failed", engine.how_it_ended())
+
+    def _watched(self, job: Job, engine: Engine, task: Task, seconds: float, n_bytes: int) -> str:
+        """Waits for a job's end, and ends it where it is unwanted or takes too much. Returns why, but where it is unwanted."""
+        why, stopped = "", None
+        while not task.over.wait(_LOOK):
             now = time.monotonic()
-            over = now - (job.started or now) > limit
-            if interrupted is not None:
-                if now - interrupted > _DEAF:
-                    self.left_behind += 1
-                    break
-            elif (over or (job.unwanted is not None and now - job.unwanted > _QUIET)) and not _imports(thread):
-                interrupted = now
-                _interrupt(thread)
-        ended: tuple[Status, str] = ("cancelled", "")
-        if job.unwanted is None:
-            ended = (
-                "failed",
-                f"The work was ended after {limit:,.0f} s, the most that a job may take here: ask for less, or set "
-                "SPARSELENS_JOB_SECONDS higher.",
-            )
-        return outcome[0] if outcome else ended
+            if engine.n_bytes() > n_bytes:
+                why = (
+                    f"The work was ended as it took more than {n_bytes / 2**30:,.1f} GiB of memory, the most that a job may take "
+                    "here: shorten the prompt, choose a smaller model, or set SPARSELENS_JOB_GIB higher."
+                )
+                engine.end()
+            elif stopped is None and (job.unwanted is not None or now - (job.started or now) > seconds):
+                stopped = now
+                if job.unwanted is None:
+                    why = (
+                        f"The work was ended after {seconds:,.0f} s, the most that a job may take here: ask for less, or set "
+                        "SPARSELENS_JOB_SECONDS higher."
+                    )
+                engine.stop(task)
+            elif self._closed or (stopped is not None and now - stopped > _QUIET):
+                engine.end()
+        return why
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None or not self._engine.runs:
+            self._engine = None
+            self._engine = Engine()
+            self.engines += 1
+        return self._engine
+
+    def _prepare_another(self, job: Job) -> None:
+        """Begins what every engine does first, where the last one has ended: the next job then finds it done."""
+        if self._standing is None or self._closed or (self._engine is not None and self._engine.runs):
+            return
+        key, work = self._standing
+        if key != job.key and not any(waiting.key == key for waiting in self._waiting):  # it may be what ended it
+            self._queued(Job(key, work, watchers={"the queue"}))
 
     def _finish(self, job: Job, status: Status) -> None:
-        job.status, job.work = status, None
+        job.status, job.work, job.keep = status, None, None
         self._finished[job.key] = job
         while len(self._finished) > _REMEMBERED:
             self._finished.popitem(last=False)
 
 
-def _do(job: Job, limit: float, outcome: list[tuple[Status, str]]) -> None:
-    """A job's own thread. It leaves its outcome, or none where it was ended from outside."""
-
-    def report(share: float, doing: str) -> None:
-        now = time.monotonic()
-        if job.finished or not job.watchers or now - (job.started or now) > limit:
-            raise Ended
-        if share > job.share:
-            job.share, job.reported = min(1.0, share), now
-        job.doing = doing
-
-    try:
-        assert job.work is not None
-        result = job.work(report)
-        if not job.finished:  # else it was left behind, and nobody waits for what it found
-            job.result = result
-            outcome.append(("done", ""))
-    except Ended:
-        pass
-    except BaseException as error:  # the queue must outlive any job; the sentence goes to whoever asked
-        outcome.append(("failed", explain(error)))
-
-
-def _give_back() -> None:
-    """Returns what a job freed to the system, which glibc's allocator otherwise keeps for this process."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _interrupt(thread: threading.Thread) -> None:
-    """Raises `Ended` in a thread before its next line of Python; a call into C that does not return goes on."""
-    if thread.ident is not None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Ended))
-
-
-def _imports(thread: threading.Thread) -> bool:
-    """Whether a thread is importing: a module that was interrupted half way cannot be imported again."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def explain(error: BaseException) -> str:
-    """An error as a sentence with the next step; a ValueError of ours is one already."""
-    text = _text_of(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        return "The machine ran out of memory: shorten the prompt, choose a smaller model, or device=cpu."
-    if isinstance(error, ValueError) and text:
-        if text.split()[0].isalpha():  # not a name's own spelling: meta-llama/…, n_sink, gpt2
-            text = text[0].upper() + text[1:]
-        return text + ("" if text.endswith((".", "?", "!")) else ".")
-    return f"The run failed ({type(error).__name__}: {text.splitlines()[0] if text else 'no message'})."
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error).strip()
-    except BaseException:  # an exception of another library may fail to say what it is
-        return ""
+def _tell(job: Job, share: float, doing: str) -> None:
+    if share > job.share:
+        job.share, job.reported = min(1.0, share), time.monotonic()
+    job.doing = doing

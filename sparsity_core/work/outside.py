@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Literal
 
 Kind = Literal["methods", "figures", "pages", "commands"]
+PLUGINS = "sparselens_plugins"  # the package of modules that are files of a folder
 
 
 def plugins(kind: Kind) -> list[ModuleType]:
@@ -49,11 +50,12 @@ def _folders() -> list[Path]:
 
 def _from_file(kind: str, path: Path) -> ModuleType:
     """The module of a file, imported once. Modules are known by their folder too: two folders may hold the same name."""
-    name = f"sparselens_plugins.{kind}.{path.parent.parent.resolve().as_posix().replace('.', '_')}.{path.stem}"
+    name = f"{PLUGINS}.{kind}.{path.parent.parent.resolve().as_posix().replace('.', '_')}.{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(PLUGINS, ModuleType(PLUGINS))  # without it nothing of the module can be pickled
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)

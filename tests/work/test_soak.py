@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
-from sparsity_core.inference import execute
 from sparsity_core.kinds import Pipeline
 from sparsity_core.record import RunSpec, Store, Trace, key_of
 from sparsity_core.work import jobs as jobs_module
 from sparsity_core.work.jobs import Job, JobQueue
 from tests import tiny
+from tests.work.errands import give, run_and_store, settled
 
 SECONDS = 300.0  # of six visitors at random
 ACTIONS, SETTLED = 200, 50  # of four visitors, and how many of them memory may grow in
@@ -45,24 +46,10 @@ def specs(model: Path) -> list[list[RunSpec]]:
     return [[replace(base, prompt=text, pipeline=p, seed=s) for p in PIPELINES for s in range(4)] for text in TEXTS]
 
 
-def work_of(spec: RunSpec):
-    def work(report):
-        assert Store().put(spec, execute(spec, report)) is None
-
-    return work
-
-
 def is_of(trace: Trace, spec: RunSpec) -> bool:
     return trace.provenance.pipeline == str(Pipeline.parse(spec.pipeline)) and "".join(trace.texts).endswith(
         spec.prompt
     )
-
-
-def settle(jobs: list[Job]) -> None:
-    deadline = time.monotonic() + 120
-    while not all(job.finished for job in jobs):
-        assert time.monotonic() < deadline, [(job.key, job.status) for job in jobs if not job.finished]
-        time.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -81,7 +68,7 @@ def test_six_visitors_who_run_cancel_and_leave_at_random(model, monkeypatch):
         there[name] = action != "leave"
         if action == "run" and len(mine[i]) < 8:
             spec = rng.choice(asked[i])
-            job = queue.submit(key_of(spec), work_of(spec), name)
+            job = queue.submit(key_of(spec), partial(run_and_store, spec), name)
             mine[i].append((spec, job))
             every.append(job)
         elif action == "cancel" and mine[i]:
@@ -96,34 +83,35 @@ def test_six_visitors_who_run_cancel_and_leave_at_random(model, monkeypatch):
                 assert trace is not None and is_of(trace, spec)
         time.sleep(rng.random() / 20)
     there |= dict.fromkeys(there, True)
-    last = queue.submit("last", lambda report: "reached", "last")
+    last = queue.submit("last", partial(give, "reached"), "last")
     there["last"] = True
-    settle([*every, last])
-    assert last.result == "reached" and queue.left_behind == 0
+    settled(*every, last, most=120)
+    assert last.result == "reached" and queue.engines == 1
+    queue.close()
     assert not [job.error for job in every if job.error]
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read where Linux tells it")
 def test_memory_is_flat_after_the_first_fifty_of_two_hundred_actions(model):
-    rng, asked, queue, sizes = random.Random(1), specs(model)[:4], JobQueue(), []
+    rng, asked, queue = random.Random(1), specs(model)[:4], JobQueue()
+    server: list[int] = []
+    engine: list[int] = []
     for n in range(ACTIONS):
         i = n % 4
         spec = rng.choice(asked[i])
         if rng.random() < 0.2:
-            job = queue.submit(key_of(spec), work_of(spec), str(i))
+            job = queue.submit(key_of(spec), partial(run_and_store, spec), str(i))
             queue.cancel(job, str(i))
         else:
-            job = queue.submit(key_of(spec), work_of(spec), str(i))
-        settle([job])
+            job = queue.submit(key_of(spec), partial(run_and_store, spec), str(i))
+        settled(job, most=120)
         if job.status == "done":
             assert is_of(Store().get(spec), spec)
-        sizes.append(resident())
-    early, late = max(sizes[SETTLED // 2 : SETTLED]), max(sizes[-SETTLED:])
-    assert late - early < 40 * 2**20, [size // 2**20 for size in sizes[::10]]
+        server.append(psutil.Process().memory_info().rss)
+        engine.append(queue._engine.n_bytes() if queue._engine else 0)
+    assert queue.engines == 1
+    queue.close()
+    for sizes in (server, engine):
+        early, late = max(sizes[SETTLED // 2 : SETTLED]), max(sizes[-SETTLED:])
+        assert late - early < 40 * 2**20, [size // 2**20 for size in sizes[::10]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from sparsity_core.studies import SHARES, ChannelStudy, Read
 from ui import work
 from ui.channels.choice import Choice, method_of
 from ui.session import Shown, trace_of
+from ui.tasks import channels
 from viz.channels import curve_point, overlap_table
 
 ANSWER = 24  # tokens of a continuation
@@ -59,19 +59,24 @@ def read_of(item: Shown, layer: int, choice: Choice) -> Read | None:
 
 
 def calibrate_model(item: Shown) -> None:
-    work.submit("calibrate", {f"calibrate {item.trace.provenance.fingerprint}": partial(_calibrate, item.spec)})
+    work.submit("calibrate", {f"calibrate {item.trace.provenance.fingerprint}": partial(channels.calibrate, item.spec)})
 
 
 def study_text(item: Shown) -> None:
-    key = _study_key(item)
-    work.submit("channels", {key: partial(_study, item.spec, _ids(item), key, known_values())})
+    work.submit(
+        "channels", {_study_key(item): partial(channels.study, item.spec, _ids(item))}, partial(_keep, known_values())
+    )
 
 
 def look_at_layer(shown: list[Shown], layer: int, choice: Choice) -> None:
     keys = {_read_key(item, layer, choice): item for item in shown}
     work.submit(
         "reads",
-        {key: partial(_look, item.spec, _ids(item), layer, choice, key, known_values()) for key, item in keys.items()},
+        {
+            key: partial(channels.look, item.spec, _ids(item), layer, choice.channels, choice.statistic)
+            for key, item in keys.items()
+        },
+        partial(_keep, known_values()),
     )
 
 
@@ -138,7 +143,7 @@ def known_values() -> dict[str, Any]:
     return {}
 
 
-def _keep(key: str, value: Any, known: dict[str, Any]) -> None:
+def _keep(known: dict[str, Any], key: str, value: Any) -> None:
     known[key] = value
     while len(known) > _KEPT:
         known.pop(next(iter(known)))
@@ -155,45 +160,3 @@ def _read_key(item: Shown, layer: int, choice: Choice) -> str:
 
 def _ids(item: Shown) -> tuple[int, ...]:
     return tuple(item.trace.token_ids.tolist())
-
-
-def _model(spec: RunSpec, progress: Callable[[float, str], None]) -> Any:
-    """The model of a spec, its weights pruned as the spec says."""
-    from sparsity_core.inference import pruned
-    from sparsity_core.models import load
-
-    progress(0.0, f"loading {spec.model}")
-    return pruned(load(spec.model, device=spec.device, dtype=spec.dtype), Pipeline.parse(spec.pipeline), progress)
-
-
-def _calibrate(spec: RunSpec, progress: Callable[[float, str], None]) -> None:
-    from sparsity_core.methods.decode.double_sparsity.calibration import channels_for
-
-    channels_for(_model(replace(spec, pipeline="dense"), progress), progress=progress)
-
-
-def _study(
-    spec: RunSpec, ids: tuple[int, ...], key: str, known: dict[str, Any], progress: Callable[[float, str], None]
-) -> None:
-    from sparsity_core.studies import study_channels
-
-    _keep(key, study_channels(_model(spec, progress), ids, progress=progress), known)
-
-
-def _look(
-    spec: RunSpec,
-    ids: tuple[int, ...],
-    layer: int,
-    choice: Choice,
-    key: str,
-    known: dict[str, Any],
-    progress: Callable[[float, str], None],
-) -> None:
-    from sparsity_core.studies import read_at
-
-    model = _model(spec, progress)
-    _keep(
-        key,
-        read_at(model, ids, layer, channels=choice.channels, statistic=choice.statistic, progress=progress),
-        known,
-    )

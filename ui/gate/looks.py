@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from sparsity_core.record import key_of
 from sparsity_core.studies import GateLook
 from ui import work
 from ui.session import Shown
+from ui.tasks import gate
 
 _KEPT = 12  # looks at a layer, in this process
 
@@ -38,7 +38,9 @@ def was_asked(item: Shown, layer: int, window: tuple[int, int]) -> bool:
 def look_at(item: Shown, layer: int, window: tuple[int, int]) -> None:
     key = _look_key(item, layer, window)
     st.session_state["gate look"] = key
-    work.submit("gate_look", {key: partial(_look, item, layer, window, key, known_values())})
+    work.submit(
+        "gate_look", {key: partial(gate.look, item.spec, item.trace, layer, window)}, partial(_keep, known_values())
+    )
 
 
 def _look_key(item: Shown, layer: int, window: tuple[int, int]) -> str:
@@ -51,20 +53,7 @@ def known_values() -> dict[str, Any]:
     return {}
 
 
-def _look(
-    item: Shown,
-    layer: int,
-    window: tuple[int, int],
-    key: str,
-    known: dict[str, Any],
-    progress: Callable[[float, str], None],
-) -> None:
-    from sparsity_core.models import load
-    from sparsity_core.studies import look_at_gate
-
-    spec = item.spec
-    progress(0.0, f"loading {spec.model}")
-    model = load(spec.model, device=spec.device, dtype=spec.dtype)
-    known[key] = look_at_gate(model, item.trace, Pipeline.parse(spec.pipeline), layer, window, progress)
+def _keep(known: dict[str, Any], key: str, found: GateLook) -> None:
+    known[key] = found
     while len(known) > _KEPT:
         known.pop(next(iter(known)))

@@ -14,11 +14,14 @@ from sparsity_core.kinds import WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.studies import Ranked, Uncut, WeightStudy
 from sparsity_core.work import Job
+from ui.tasks.spectra import Measured
 
 
 @st.cache_resource(show_spinner=False)
 def known_values() -> dict[str, Any]:
-    """Of this process: fingerprints of models that were loaded, records that no disk would take, and layers made ready."""
+    """Of this process: fingerprints of models that were loaded, records that no disk would take, and, of layers that were
+    made ready, by which engine.
+    """
     return {"fingerprints": {}, "records": OrderedDict(), "layers": OrderedDict()}
 
 
@@ -97,24 +100,23 @@ def _stored(kind: str, fingerprint: str, dtype: str, name: str, _method: Any) ->
     return found
 
 
-def keep(record: Any, who: tuple[str, str], known: dict[str, Any]) -> str | None:
-    """Keeps a record on disk, or in this process where no disk takes it, which the sentence that it returns then says."""
-    problem = studies.keep_record(record, *who)
-    if problem is not None:
+def keep(known: dict[str, Any], spec: RunSpec, found: Measured) -> None:
+    """Notes what a job found in `known`, and holds those of its records in this process that no disk would take."""
+    known["fingerprints"][place(spec)] = found.who
+    for record in found.unkept:
         kind = {Uncut: "uncut", Ranked: "ranked", WeightStudy: "study"}[type(record)]
-        name = "" if kind == "uncut" else asked(record.method, record.inputs)
-        known["records"][(kind, *who, name)] = record
+        name = "" if isinstance(record, Uncut) else asked(record.method, record.inputs)
+        known["records"][(kind, *found.who, name)] = record
         while len(known["records"]) > 64:
             known["records"].popitem(last=False)
-    return problem
 
 
 def tell_problems(jobs: dict[str, Job]) -> None:
     """The sentence of a result that no disk would take. What was read before may be known better by now."""
     _stored.clear()
     for job in jobs.values():
-        if isinstance(job.result, str):
-            st.session_state["warning"] = job.result
+        if job.result.problem:
+            st.session_state["warning"] = job.result.problem
 
 
 def tell_missing(study: WeightStudy | None) -> str:

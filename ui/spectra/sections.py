@@ -13,7 +13,7 @@ from ui.figure import show_figure
 from ui.knobs import choose_one
 from ui.literal import literal
 from ui.spectra.choice import Choice, look_at, origin
-from ui.spectra.jobs import begin_layer, compute_studies, compute_uncut, live_cut, make_ready
+from ui.spectra.jobs import begin_layer, compute_studies, compute_uncut, live_cut, prepare
 from ui.spectra.known import identity, ranked_of, study_of, tell_missing, tell_problems, uncut_of
 from viz import spectra as viz
 
@@ -37,13 +37,14 @@ def spectrum(choice: Choice, study: WeightStudy | None) -> np.ndarray | None:
     title.subheader(f"Singular values of {choice.matrix}, layer {choice.layer}", anchor=False)
     with axes:
         view = choose_one("Axes", viz.VIEWS, "spectra_view")
-    ranked, grams = ranked_of(choice.who, choice.method), make_ready(choice)
+    ranked = ranked_of(choice.who, choice.method)
+    prepare(choice)
     after = study.spectrum(choice.layer, choice.matrix) if study else None
     if study is not None and after is not None:
         before, kept = choice.uncut.spectrum(choice.layer, choice.matrix), study.kept[choice.layer]
         measures = study.of(choice.layer, choice.matrix)
-    elif ranked is not None and grams is not None:
-        cut, kept = live_cut(choice, ranked, grams)
+    elif ranked is not None and (live := live_cut(choice, ranked)) is not None:
+        cut, kept = live
         before, after, measures = cut.before, cut.after, cut.measures
     elif ranked is not None:
         begin_layer(choice)
