@@ -248,7 +248,7 @@ def _scanned(
     logit = torch.empty(batch, n_heads, n_slots, dtype=torch.float32, device=device)
 
     block_g, block_d, block_v = (triton.next_power_of_2(n) for n in (group, dim, dim_v))
-    block_s = max(4, min(128, triton.next_power_of_2(n_slots), _TILE_ELEMENTS // (block_g * max(block_d, block_v))))
+    block_s = min(max(4, triton.next_power_of_2(n_slots)), slots_of_block(block_g, max(block_d, block_v)))
     with torch.cuda.device_of(q):
         _scan[(batch * n_kv,)](
             q, k, v, per_key(decay), per_key(1.0 if weight is None else weight), per_key(initial),
@@ -263,6 +263,11 @@ def _scanned(
             num_warps=_WARPS, num_stages=1,
         )  # fmt: skip
     return out, evicted_at, final, threshold, snapshots
+
+
+def slots_of_block(block_g: int, wide: int) -> int:
+    """Slots of a tile [group, slot, channel]."""
+    return max(4, min(128, _TILE_ELEMENTS // (block_g * wide)))
 
 
 @lru_cache(maxsize=64)

@@ -196,8 +196,14 @@ def _readable(x: torch.Tensor) -> torch.Tensor:
 
 def _blocks(q: torch.Tensor, dim: int, dim_v: int) -> tuple[int, int, int]:
     block_d, block_v = (max(16, triton.next_power_of_2(n)) for n in (dim, dim_v))
-    # Wider tiles spill: float32 with "ieee" runs without tensor cores (10 KiB of stack per thread at 64 on sm_90).
-    return 64 if q.element_size() == 2 and max(block_d, block_v) <= 128 else 32, block_d, block_v
+    return rows_of_block(q.element_size() == 2, max(block_d, block_v)), block_d, block_v
+
+
+def rows_of_block(half: bool, wide: int) -> int:
+    """Queries or keys of a tile. Wider ones spill: float32 with "ieee" runs without tensor cores."""
+    if half:
+        return 64 if wide <= 128 else 32
+    return 32 if wide <= 64 else 16
 
 
 def _strides(until: torch.Tensor | None, batch: int, n_kv: int, n_keys: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 _LENGTHS = ["n_index", "n_splits", "per_split"]
 _PROGRAMS = 512  # that keep any card busy; with fewer, each reads a smaller part
-_BLOCK = 64  # keys; half of it where a thread would spill
+_BLOCK = 64  # keys
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -108,7 +108,7 @@ def sparse_decode(
         q, k, v = q.float(), k.float(), v.float()
     if n_selected is None:
         n_selected = torch.full((batch, n_kv), n_index, dtype=torch.int32, device=q.device)
-    block = _BLOCK // 2 if q.dtype == torch.float32 and max(dim, dim_v) > 128 else _BLOCK
+    block = keys_of_block(q.element_size() == 2, triton.next_power_of_2(max(dim, dim_v)))
     per_split = next((n for n in (256, 128) if batch * n_kv * triton.cdiv(n_index, n) >= _PROGRAMS), _BLOCK)
     n_splits = max(1, triton.cdiv(n_index, per_split))
     part = torch.empty(batch, n_kv, n_splits, group, dim_v, dtype=torch.float32, device=q.device)
@@ -126,3 +126,8 @@ def sparse_decode(
         block_v = triton.next_power_of_2(dim_v)
         _merge[(batch * n_heads,)](part, lse, out, n_splits, GROUP=group, DIM_V=dim_v, BLOCK=16, BLOCK_V=block_v)
     return out
+
+
+def keys_of_block(half: bool, wide: int) -> int:
+    """Keys of a tile: fewer where a thread would spill, or where the tile would not fit the 64 KiB of an MI300X."""
+    return _BLOCK if half else max(16, min(_BLOCK, 4096 // wide))
