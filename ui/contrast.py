@@ -22,8 +22,15 @@ _CSS = """
   opacity: 0.85;
 }
 /* Streamlit writes white on the accent colour, which is light on a dark ground. */
-.stApp:has(.st-key-contrast_dark) [data-testid="stBaseButton-primary"] {
+.stApp:has(.st-key-contrast_dark) [data-testid="stBaseButton-primary"],
+.stApp:has(.st-key-contrast_dark) [data-testid="stMultiSelect"] [data-tag-index],
+.stApp:has(.st-key-contrast_dark) [data-testid="stMultiSelect"] [data-baseweb="tag"] {
   color: #10131a;
+}
+.stApp:has(.st-key-contrast_dark) [data-testid="stBaseButton-primary"]:disabled {
+  background: #2b303c;
+  border-color: #565d6c;
+  color: #bac1ce;
 }
 /* Beside the sidebar, a window this wide leaves no room for two columns: they stand below one another. */
 @media (max-width: 1000px) {

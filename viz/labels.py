@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import plotly.graph_objects as go
 
 LABEL = "label"  # the name of an annotation that is placed here; its x and y are those of its mark
-_MARGIN = {"l": 60, "r": 12, "t": 12, "b": 44}  # px around the plot, as axes with a title take
+_MARGIN = {"l": 60, "r": 12, "t": 12, "b": 44}  # px around the plot, as axes with a title take on a page
 _RADIUS = 8.0  # px of a mark
 _PER_CHARACTER, _LINE = 0.56, 1.25  # of the text's size
+_CROSSING = 4000.0  # as much as covering 40 px² of another label
+
+_Point = tuple[float, float]
 
 
 class _Box(NamedTuple):
@@ -23,6 +26,9 @@ class _Box(NamedTuple):
         across = min(self.right, other.right) - max(self.left, other.left)
         down = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, across) * max(0.0, down)
+
+    def holds(self, point: _Point) -> bool:
+        return self.left < point[0] < self.right and self.top < point[1] < self.bottom
 
 
 class _Place(NamedTuple):
@@ -40,32 +46,50 @@ def label(x: float, y: float, text: str, colour: str | None = None) -> dict[str,
     return {"name": LABEL, "x": x, "y": y, "text": text, "showarrow": False, **font}
 
 
-def place_labels(figure: go.Figure, width: float, height: float, size: float) -> go.Figure:
+def place_labels(
+    figure: go.Figure, width: float, height: float, size: float, margin: Mapping[str, float] = _MARGIN
+) -> go.Figure:
     """Moves every label to where it covers least, in a figure of width × height px with text of `size` px.
 
-    Each takes the nearest place that is free of marks and of the labels before it; one far from its mark gets a line to it.
-    The axes' ranges must be set.
+    Each takes the nearest place that is free of marks, of the labels before it and of their lines; one far from its mark
+    gets a line to it. The axes' ranges must be set. `margin`: px around the plot.
     """
     labels = [note for note in figure.layout.annotations if note.name == LABEL]
-    marks = [_mark(figure, note, width, height) for note in labels]
-    taken = [_Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in marks]
-    plot = _Box(_MARGIN["l"], 0, width - _MARGIN["r"], height - _MARGIN["b"])
-    crowded = sorted(range(len(labels)), key=lambda i: -sum(abs(marks[i][1] - y) < 3 * size for _, y in marks))
+    marks = [_mark(figure, note, width, height, margin) for note in labels]
+    taken = [_around(mark) for mark in marks]
+    lines: list[list[_Point]] = []
+    plot = _Box(margin["l"], 0, width - margin["r"], height - margin["b"])
+    crowd = [sum(abs(own - y) < 3 * size for _, y in marks) for _, own in marks]
+    crowded = sorted(
+        range(len(labels)), key=lambda i: (-crowd[i], -len(str(labels[i].text)))
+    )  # a short name fits anywhere
     for i in crowded:
         text = len(str(labels[i].text)) * _PER_CHARACTER * size, _LINE * size
         options = [(place, _box(marks[i], text, place)) for place in _places(size)]
-        costs = [_cost(box, place, taken, plot) + _crossed(marks, i, place) for place, box in options]
+        others = taken[:i] + taken[i + 1 :]
+        costs = [
+            _cost(box, place, taken, plot) + _crossed(_line(marks[i], place), others) + _hidden(lines, box)
+            for place, box in options
+        ]
         place, box = options[costs.index(min(costs))]
         taken.append(box)
+        lines.append(_line(marks[i], place))
         _put(labels[i], place)
     return figure
 
 
-def _mark(figure: go.Figure, note: go.layout.Annotation, width: float, height: float) -> tuple[float, float]:
+def _mark(
+    figure: go.Figure, note: go.layout.Annotation, width: float, height: float, margin: Mapping[str, float]
+) -> _Point:
     (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
-    across, down = width - _MARGIN["l"] - _MARGIN["r"], height - _MARGIN["t"] - _MARGIN["b"]
+    across, down = width - margin["l"] - margin["r"], height - margin["t"] - margin["b"]
     x, y = (note.x - left) / (right - left), (high - note.y) / (high - low)
-    return _MARGIN["l"] + x * across, _MARGIN["t"] + y * down
+    return margin["l"] + x * across, margin["t"] + y * down
+
+
+def _around(mark: _Point) -> _Box:
+    x, y = mark
+    return _Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS)
 
 
 def _places(size: float) -> Iterator[_Place]:
@@ -91,14 +115,20 @@ def _cost(box: _Box, place: _Place, taken: list[_Box], plot: _Box) -> float:
     return 100 * (sum(map(box.overlap, taken)) + outside) + abs(place.dx) + abs(place.dy)
 
 
-def _crossed(marks: list[tuple[float, float]], own: int, place: _Place) -> float:
-    """What the line from a mark to its label costs where it passes other marks."""
-    if not _is_far(place):
-        return 0.0
-    x, y = marks[own]
-    passed = [(x + place.dx * t, y + place.dy * t) for t in (0.25, 0.5, 0.75, 1.0)]
-    others = marks[:own] + marks[own + 1 :]
-    return 2000.0 * sum(abs(a - x) < _RADIUS and abs(b - y) < _RADIUS for a, b in others for x, y in passed)
+def _line(mark: _Point, place: _Place) -> list[_Point]:
+    """Points of the line from a mark to its label; none where no line is drawn."""
+    shares = [i / 12 for i in range(1, 12)] if _is_far(place) else []
+    return [(mark[0] + place.dx * share, mark[1] + place.dy * share) for share in shares]
+
+
+def _crossed(line: list[_Point], others: list[_Box]) -> float:
+    """What a line costs that passes other marks, or labels."""
+    return _CROSSING * sum(any(box.holds(point) for point in line) for box in others)
+
+
+def _hidden(lines: list[list[_Point]], box: _Box) -> float:
+    """What a label costs that lies on lines of others."""
+    return _CROSSING * sum(any(box.holds(point) for point in line) for line in lines)
 
 
 def _is_far(place: _Place) -> bool:

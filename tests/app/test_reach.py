@@ -17,6 +17,17 @@ _STOP = """(() => {
   return (e.getAttribute("aria-label") || e.innerText || e.tagName).trim().replaceAll("\\n", " ");
 })()"""
 
+# The contrast of an element's text on its own ground; axe measures neither what is disabled nor chips.
+_CONTRAST = """(e) => {
+  const style = getComputedStyle(e);
+  const light = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).map((part) => {
+    const share = part / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  }).reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  const [low, high] = [light(style.color), light(style.backgroundColor)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -53,6 +64,19 @@ def test_text_stands_out_from_its_ground(browser: Any, address: str, axe: str, p
     }
     assert found["passes"], "axe measured nothing"
     assert not faint
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_chosen_tokens_and_a_run_that_cannot_be_pressed_are_readable(browser: Any, address: str, scheme: str) -> None:
+    page = opened(browser, f"{address}/scores{PAIR}", scheme)
+    chip = page.locator("[data-testid=stMultiSelect] [data-tag-index]").first
+    assert chip.evaluate(_CONTRAST) >= 4.5
+    if scheme == "dark":  # in the light theme Streamlit's own grey stands on white
+        page.get_by_label("Text", exact=True).fill("")
+        page.get_by_label("Text", exact=True).press("Control+Enter")
+        page.locator("[data-testid=stBaseButton-primary]:disabled").first.wait_for()
+        assert page.get_by_role("button", name="Run", exact=True).first.evaluate(_CONTRAST) >= 4.5
     page.context.close()
 
 

@@ -47,7 +47,7 @@ def atlas_of(item: Shown, shown: list[Shown], at: View) -> None:
             table,
             name=name,
             caption=f"Step at which each layer dropped each token, up to step {at.step}, {at.heads} ({cost.label(trace)}).",
-            read=("" if not named else f"**{item.letter}** ")
+            read=("" if not named else f"**{item.letter}:** ")
             + "A filled cell is a dropped token, its colour the step that dropped it. An empty cell is still in the cache. "
             + tell_shapes(trace)
             + "Click a cell to follow its token.",

@@ -13,12 +13,13 @@ from viz.labels import place_labels
 from viz.text import printable
 from viz.theme import PAPER, style
 
+_MARGIN = {"l": 40, "r": 6, "t": 6, "b": 33}  # px around the plot, as axes with a title take in the paper look
 _NOT_DRAWN = {"hovertemplate", "hovertext", "customdata", "template", "meta", "family", "hoverlabel"}
 
 
 def drawn(figure: go.Figure, width: float, height: float) -> dict[str, Any]:
     """The figure in the paper look at a size in px, without traces that nobody can see, and with printable text."""
-    spec = place_labels(style(figure, "paper"), width, height, PAPER.layout.font.size).to_dict()
+    spec = place_labels(style(figure, "paper"), width, height, PAPER.layout.font.size, _MARGIN).to_dict()
     spec["data"] = [trace for trace in spec["data"] if not _invisible(trace)]
     return printable_texts(spec)
 
