@@ -181,6 +181,7 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
         read_model(base.model)
         for text in pipelines:
             shared.check(replace(base, pipeline=text))
+            Pipeline.parse(text).check(generates=generate > 0)
     except ValueError as error:
         problems.append(explain(error))
     return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems

@@ -11,6 +11,7 @@ from sparsity_core.record import RunSpec, Store, Trace, View, key_of
 from sparsity_core.work import Recent, explain, keeps
 from ui import shared
 from ui.address import EXAMPLE as EXAMPLE
+from ui.address import FIVE_STAGES as FIVE_STAGES
 from ui.address import MOST_NEW as MOST_NEW
 from ui.address import MOST_SEED as MOST_SEED
 from ui.address import VIEW, places_of, read_address, write_address
@@ -99,6 +100,13 @@ def _take(parameters: Mapping[str, str]) -> None:
     st.session_state.playing = False
     st.session_state.pop("wanted_address", None)
     _forget_choices(parameters)
+
+
+def open_run(spec: RunSpec) -> None:
+    """Shows another run, with its settings in the run bar, when the page runs again."""
+    forget_settings()
+    forget_view()
+    st.session_state.specs = [spec]
 
 
 def forget_settings() -> None:

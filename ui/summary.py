@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 from sparsity_core.record import Trace
 from ui.figure import generated_tokens
 from ui.literal import code, literal
-from ui.session import EXAMPLE, Shown
+from ui.session import EXAMPLE, FIVE_STAGES, Shown, open_run
 from viz.cost import label, prompt_perplexity
 
 _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
@@ -21,6 +21,14 @@ def summary(shown: list[Shown]) -> None:
         st.caption(
             "This run came with SparseLens. It shows what each layer dropped of the prompt at the left, while the "
             "model read it and while it wrote on. Change any setting there and press Run."
+        )
+        st.button(
+            "Show a run of all five stages",
+            key="five_stages",
+            icon=":material/account_tree:",
+            on_click=open_run,
+            args=(FIVE_STAGES,),
+            help="the same prompt: neurons cut, tokens dropped by a trained gate, a sparse prefill, an eviction and sparse reads",
         )
     for item in shown:
         trace = item.trace

@@ -4,6 +4,7 @@ from . import cost as cost
 from . import fates as fates
 from . import gate as gate
 from . import paper as paper
+from . import patterns as patterns
 from . import pipeline as pipeline
 from . import removed as removed
 from . import scores as scores

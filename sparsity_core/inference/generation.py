@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from sparsity_core.attention import HostLayer, Offloaded, Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
-from sparsity_core.inference.stages import check_stages, pruned, recorder_for, snapshot_steps
+from sparsity_core.inference.stages import pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model, held, new_cache, recording, token_classes
@@ -100,7 +100,7 @@ def _check_lengths(
     model: Model, pipeline: Pipeline, ids: list[int], seed: int, max_new_tokens: int, temperature: float
 ) -> int:
     """How many tokens the model reads in all: the last new one is never an input. Raises ValueError where it cannot."""
-    check_stages(pipeline)
+    pipeline.check(generates=True)
     if whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):

@@ -9,7 +9,7 @@ import torch
 
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
-from sparsity_core.inference.stages import check_stages, prefill_of, pruned, recorder_for, snapshot_steps
+from sparsity_core.inference.stages import prefill_of, pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model, recording
@@ -44,7 +44,7 @@ def run(
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
-    check_stages(pipeline)
+    pipeline.check(generates=False, shares_heads=model.arch.n_heads > model.arch.n_kv_heads)
     ids = ids_of(model, prompt, add_bos)
     check_run(model, ids, seed)
     reference, model = model, pruned(model, pipeline, progress)

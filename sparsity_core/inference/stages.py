@@ -94,7 +94,6 @@ def recorder_for(
 
     Raises ValueError for a pipeline that does not fit the model or the text.
     """
-    check_stages(pipeline)
     model = pruned(reference, pipeline)
     if model.shares_caches:
         if pipeline.gate is not None or pipeline.decode is not None:
@@ -117,13 +116,6 @@ def recorder_for(
     reading = _reading_stage(model, pipeline, n_tokens, first, progress, offload)
     stages = Stages(eviction, gate, _prefill_stage(pipeline, words, seed), reading, dropped)
     return Recorder(model, stages, n_tokens=n_tokens, cache=cache, only_layer=only_layer, on_layer=on_layer)
-
-
-def check_stages(pipeline: Pipeline) -> None:
-    """Raises ValueError, with the reason, where two stages of the pipeline cannot run together."""
-    decode = pipeline.decode
-    if decode is not None and decode.needs_all_keys and (pipeline.gate is not None or pipeline.eviction is not None):
-        raise ValueError(decode.needs_all_keys)
 
 
 def gate_stage(

@@ -54,6 +54,25 @@ class Pipeline:
         """The stages that have a method."""
         return {stage: getattr(self, stage) for stage in STAGES if getattr(self, stage) is not None}
 
+    def check(self, generates: bool, shares_heads: bool = False) -> None:
+        """Raises ValueError, with the reason, where two of the stages cannot run together.
+
+        A run lets every query of its text read a part of the keys, a generation (`generates`) those after the prompt alone. Where
+        a model's query heads share KV heads (`shares_heads`), they read the same keys.
+        """
+        decode, prefill = self.decode, self.prefill
+        if decode is not None and decode.needs_all_keys and (self.gate is not None or self.eviction is not None):
+            raise ValueError(decode.needs_all_keys)
+        if self.gate is not None and self.weights is not None and self.weights.turns_stream:
+            raise ValueError(
+                f"{self.weights.name} changes the residual stream that the gate reads: leave one of the two out"
+            )
+        if decode is not None and prefill is not None and prefill.per_query_head and shares_heads and not generates:
+            raise ValueError(
+                f"{prefill.name} gives each query head keys of its own, and the query heads of a KV head read together in "
+                f"{decode.name}: generate tokens, before which alone the prefill stage runs, or leave one of the two out"
+            )
+
     def inputs(self) -> dict[str, str]:
         """Digests of what decides the result beside the pipeline's text: `weights.policy`, `decode.calibration text`, …"""
         return {f"{stage}.{name}": value for stage, m in self.methods.items() for name, value in m.inputs().items()}

@@ -47,6 +47,11 @@ class PrefillMethod(Method):
         """Whether the keys that a query sees depend on tokens after it, as in a method that looks at the whole prompt first."""
         return False
 
+    @property
+    def per_query_head(self) -> bool:
+        """Whether each query head has a mask of its own, also where it shares its keys with others."""
+        return False
+
     def check(self, n_tokens: int) -> None:
         """Raises ValueError where the method cannot serve a prompt of so many tokens."""
 

@@ -69,6 +69,11 @@ class WeightMethod(Method):
         """Whether one ranking of each layer's neurons answers for every ratio."""
         return False
 
+    @property
+    def turns_stream(self) -> bool:
+        """Whether it changes what the residual stream means, which a trained gate reads."""
+        return False
+
     def n_kept(self, n: int) -> int:
         """How many of a layer's n neurons stay under `one_ranking`. Raises ValueError where none would."""
         raise TypeError(f"{type(self).__name__} keeps no fixed number of a layer's neurons")

@@ -1,3 +1,4 @@
+from .attention_look import AttentionLook as AttentionLook
 from .channel_records import SHARES as SHARES
 from .channel_records import ChannelStudy as ChannelStudy
 from .channel_records import Read as Read
@@ -7,6 +8,7 @@ from .channels import stability as stability
 from .channels import study_channels as study_channels
 from .gate import look_at_gate as look_at_gate
 from .gate_look import GateLook as GateLook
+from .patterns import look_at_attention as look_at_attention
 from .policy_history import History as History
 from .policy_history import find_history as find_history
 from .spectra import SEEDS as SEEDS

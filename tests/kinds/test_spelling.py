@@ -220,3 +220,29 @@ def test_a_knob_with_a_parser_needs_no_other_place_that_knows_it():
     assert Between(edges=(0, 1)) == Between()
     with pytest.raises(ValueError, match=r"between: edges are two numbers; got 3"):
         Between(edges=3)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        ("gate=dcp decode=quest", "leave the gate and eviction empty"),
+        ("eviction=h2o decode=double_sparsity(offload=True)", "or turn offload off"),
+        (
+            "weights=slicegpt gate=dcp",
+            "slicegpt changes the residual stream that the gate reads: leave one of the two out",
+        ),
+        ("prefill=minference decode=quest", "minference gives each query head keys of its own"),
+    ],
+)
+def test_two_stages_that_cannot_run_together_are_refused_with_the_reason(pipeline, said):
+    with pytest.raises(ValueError, match=said):
+        Pipeline.parse(pipeline).check(generates=False, shares_heads=True)
+
+
+def test_a_mask_of_each_query_head_may_come_before_reads_that_only_begin_after_it():
+    made = Pipeline.parse("prefill=minference decode=quest")
+    made.check(generates=True, shares_heads=True)
+    made.check(generates=False, shares_heads=False)
+    Pipeline.parse("weights=row_norm gate=dcp prefill=assa eviction=h2o decode=sparq").check(
+        generates=False, shares_heads=True
+    )

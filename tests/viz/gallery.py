@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 import viz
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
 from sparsity_core.record.trace import Trace
-from sparsity_core.studies import SHARES, ChannelStudy, GateLook, History, Read, WeightStudy
+from sparsity_core.studies import SHARES, AttentionLook, ChannelStudy, GateLook, History, Read, WeightStudy
 from sparsity_core.studies.spectra_records import MEASURES
 from tests.traces import named
-from viz import atlas, channels, cost, gate, pipeline, removed, scores, shares, spectra, strip, sweep
+from viz import atlas, channels, cost, gate, patterns, pipeline, removed, scores, shares, spectra, strip, sweep
 
 LAYERS, HEADS = 2, 2
 _SIZES = {
@@ -39,7 +39,7 @@ def plots_of_viz() -> dict[str, Callable[..., go.Figure]]:
 
 def plots(made: Trace) -> dict[str, go.Figure]:
     """Each plot of viz, of one trace and of studies whose texts are the trace's tokens."""
-    return _of_traces(made) | _of_gates(made) | _of_channels(made) | _of_weights(made)
+    return _of_traces(made) | _of_patterns(made) | _of_gates(made) | _of_channels(made) | _of_weights(made)
 
 
 def _of_traces(made: Trace) -> dict[str, go.Figure]:
@@ -66,6 +66,21 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
             sweep.sweep_table({0.1: made, 0.9: beside}), "regret", knob="α", method="a2sf", layer=0
         ),
         "plot_shares": shares.plot_shares(pd.DataFrame([[0.0, 0.5], [1.0, np.nan]]), "share", "share %{z:.0%}"),
+    }
+
+
+def _of_patterns(made: Trace) -> dict[str, go.Figure]:
+    n = made.n_tokens
+    even = np.tril(np.ones((HEADS, 1, 1), np.float32))
+    look = AttentionLook(0, n, even, np.full((HEADS, n), 1 / n, np.float32))
+    point = {"density": 0.5, "coverage": 0.75, "looks_ahead": 0.0}
+    seen = patterns.hierarchy_table(made, 0, 0, n - 1)
+    return {
+        "plot_pattern": patterns.plot_pattern(patterns.pattern_table({made.tokens[0]: made}, 0, 0, look), 2),
+        "plot_along": patterns.plot_along(patterns.along_table(made, look, 0, 0, n - 1), 2),
+        "plot_segments": patterns.plot_segments(patterns.segments_table(made, look, 0, 0, n - 1)),
+        "plot_hierarchy": patterns.plot_hierarchy(seen.assign(text=made.tokens[0]), 2),
+        "plot_densities": patterns.plot_densities(patterns.densities_table({("assa", made.tokens[1]): point})),
     }
 
 

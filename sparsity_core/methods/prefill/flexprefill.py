@@ -38,6 +38,10 @@ class FlexPrefill(PrefillMethod):
     def looks_ahead(self) -> bool:
         return True
 
+    @property
+    def per_query_head(self) -> bool:
+        return True
+
     def mask(self, view: PromptView) -> KeyMask:
         import torch
         from sparselens_kernels import Blocks, Columns, Diagonals, KeyMask

@@ -35,6 +35,10 @@ class LSH(PrefillMethod):
     def masks(self, seed: int) -> Callable[[PromptView], Any]:
         return lambda view: self._mask(view, seed)
 
+    @property
+    def per_query_head(self) -> bool:
+        return True
+
     def mask(self, view: PromptView) -> KeyMask:
         return self._mask(view, 0)
 

@@ -37,6 +37,10 @@ class MInference(PrefillMethod):
     def looks_ahead(self) -> bool:
         return True
 
+    @property
+    def per_query_head(self) -> bool:
+        return True
+
     def mask(self, view: PromptView) -> KeyMask:
         import torch
         from sparselens_kernels import Columns, Diagonals, KeyMask

@@ -42,6 +42,10 @@ class XAttention(PrefillMethod):
     def looks_ahead(self) -> bool:
         return True
 
+    @property
+    def per_query_head(self) -> bool:
+        return True
+
     def mask(self, view: PromptView) -> KeyMask:
         import torch
         from sparselens_kernels import Blocks, KeyMask

@@ -35,6 +35,10 @@ class SliceGPT(Calibrated, WeightMethod):
         8, low=1, high=128, at_least=1, at_most=MOST_CHANNELS, help="kept channels are rounded to a multiple of this"
     )
 
+    @property
+    def turns_stream(self) -> bool:
+        return True
+
     def compress(self, model: Model, progress: Progress = silent) -> CompressedModel:
         from sparsity_core.methods.weights.slicegpt.rotation import slice_stream
 

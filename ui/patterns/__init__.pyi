@@ -1,0 +1,6 @@
+from .family import claims as claims
+from .family import family as family
+from .family import family_specs as family_specs
+from .sections import along as along
+from .sections import hierarchy as hierarchy
+from .sections import pattern as pattern

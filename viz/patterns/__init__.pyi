@@ -1,0 +1,14 @@
+from .along import along_table as along_table
+from .along import plot_along as plot_along
+from .claims import claims_table as claims_table
+from .densities import MEASURES as MEASURES
+from .densities import densities_table as densities_table
+from .densities import plot_densities as plot_densities
+from .densities import point_of as point_of
+from .hierarchy import hierarchy_table as hierarchy_table
+from .hierarchy import plot_hierarchy as plot_hierarchy
+from .pattern import pattern_table as pattern_table
+from .pattern import plot_pattern as plot_pattern
+from .segments import LEVELS as LEVELS
+from .segments import plot_segments as plot_segments
+from .segments import segments_table as segments_table
