@@ -28,10 +28,19 @@ print(json.dumps([asdict(compiled(case, target)) for case in cases() if case.dty
 def compiled(target: str, *dtypes: str) -> list[dict]:
     environment = os.environ | {"TRITON_INTERPRET": "0"}  # the kernels of this process are interpreted
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, target, *dtypes], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPILE, target, *dtypes],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def named(row: dict) -> tuple[str, str, str]:
+    return row["kernel"], row["shape"], row["dtype"]
 
 
 def check(rows: list[dict]) -> None:
@@ -48,7 +57,7 @@ def check(rows: list[dict]) -> None:
 
 def test_the_committed_table_has_every_kernel_for_every_target_and_all_fit():
     check(TABLE)
-    kernels = {target: {(row["kernel"], row["shape"], row["dtype"]) for row in TABLE if row["target"] == target} for target in TENSOR_CORES}
+    kernels = {target: set(map(named, (row for row in TABLE if row["target"] == target))) for target in TENSOR_CORES}
     assert all(of == kernels["sm_90"] for of in kernels.values())
 
 
@@ -56,8 +65,7 @@ def test_the_committed_table_has_every_kernel_for_every_target_and_all_fit():
 def test_the_kernels_compile_for_an_h100_as_the_table_says():
     rows = compiled("sm_90", "float16", "float32")
     check(rows)
-    told = {tuple(row[key] for key in ("kernel", "shape", "dtype")) for row in TABLE if row["dtype"] != "bfloat16"}
-    assert {tuple(row[key] for key in ("kernel", "shape", "dtype")) for row in rows} == told
+    assert {named(row) for row in rows} == {named(row) for row in TABLE if row["dtype"] != "bfloat16"}
 
 
 @needs_triton
