@@ -32,6 +32,7 @@ def test_a_pattern_and_its_hierarchy_are_drawn_from_the_trace_alone(
     open_page(at, "patterns")
     assert not at.exception
     assert len(figures(at)) == 2
+    assert [note["text"] for note in figures(at)[0]["layout"]["annotations"]] == ["A: minference"]
     assert "Which blocks of keys layer" in " ".join(title.value for title in at.subheader)
 
 

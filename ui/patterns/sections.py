@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from sparsity_core.kinds import Pipeline
 from ui.figure import show_figure
 from ui.knobs import choose_one
 from ui.patterns.looks import block_of, watch_look
@@ -17,7 +18,7 @@ def pattern(shown: list[Shown], at: View) -> None:
     """The blocks that A and B see, over the dense attention of the same layer and head."""
     st.subheader(f"Which blocks of keys layer {at.layer} sees", anchor=False)
     look = watch_look(shown[0], at.layer, block_of(shown))
-    names = {f"{s.letter}: {cost.label(s.trace)}": s for s in shown}
+    names = {f"{s.letter}: {_prefill(s)}": s for s in shown}
     table = viz.pattern_table({name: s.trace for name, s in names.items()}, at.layer, at.head, look)
     if not len(table):
         st.info("No prefill method runs here: choose one under Prefill in the sidebar, and press Run.")
@@ -34,6 +35,11 @@ def pattern(shown: list[Shown], at: View) -> None:
         sources=[(s.spec, s.trace) for s in shown],
         on_click=lambda point: request(token=int(point["x"]), step=int(point["y"])),
     )
+
+
+def _prefill(item: Shown) -> str:
+    method = Pipeline.parse(item.spec.pipeline).prefill
+    return "dense" if method is None else method.name
 
 
 def _lost(table) -> str:  # type: ignore[no-untyped-def]
