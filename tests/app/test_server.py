@@ -34,8 +34,11 @@ look()
 for page in ("scores", "channels", "gate", "spectra", ""):
     open_page(page)
 at.text_area(key="prompt_text").set_value("One fish, two fish, red fish, blue fish, and a very old boat. " * 8).run()
+at.session_state["run_settings"] = True
 at.button(key="run").click()
 look()
+(said,) = [told.value for told in at.caption if told.value.startswith("In this server's memory")]
+assert "the model loaded last (5" in said and "traces looked at last" in said, said  # 513 MB, which the engine has
 open_page("scores")
 next(button for button in at.button if "every step" in button.label).click()
 look()

@@ -18,6 +18,7 @@ from tests.pages.test_pages import opened
 from tests.server import cache_with_models
 from tests.traces import EVICTED_AT, TOKENS, named, trace
 from ui.gate import family_specs, training_place
+from ui.gate.training import curve_of
 from ui.session import EXAMPLE, Shown
 from ui.tokens import strip_cells, tell_token
 from ui.view import View
@@ -175,12 +176,15 @@ def test_the_gate_page_from_a_link_to_every_section(tmp_path, monkeypatch):
     at.number_input(key="gate_gamma").set_value(0.5).run()
     at.number_input(key="gate_steps").set_value(2).run()
     at.number_input(key="gate_length").set_value(24).run()
+    place = training_place(at.session_state["specs"][0], Training(gamma=0.5, steps=2, length=24), None)
+    place.parent.mkdir(exist_ok=True)
+    place.with_suffix(".curve").write_text('{"loss": [3.0], "kept": [1.0]}')  # as a training leaves that was ended
+    assert curve_of(place) == {"loss": [3.0], "kept": [1.0]}
     at.button(key="train_gate").click().run()
     finish(at, purpose="train_gate")
     assert not at.exception
-    spec = at.session_state["specs"][0]
-    made = training_place(spec, Training(gamma=0.5, steps=2, length=24), None)
-    assert made.exists() and any(str(made) in s.value for s in at.success)
+    assert len(curve_of(place)["loss"]) == 2 and not list(place.parent.glob("*.curve"))
+    assert place.exists() and any(str(place) in s.value for s in at.success)
 
 
 def test_a_look_that_fails_says_so_and_waits_for_a_button(tmp_path, monkeypatch):
