@@ -130,7 +130,7 @@ BAD = {
     "an empty pipeline": (["--prompt", "x", "--pipeline", ""], "write 'dense' for the plain model"),
     "no such model": (["--prompt", "x", "--model", "/no/such/folder"], "there is no folder /no/such/folder"),
     "no such device": (["--prompt", "x", "--device", "warp"], "there is no device 'warp'"),
-    "no such dtype": (["--prompt", "x", "--dtype", "int8"], "there is no dtype 'int8'"),
+    "no such dtype": (["--prompt", "x", "--dtype", "int4"], "there is no dtype 'int4'"),
     "no such file": (["--file", "/no/such/file"], "cannot read /no/such/file (No such file or directory)"),
     "a folder for a file": (["--file", "/"], "cannot read / (Is a directory)"),
 }

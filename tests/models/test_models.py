@@ -248,7 +248,8 @@ def test_cuda_where_there_is_none(monkeypatch):
 
 
 def test_an_unknown_dtype():
-    assert refused(EMBEDDED, dtype="int8") == "there is no dtype 'int8': use auto, float32, bfloat16, float16, float64"
+    sentence = "there is no dtype 'int4': use auto, float32, bfloat16, float16, float64, int8"
+    assert refused(EMBEDDED, dtype="int4") == sentence
 
 
 def test_out_of_memory_is_a_sentence(saved, monkeypatch):
@@ -264,9 +265,9 @@ def test_remote_code_is_never_trusted():
     for file in (ROOT / "sparsity_core").rglob("*.py"):
         source = file.read_text()
         assert not re.search(r"trust_remote_code\s*=\s*(?!False\b)", source), file
-        assert not re.search(r"\btorch\.load\(|\bpickle\.|(?<![.\w])(exec|eval)\(|allow_pickle=(?!False\b)", source), (
-            file
-        )
+        assert not re.search(r"\btorch\.load\(|(?<![.\w])(exec|eval)\(|allow_pickle=(?!False\b)", source), file
+        # What the server and its own engine say to each other through their pipe is pickled, and no file is.
+        assert "pickle." not in source or file.name in ("engine.py", "engine_process.py"), file
         calls += source.count("trust_remote_code=False")
     assert calls >= 3  # configuration, weights and tokenizer
 
