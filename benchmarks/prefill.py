@@ -106,7 +106,7 @@ def _speed(model: Model, ids: list[int]) -> list[Row]:
 
 def _speed_of(call: AttentionCall, texts: tuple[str, ...]) -> list[Row]:
     q, k, v = call.q.contiguous(), call.k.contiguous(), call.v.contiguous()
-    method = Pipeline.parse("prefill=assa(max_ratio=0.24)").prefill
+    method = Pipeline.parse("prefill=assa(max_ratio=0.23, segment=block)").prefill
     assert method is not None
     view = PromptView(call.layer, q[0], k[0], v[0], call.scale, texts)
     mask = method.mask(view)

@@ -25,7 +25,7 @@ EXAMPLE = RunSpec(
 # All five stages at once, on the same prompt.
 FIVE_STAGES = replace(
     EXAMPLE,
-    pipeline="weights=flap(ratio=0.05) gate=dcp(gamma=0.03) prefill=assa(max_ratio=0.5, block=32, window=32) "
+    pipeline="weights=flap(ratio=0.05) gate=dcp(gamma=0.03) prefill=assa(max_ratio=0.5, segment=block, block=32, window=32) "
     "eviction=a2sf(budget=160) decode=double_sparsity(tokens=0.5)",
 )
 VIEW = ("layer", "head", "token", "step")

@@ -47,7 +47,7 @@ NARROW = [
     "bigbird(block=8, window_blocks=1, random_blocks=1)",
     "lsh(buckets=8, rounds=1, window=3)",
     "assa(block=16, window=5, max_ratio=0.3)",
-    "assa(block=16, window=5, segment=sentence)",
+    "assa(block=16, window=5, segment=block)",
     "assa(block=16, window=5, samplers=vote, hierarchical=True, repeated=newest)",
     "assa(block=16, window=5, samplers=union, rescored=2)",
 ]

@@ -33,7 +33,7 @@ class ASSA(PrefillMethod):
     min_ratio: float = knob(0.05, low=0.0, high=1.0, at_least=0.0, at_most=1.0, help="least share of a segment kept")
     max_ratio: float = knob(0.3, low=0.0, high=1.0, at_least=0.0, at_most=1.0, help="largest share of a segment kept")
     segment: str = knob(
-        "block", choices=("block", "sentence"), help="what a budget is for: a block of tokens, or a sentence"
+        "sentence", choices=("block", "sentence"), help="what a budget is for: a block of tokens, or a sentence"
     )
     block: int = knob(
         128, low=16, high=256, at_least=1, at_most=10**6, help="tokens of a block of queries, and of a segment"
