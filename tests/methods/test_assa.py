@@ -93,9 +93,9 @@ def test_of_repeated_keys_the_newest_is_kept():
 def test_probes_judge_again_by_what_was_kept_alone():
     """By hand: of a row .5 .3 .2 a probe that may look at the first two alone gives them .625 and .375."""
     probes = Probes(torch.tensor([2]), torch.tensor([[[0.5, 0.3, 0.2]]]))
-    assert probes.importance(1)[0].tolist() == pytest.approx([0.5, 0.3, 0.2])
+    assert probes.importance(1)[0, 0].tolist() == pytest.approx([0.5, 0.3, 0.2])
     again = probes.importance(1, seen_by=torch.tensor([[[True, True, False]]]))
-    assert again[0].tolist() == pytest.approx([0.625, 0.375, 0.0])
+    assert again[0, 0].tolist() == pytest.approx([0.625, 0.375, 0.0])
 
 
 def test_the_mean_value_stands_in_for_what_is_left_out_by_hand():

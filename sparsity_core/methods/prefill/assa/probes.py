@@ -39,7 +39,7 @@ class Probes:
         return Probes(self.at[:count], self.rows[:, :count, :n])
 
     def importance(self, n_kv: int, seen_by: torch.Tensor | None = None) -> torch.Tensor:
-        """[Hkv, T]: the mean attention of those probes that could see each key, over a KV head's query heads.
+        """[Hkv, P, T]: what each key had got by each probe, the mean over those so far that could see it, of a KV head's heads.
 
         With `seen_by` bool [Hkv, P, T] a probe looks at those keys alone.
         """
@@ -48,8 +48,8 @@ class Probes:
             rows = rows * seen_by[:, None]
             rows = rows / rows.sum(-1, keepdim=True).clamp_min(1e-30)
         key = torch.arange(rows.shape[-1], device=rows.device)
-        could = (key <= self.at[:, None]).sum(0)
-        return rows.sum((1, 2)) / could.clamp_min(1)
+        could = (key <= self.at[:, None]).cumsum(0)
+        return rows.sum(1).cumsum(1) / could.clamp_min(1)
 
     def left_out(self, kept: torch.Tensor, window: int) -> torch.Tensor:
         """[H, P, T]: the attention of the last probes to keys that `kept` bool [Hkv, T] and their window leave out."""

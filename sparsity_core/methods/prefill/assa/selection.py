@@ -23,10 +23,7 @@ class Selection:
         self.n_kv, self.n = len(view.k), view.n_tokens
         self.parts = Parts.of(view.texts, self.n, knobs.block, knobs.segment, view.k.device)
         self.probes = Probes.of(view, knobs.block, knobs.probes)
-        key = torch.arange(self.n, device=view.k.device)
-        # Over the probes so far, as every block asks for one more block's worth of them.
-        self._given = self.probes.rows.unflatten(0, (self.n_kv, -1)).sum(1).cumsum(1)  # [Hkv, P, T]
-        self._could = (key <= self.probes.at[:, None]).cumsum(0).clamp_min(1)  # [P, T]
+        self._importance = self.probes.importance(self.n_kv)
         self._clusters = None if knobs.samplers == "attention" else clusters_of(view.k)
         self._repeats = Repeats.of(view.k) if knobs.repeated == "newest" else None
 
@@ -40,14 +37,13 @@ class Selection:
         probes, parts = self.probes.before(n), self.parts.before(n)
         clusters = None if self._clusters is None else self._clusters[:, :n]
         sinks = torch.arange(n, device=probes.at.device) < self._knobs.n_sink
-        latest = len(probes.at) - 1
-        importance = self._given[:, latest, :n] / self._could[latest, :n]
+        importance = self._importance[:, len(probes.at) - 1, :n]
         if self._repeats is not None:
             importance = importance.masked_fill(~self._repeats.newest(n), -1.0)
         found = kept_keys(self._knobs, importance, clusters, parts) | sinks
         for _ in range(self._knobs.rescored):
             near = torch.arange(n, device=sinks.device) > probes.at[:, None] - self._knobs.window
-            again = probes.importance(self.n_kv, seen_by=(found[:, None] | near))
+            again = probes.importance(self.n_kv, seen_by=(found[:, None] | near))[:, -1]
             found = kept_keys(self._knobs, again, clusters, parts) | sinks
         return found
 
