@@ -10,12 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sparsity_core.models import checked_config
+from sparsity_core.models import checked_config, count_apart
 from sparsity_core.work import EMBEDDED, cache_dir
 from ui.address import is_hub_id
 from ui.trust import may_touch
 
 _MOST_TOKENIZER = 2**26  # bytes
+_MOST_LETTERS = 200_000  # of a text that is counted while one types
+_SECONDS = 2  # that counting may take
 
 
 def count_tokens(model: str, text: str) -> int | None:
@@ -23,9 +25,14 @@ def count_tokens(model: str, text: str) -> int | None:
     folder = _folder(model)
     if folder is None:
         return None
+    path = folder / "tokenizer.json"
     try:
-        state = (folder / "tokenizer.json").stat()
-        return _counted(str(folder / "tokenizer.json"), state.st_mtime_ns, text)
+        state = path.stat()
+        if model == EMBEDDED:
+            return len(_embedded(str(path), state.st_mtime_ns).encode(text).ids)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > _MOST_TOKENIZER or len(text) > _MOST_LETTERS:
+            return None
+        return _counted(str(path), state.st_mtime_ns, text)
     except Exception:
         return None
 
@@ -60,25 +67,16 @@ def _positions(folder: str, changed: int) -> int | None:
 
 
 @lru_cache(maxsize=16)
-def _counted(path: str, changed: int, text: str) -> int:
+def _counted(path: str, changed: int, text: str) -> int | None:
+    """None where a tokenizer of unknown origin fails or takes too long: it is asked in a process that ends."""
     try:
-        return len(_tokenizer(path, changed).encode(text).ids)
-    except BaseException as fault:
-        if isinstance(fault, Exception) or type(fault).__name__ == "PanicException":  # of Rust, and no Exception
-            raise ValueError("the tokenizer cannot read this text") from fault
-        raise
+        return count_apart(Path(path), text, _SECONDS)
+    except ValueError:
+        return None
 
 
-@lru_cache(maxsize=4)
-def _tokenizer(path: str, changed: int) -> Any:
+@lru_cache(maxsize=1)
+def _embedded(path: str, changed: int) -> Any:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_buffer(_bounded(Path(path), _MOST_TOKENIZER))
-
-
-def _bounded(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most so many. Raises ValueError for anything else."""
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode) or state.st_size > most:
-        raise ValueError(f"{path} is no file of at most {most:,} bytes")
-    return path.read_bytes()
+    return Tokenizer.from_file(path)

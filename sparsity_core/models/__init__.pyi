@@ -20,6 +20,7 @@ from .model import Model as Model
 from .numbers import all_finite as all_finite
 from .numbers import check_losses as check_losses
 from .preflight import checked_config as checked_config
+from .preflight import count_apart as count_apart
 from .prompts import ADD_BOS as ADD_BOS
 from .prompts import PROMPTS as PROMPTS
 from .refusals import ModelError as ModelError

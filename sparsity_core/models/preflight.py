@@ -50,17 +50,20 @@ _SAMPLE = (
     + "abc" * 32
     + "!"
 )
-_TRY_TOKENIZER = f"""
+_TOKENIZE = """
 import sys
+seconds, memory = int(sys.argv[2]), int(sys.argv[3])
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
-    resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 except ImportError:  # where the system has no such limits
     pass
 from tokenizers import Tokenizer
 tokenizer = Tokenizer.from_file(sys.argv[1])
-tokenizer.decode(tokenizer.encode(sys.stdin.read()).ids)
+ids = tokenizer.encode(sys.stdin.buffer.read().decode()).ids
+tokenizer.decode(ids)
+print(len(ids))
 """
 
 
@@ -143,18 +146,28 @@ def check_tokenizer(folder: Path, name: str) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
-    again = "save the tokenizer again with save_pretrained"
-    command = [sys.executable, "-I", "-c", _TRY_TOKENIZER, str(path)]
     try:
-        tried = subprocess.run(command, input=_SAMPLE.encode(), capture_output=True, timeout=2 * _SECONDS)
+        count_apart(path, _SAMPLE, _SECONDS)
+    except ValueError as error:
+        raise ModelError(f"{name} has a {error}: save the tokenizer again with save_pretrained") from None
+
+
+def count_apart(path: Path, text: str, seconds: int) -> int:
+    """How many tokens a tokenizer.json makes of a text, asked in a process with limits on time and memory.
+
+    A pattern of a tokenizer can take for ever, and its library can end the process that uses it. Raises ValueError with
+    the reason where no answer comes.
+    """
+    command = [sys.executable, "-I", "-c", _TOKENIZE, str(path), str(seconds), str(_MEMORY)]
+    try:
+        tried = subprocess.run(command, input=text.encode(), capture_output=True, timeout=2 * seconds)
     except subprocess.TimeoutExpired:
-        raise ModelError(
-            f"{name} has a tokenizer that takes more than {2 * _SECONDS} s for a short text: {again}"
-        ) from None
+        raise ValueError(f"tokenizer that takes more than {2 * seconds} s for a short text") from None
     if tried.returncode:
         said = [line for line in tried.stderr.decode(errors="replace").splitlines() if line.strip()]
-        why = said[-1].removeprefix("Exception: ") if said else f"it needs more than {_SECONDS} s or 4 GB"
-        raise ModelError(f"{name} has a tokenizer.json that cannot be used ({_short(why, 160)}): {again}")
+        why = said[-1].removeprefix("Exception: ") if said else f"it needs more than {seconds} s or 4 GB"
+        raise ValueError(f"tokenizer.json that cannot be used ({_short(why, 160)})")
+    return int(tried.stdout)
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

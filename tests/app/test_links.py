@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.app.test_app import ROOT, figures, finish, open_page, said, visitor
 from tests.server import cache_with_models
-from ui import compat, model_facts, shared, zips
+from ui import compat, shared, zips
 from ui.address import EXAMPLE, is_hub_id, places_of, read_address, write_address
 
 
@@ -223,18 +222,6 @@ def test_a_damaged_model_is_unknown_to_the_run_bar(tmp_path: Path, config: str, 
     at.run()  # typed here, so it is looked at
     assert not at.exception
     assert at.button(key="run") and "about" in said(at)
-
-
-def test_a_model_that_is_whole_is_known_to_the_run_bar_and_an_implausible_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "whole"
-    folder.mkdir()
-    monkeypatch.setattr(model_facts, "may_touch", lambda places: True)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 3, "num_hidden_layers": 2}))
-    assert model_facts.most_positions(str(folder)) == 3
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 3, "num_hidden_layers": 10**6}))
-    assert model_facts.most_positions(str(folder)) is None
 
 
 def test_a_sentence_about_a_link_stays_until_the_next_choice(tmp_path: Path) -> None:

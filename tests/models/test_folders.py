@@ -196,7 +196,7 @@ def test_a_tokenizer_that_panics_on_a_common_text(folder):
 
 
 def test_a_tokenizer_that_takes_for_ever_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(preflight, "_TRY_TOKENIZER", "while True: pass")
+    monkeypatch.setattr(preflight, "_TOKENIZE", "while True: pass")
     monkeypatch.setattr(preflight, "_SECONDS", 1)
     assert "takes more than 2 s for a short text" in refused(folder)
 

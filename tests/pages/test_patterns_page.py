@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from sparsity_core.kinds import STAGES, Pipeline
 from sparsity_core.record import Store
@@ -15,7 +16,7 @@ from tests.pages.test_prefill_on_pages import AHEAD, LINK, looked_ahead
 from tests.server import cache_with_models
 from tests.traces import told_apart
 from tests.viz.test_pipeline import SIZES
-from ui.patterns import family_specs
+from ui.patterns import family_specs, key_of_look
 from ui.session import EXAMPLE, FIVE_STAGES, Shown
 
 
@@ -24,12 +25,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
 
 
+def opened_patterns(folder: Path) -> AppTest:
+    """The page of a run made by hand. Its dense attention counts as begun: it would be the real model's, of other heads."""
+    Store().put(replace(EXAMPLE, pipeline=AHEAD), looked_ahead())
+    at = opened(folder, **LINK)
+    item = Shown("A", replace(EXAMPLE, pipeline=AHEAD), looked_ahead())
+    at.session_state["attention look"] = key_of_look(item, layer=1, block=16)
+    open_page(at, "patterns")
+    return at
+
+
 def test_a_pattern_and_its_hierarchy_are_drawn_from_the_trace_alone(
     tmp_path: Path,
 ) -> None:
-    Store().put(replace(EXAMPLE, pipeline=AHEAD), looked_ahead())
-    at = opened(tmp_path, **LINK)
-    open_page(at, "patterns")
+    at = opened_patterns(tmp_path)
     assert not at.exception
     assert len(figures(at)) == 2
     assert [note["text"] for note in figures(at)[0]["layout"]["annotations"]] == ["A: minference"]
@@ -38,12 +47,10 @@ def test_a_pattern_and_its_hierarchy_are_drawn_from_the_trace_alone(
 
 def test_methods_that_look_ahead_are_told_to_have_no_loss(tmp_path: Path) -> None:
     item = Shown("A", replace(EXAMPLE, pipeline=AHEAD), looked_ahead())
-    Store().put(item.spec, item.trace)
     for (name, _), spec in family_specs(item).items():
         ahead = name in ("minference", "flexprefill", "xattention")
         Store().put(spec, told_apart(spec.pipeline, looks_ahead=ahead, **SIZES))
-    at = opened(tmp_path, **LINK)
-    open_page(at, "patterns")
+    at = opened_patterns(tmp_path)
     at.session_state["patterns_section"] = "cost"
     at.session_state["patterns_measure"] = "kl"
     at.run()

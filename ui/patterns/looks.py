@@ -25,12 +25,12 @@ def block_of(shown: list[Shown]) -> int:
 
 
 def look_of(item: Shown, layer: int, block: int) -> AttentionLook | None:
-    return _known().get(_key(item, layer, block))
+    return _known().get(key_of_look(item, layer, block))
 
 
 def watch_look(item: Shown, layer: int, block: int) -> AttentionLook | None:
     """The look, once it is there: begun by itself for a short text, by a button for a long one. Shows its progress."""
-    found, key = look_of(item, layer, block), _key(item, layer, block)
+    found, key = look_of(item, layer, block), key_of_look(item, layer, block)
     if found is None and not work.pending("attention_look"):
         first = item.trace.n_prompt <= _AT_ONCE and st.session_state.get("attention look") != key
         label = f"Look at the dense attention of layer {layer}"
@@ -46,7 +46,8 @@ def watch_look(item: Shown, layer: int, block: int) -> AttentionLook | None:
     return found
 
 
-def _key(item: Shown, layer: int, block: int) -> str:
+def key_of_look(item: Shown, layer: int, block: int) -> str:
+    """The name of its job, and of what the session began last (`attention look`)."""
     return f"attention {key_of(item.spec)} {layer} {block}"
 
 
