@@ -35,20 +35,25 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16; int8 weights")
 
 
-def run_options(parser: argparse.ArgumentParser) -> None:
-    """What a text, a model and a pipeline need, of every command that puts the first through the others."""
-    text_options(parser)
+def run_options(parser: argparse.ArgumentParser) -> Any:
+    """What a text, a model and a pipeline need, of every command that puts the first through the others.
+
+    Returns the group of which one must be given, the text among it.
+    """
+    source = text_options(parser)
     model_options(parser)
     parser.add_argument("--pipeline", default="dense", metavar="P", help='e.g. "eviction=a2sf(budget=64)"')
     seed_option(parser)
     json_option(parser)
+    return source
 
 
-def text_options(parser: argparse.ArgumentParser) -> None:
-    """A text that must be given, in one of two ways."""
+def text_options(parser: argparse.ArgumentParser) -> Any:
+    """A text that must be given, in one of two ways. Returns the group of the two."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="the text itself")
     source.add_argument("--file", metavar="F", type=path, help="a UTF-8 text file, or a pipe")
+    return source
 
 
 def file_option(parser: Any, help: str) -> None:

@@ -4,6 +4,7 @@ from .generation import Generation as Generation
 from .generation import generate as generate
 from .replay import refill as refill
 from .replay import replaying as replaying
+from .running import read_logits as read_logits
 from .running import run as run
 from .specs import execute as execute
 from .stages import gate_stage as gate_stage

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,27 +43,29 @@ def generate(
     max_new_tokens: int = 32,
     seed: int = 0,
     temperature: float = 0.0,
+    n_prefill: int | None = None,
     snapshots: int = 64,
     against_dense: bool = True,
     add_bos: str = "auto",
     stop_at_eos: bool = True,
     progress: Progress = silent,
 ) -> Generation:
-    """Tokens after a prompt, from a cache that physically loses what the pipeline evicts.
+    """Tokens after a prompt, at least 1, from a cache that physically loses what the pipeline evicts.
 
     Args:
-        max_new_tokens: at least 1.
         temperature: 0 takes the likeliest token; above it, samples with `seed`.
+        n_prefill: tokens of the prompt that are read at once; those after them are decode steps like the new tokens, so a
+            method of one cut does not know them. The whole prompt where None.
         others: as in `run`.
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
-    pipeline, seed = pipeline_of(pipeline), whole("seed", seed)
-    ids = ids_of(model, prompt, add_bos)
-    total = _check_lengths(model, pipeline, ids, seed, max_new_tokens, temperature)
+    pipeline, seed, ids = pipeline_of(pipeline), whole("seed", seed), ids_of(model, prompt, add_bos)
+    n_prefill = _prefilled(ids, n_prefill)
+    total = _check_lengths(model, pipeline, ids, n_prefill, seed, max_new_tokens, temperature)
     reference, model = model, pruned(model, pipeline, progress)
     dense = reference if against_dense and pipeline.methods else None
-    began, words, cache = time.perf_counter(), Words.of(model, ids), new_cache(model.hf)
+    began, words, cache = time.perf_counter(), Words.of(model, ids[:n_prefill]), new_cache(model.hf)
     offload = _offloaded(model, pipeline, cache, total)
     read, step = _shares(len(ids), max_new_tokens, None if dense is None else total)
     layer = read * step / model.arch.n_layers
@@ -71,8 +74,8 @@ def generate(
         pipeline,
         words,
         n_tokens=total,
-        n_prefill=len(ids),
-        first=len(ids),
+        n_prefill=n_prefill,
+        first=n_prefill,
         snapshot_steps=snapshot_steps(model, total, snapshots),
         seed=seed,
         cache=cache,
@@ -81,23 +84,27 @@ def generate(
         progress=progress,
     )
     choice = _Choice(max_new_tokens, _eos_ids(model) if stop_at_eos else set(), temperature, seed)
+    told = partial(_tell, progress, read, step, max_new_tokens)
     with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
-        new, hidden = _write(
-            recorder, words, choice, lambda n: progress(step * (read + n - 1), f"token {n} of {max_new_tokens}")
-        )
+        new, hidden = _write(recorder, words, ids[n_prefill:], choice, told)
     seconds, kv_bytes = time.perf_counter() - began, held(cache) + recorder.index_bytes
-    text = model.tokenizer.decode(new, skip_special_tokens=True)
-    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), text)
+    written = model.tokenizer.decode(new, skip_special_tokens=True)
+    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written)
     trace = draft(recorder, pipeline, reference, record, seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
     trace = replace(trace, offload=None if offload is None else offload.moved.record())
-    trace = complete(
-        model, trace, hidden, dense, began, seconds, (read + max_new_tokens) * step, progress, masks=recorder.masks
-    )
-    return Generation(text=text, token_ids=new, trace=trace, kv_bytes=kv_bytes, kv_bytes_dense=trace.kv_bytes_dense)
+    share = (read + max_new_tokens) * step
+    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks)
+    return Generation(written, new, trace, kv_bytes, trace.kv_bytes_dense)
 
 
 def _check_lengths(
-    model: Model, pipeline: Pipeline, ids: list[int], seed: int, max_new_tokens: int, temperature: float
+    model: Model,
+    pipeline: Pipeline,
+    ids: list[int],
+    n_prefill: int,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float,
 ) -> int:
     """How many tokens the model reads in all: the last new one is never an input. Raises ValueError where it cannot."""
     pipeline.check(generates=True)
@@ -107,7 +114,7 @@ def _check_lengths(
         raise ValueError(f"temperature is 0 or more; got {temperature}")
     check_run(model, ids, seed, extra=max_new_tokens)
     total = len(ids) + max_new_tokens - 1
-    model.check_steps(len(ids), total, drops=pipeline.gate is not None or pipeline.eviction is not None)
+    model.check_steps(n_prefill, total, drops=pipeline.gate is not None or pipeline.eviction is not None)
     return total
 
 
@@ -121,25 +128,44 @@ class _Choice:
     seed: int
 
 
+def _prefilled(ids: list[int], asked: int | None) -> int:
+    """How many tokens of the prompt are read at once. Raises ValueError for none of them, and for more than there are."""
+    if asked is None:
+        return len(ids)
+    if not 1 <= whole("n_prefill", asked) <= max(1, len(ids)):  # an empty prompt has a sentence of its own
+        raise ValueError(f"n_prefill is 1 to {len(ids)}, the tokens of the prompt; got {asked}")
+    return whole("n_prefill", asked)
+
+
+def _tell(progress: Progress, read: float, step: float, most: int, n: int) -> None:
+    progress(step * (read + n - 1), f"token {n} of {most}")
+
+
 def _write(
-    recorder: Recorder, words: Words, choice: _Choice, told: Callable[[int], None]
+    recorder: Recorder, words: Words, rest: list[int], choice: _Choice, told: Callable[[int], None]
 ) -> tuple[list[int], torch.Tensor]:
-    """(the new tokens, up to the first that stops; the hidden states [T, hidden] of all that was read)."""
+    """(the new tokens, up to the first that stops; the hidden states [T, hidden] of all that was read).
+
+    `words` are read at once, then the `rest` of the prompt a token at a time.
+    """
     sampler = torch.Generator().manual_seed(choice.seed)
-    model, feed, new = recorder.model, words.ids, list[int]()
+    model, feed, new, waiting = recorder.model, words.ids, list[int](), list(rest)
     states = []
     while True:
         at = torch.arange(recorder.start, recorder.start + len(feed), device=model.device)[None]
         hidden = model.hidden(torch.tensor([feed]), past_key_values=recorder.cache, position_ids=at, use_cache=True)[0]
         recorder.start += len(feed)
         states.append(hidden)
-        new.append(_next_token(model.logits(hidden[-1]), choice.temperature, sampler))
-        told(len(new))
-        if len(new) == choice.most or new[-1] in choice.stops:
-            recorder.check_fired(len(states))
-            return new, torch.cat(states)
-        words.classes.extend(token_classes(model.tokenizer, [new[-1]]))
-        feed = [new[-1]]
+        if waiting:
+            feed = [waiting.pop(0)]
+        else:
+            new.append(_next_token(model.logits(hidden[-1]), choice.temperature, sampler))
+            told(len(new))
+            if len(new) == choice.most or new[-1] in choice.stops:
+                recorder.check_fired(len(states))
+                return new, torch.cat(states)
+            feed = [new[-1]]
+        words.classes.extend(token_classes(model.tokenizer, feed))
 
 
 def _shares(n_prompt: int, n_new: int, compared: int | None) -> tuple[float, float]:

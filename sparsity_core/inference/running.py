@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from sparsity_core.attention import Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
 from sparsity_core.inference.stages import prefill_of, pruned, recorder_for, snapshot_steps
@@ -15,6 +17,8 @@ from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model, recording
 from sparsity_core.record import Trace
 from sparsity_core.work import Progress, silent
+
+_LOGIT_ELEMENTS = 2**27  # of logits at once: 512 MB of float32
 
 
 @torch.inference_mode()
@@ -54,23 +58,65 @@ def run(
     began = time.perf_counter()
     words = Words.of(model, ids)
     weight = 0.5 if against_dense else 1.0
-    recorder = recorder_for(
+    progress(0.0, "reading the prompt")
+    recorder, hidden = _read(
         reference,
         pipeline,
         words,
-        n_tokens=n,
         n_prefill=n_prefill,
         snapshot_steps=snapshot_steps(model, n, snapshots),
         seed=seed,
         on_layer=lambda i: progress(weight * i / model.arch.n_layers, f"layer {i + 1} of {model.arch.n_layers}"),
         progress=progress,
     )
-    progress(0.0, "reading the prompt")
-    with recording(recorder):
-        hidden = model.hidden(torch.tensor([ids]), use_cache=False)[0]
-    recorder.check_fired(1)
     seconds = time.perf_counter() - began
     kv_bytes = recorder.cached_bytes() + recorder.index_bytes
     trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
     dense = reference if against_dense else None
     return complete(model, trace, hidden, dense, began, seconds, weight, progress, masks=recorder.masks)
+
+
+def _read(reference: Model, pipeline: Pipeline, words: Words, **how: Any) -> tuple[Recorder, torch.Tensor]:
+    """What followed the forward over a text, and its hidden states [T, hidden]; `how` as in `recorder_for`."""
+    recorder = recorder_for(reference, pipeline, words, n_tokens=len(words.ids), **how)
+    with recording(recorder):
+        hidden = pruned(reference, pipeline).hidden(torch.tensor([words.ids]), use_cache=False)[0]
+    recorder.check_fired(1)
+    return recorder, hidden
+
+
+@torch.inference_mode()
+def read_logits(
+    model: Model,
+    ids: Sequence[int],
+    pipeline: Pipeline,
+    *,
+    rows: int,
+    n_prefill: int | None = None,
+    seed: int = 0,
+) -> tuple[torch.Tensor, float]:
+    """One forward as in `run`, of which nothing is kept but what scoring needs.
+
+    Without a stage that acts while the model runs, attention is transformers' own SDPA.
+
+    Args:
+        rows: how many of the last tokens the logits are of, at least.
+        n_prefill: as in `run`.
+
+    Returns float32 logits of the last tokens [rows or more, vocabulary], and the bytes that the cache holds after the last
+    one over those that it would hold with nothing dropped. Raises ValueError as `run` does.
+    """
+    ids = list(ids)
+    pipeline.check(generates=False, shares_heads=model.arch.n_heads > model.arch.n_kv_heads)
+    check_run(model, ids, seed)
+    cut = pruned(model, pipeline)
+    if set(pipeline.methods) <= {"weights"}:
+        hidden, kv_bytes = cut.hidden(torch.tensor([ids]), use_cache=False)[0], cut.cache_bytes(len(ids))
+    else:
+        n_prefill = prefill_of(cut, pipeline, len(ids), n_prefill)
+        recorder, hidden = _read(model, pipeline, Words.of(cut, ids), n_prefill=n_prefill, seed=seed)
+        kv_bytes = recorder.cached_bytes() + recorder.index_bytes
+    # All tokens of a short text: what a matrix product rounds to depends on how many rows it has, and all of them are
+    # what transformers computes.
+    most = max(rows, _LOGIT_ELEMENTS // cut.hf.get_input_embeddings().weight.shape[0])
+    return cut.logits(hidden[-most:]), kv_bytes / model.cache_bytes(len(ids))

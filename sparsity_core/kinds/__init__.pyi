@@ -35,6 +35,7 @@ from .registry import register as register
 from .rules import ruled as ruled
 from .selector import ALL_HEADS as ALL_HEADS
 from .selector import Selector as Selector
+from .spelling import nearest as nearest
 from .spelling import parse_value as parse_value
 from .spelling import spell as spell
 from .weights import Compressed as Compressed

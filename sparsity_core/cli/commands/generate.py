@@ -13,12 +13,18 @@ def options(parser: argparse.ArgumentParser) -> None:
     shared.setting(parser, "max_new_tokens", 32, "at least 1")
     shared.setting(parser, "temperature", 0.0, "0 takes the likeliest token; above it, draws with the seed")
     shared.setting(parser, "stop_at_eos", True, "end where the model writes its end token")
+    parser.add_argument(
+        "--n-prefill",
+        type=int,
+        metavar="N",
+        help="tokens of the prompt read at once; a method of one cut knows no others",
+    )
 
 
 def answer(options: argparse.Namespace) -> shared.Answer:
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is at least 1; got {options.max_new_tokens}")
-    settings = recorded(options) | shared.chosen(options, "max_new_tokens", "temperature", "stop_at_eos")
+    settings = recorded(options) | shared.chosen(options, "max_new_tokens", "temperature", "n_prefill", "stop_at_eos")
     with shared.asked(options) as (given, progress):
         from sparsity_core.inference import generate
 

@@ -1,0 +1,48 @@
+"""What tasks may be asked of a pipeline, told before a model is loaded. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsity_core.evaluate.densities import check_density
+from sparsity_core.evaluate.local_tasks import task_file
+from sparsity_core.kinds import Pipeline
+
+
+def check_tasks(
+    tasks: Sequence[str],
+    pipeline: Pipeline,
+    *,
+    data: Path | None,
+    limit: int | None = None,
+    shots: int | None = None,
+    density: float | None = None,
+) -> None:
+    """Raises ValueError, before any model is loaded, for what `accuracy` would refuse of its arguments."""
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"tasks is a list of names, as in ['arc_easy']; got {tasks!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is at least 1 question of each task; got {limit}")
+    if shots is not None and shots < 0:
+        raise ValueError(f"shots is 0 or more examples before each question; got {shots}")
+    check_density(pipeline, density)
+    if pipeline.prefill is not None and pipeline.prefill.looks_ahead:
+        raise ValueError(
+            f"{pipeline.prefill.name} looks ahead: later tokens decide what earlier ones see, so an answer has no probability "
+            "under it. Choose a causal method, or a task whose answer is generated"
+        )
+    _check_installed()
+    if data is not None:
+        for name in tasks:
+            task_file(name, data)
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("lm_eval", "datasets", "pandas") if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"tasks need lm-evaluation-harness, and {missing[0]} is not installed: pip install 'sparselens[eval]'"
+        )

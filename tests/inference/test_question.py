@@ -1,0 +1,46 @@
+"""A prompt whose end is unknown to the compression: read a token at a time after the cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsity_core import generate, run
+from tests import tiny
+
+IDS = tiny.ids(40)
+PIPELINES = [
+    "dense",
+    "eviction=h2o(budget=12)",
+    "eviction=snapkv(budget=12, observation_window=4)",
+    "decode=quest(page=4)",
+]
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES[:2])
+def test_what_drops_as_it_goes_does_not_see_where_a_prompt_is_parted(pipeline):
+    whole, parted = (generate(tiny.model(), IDS, pipeline, max_new_tokens=6, n_prefill=n) for n in (None, 25))
+    assert parted.token_ids == whole.token_ids
+    np.testing.assert_array_equal(parted.trace.evicted_at, whole.trace.evicted_at)
+    np.testing.assert_allclose(parted.trace.nll, whole.trace.nll, atol=1e-9)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_parted_prompt_reads_as_one_forward_that_cuts_there(pipeline):
+    out = generate(tiny.model(), IDS, pipeline, max_new_tokens=6, n_prefill=25, stop_at_eos=False)
+    simulated = run(tiny.model(), IDS + out.token_ids[:-1], pipeline, n_prefill=25)
+    np.testing.assert_array_equal(out.trace.evicted_at, simulated.evicted_at)
+    if "decode" not in pipeline:  # there a run's queries all read sparsely, the prompt's too
+        np.testing.assert_allclose(out.trace.nll, simulated.nll, atol=1e-9)
+
+
+def test_a_cut_before_the_question_keeps_other_keys_than_one_that_knows_it():
+    known, unknown = (generate(tiny.model(), IDS, PIPELINES[2], max_new_tokens=2, n_prefill=n) for n in (None, 25))
+    assert (known.trace.evicted_at[..., :25] != unknown.trace.evicted_at[..., :25]).any()
+    assert (unknown.trace.evicted_at[..., 25:] == unknown.trace.n_tokens).all()
+
+
+@pytest.mark.parametrize("n", [0, 41, -1])
+def test_a_part_that_is_none_is_refused(n):
+    with pytest.raises(ValueError, match=f"n_prefill is 1 to 40, the tokens of the prompt; got {n}"):
+        generate(tiny.model(), IDS, n_prefill=n)
