@@ -163,10 +163,10 @@ def test_what_a_decode_step_reads_is_no_empty_slot(decode, family):
         recorder = replaying(model, trace, chosen)
         with recording(recorder), torch.inference_mode():
             model.hidden(torch.from_numpy(trace.token_ids.astype(np.int64))[None], use_cache=False)
-    torch.testing.assert_close(torch.cat(seen[:-1]), seen[-1], rtol=0, atol=1e-6)  # approximate scores are float32
+    torch.testing.assert_close(torch.cat(seen[:-1]), seen[-1], rtol=0, atol=1e-5)  # approximate scores are float32
     same(recorder.evicted_at(trace.n_tokens), trace.evicted_at)
     simulated = recorder.stages.reading.record(trace.n_tokens)
-    same(simulated.selected, trace.reading.selected, atol=1e-6)
+    same(simulated.selected, trace.reading.selected, atol=1e-5)
     for layer in range(3):
         removed, keep = trace.removed_by(layer), trace.keep(layer)
         for query in range(PROMPT, trace.n_tokens):
