@@ -1,7 +1,15 @@
 from .accuracies import Accuracy as Accuracy
 from .accuracies import accuracy as accuracy
+from .cells import CellSpec as CellSpec
+from .cells import run_cell as run_cell
+from .grids import Grid as Grid
+from .grids import read_grid as read_grid
 from .pairs import Paired as Paired
 from .pairs import paired as paired
 from .pairs import paired_outcomes as paired_outcomes
 from .perplexities import perplexity as perplexity
+from .sweeping import MOST_CELLS as MOST_CELLS
+from .sweeping import Swept as Swept
+from .sweeping import read_sweep as read_sweep
+from .sweeping import sweep as sweep
 from .task_checks import check_tasks as check_tasks

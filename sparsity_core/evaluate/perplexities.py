@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sparsity_core.inference import pipeline_of, run, whole
@@ -39,10 +41,14 @@ def perplexity(
             "under it. Choose a causal method, or measure what it generates"
         )
 
-    def losses(ids: list[int]) -> np.ndarray:
-        return run(model, ids, chosen, seed=seed, snapshots=0, against_dense=False).nll
+    shares: list[float] = []
 
-    return blocks_perplexity(
+    def losses(ids: list[int]) -> np.ndarray:
+        trace = run(model, ids, chosen, seed=seed, snapshots=0, against_dense=False)
+        shares.append(trace.kv_bytes / trace.kv_bytes_dense)
+        return trace.nll
+
+    found = blocks_perplexity(
         model,
         text,
         block=whole("block", block),
@@ -52,3 +58,4 @@ def perplexity(
         pipeline=str(chosen),
         progress=progress,
     )
+    return replace(found, kv_share=sum(shares) / len(shares))

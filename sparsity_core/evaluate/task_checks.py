@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsity_core.evaluate.densities import check_density
-from sparsity_core.evaluate.local_tasks import task_file
+from sparsity_core.evaluate.local_tasks import rows_of
 from sparsity_core.kinds import Pipeline
 
 
@@ -35,7 +35,7 @@ def check_tasks(
     _check_installed()
     if data is not None:
         for name in tasks:
-            task_file(name, data)
+            rows_of(name, data)
 
 
 def _check_installed() -> None:

@@ -31,6 +31,7 @@ from .seam import block_input as block_input
 from .seam import is_attention as is_attention
 from .seam import recording as recording
 from .seam import residual_stream as residual_stream
+from .sources import source_of as source_of
 from .texts import calibration_digest as calibration_digest
 from .texts import calibration_text as calibration_text
 from .texts import evaluation_digest as evaluation_digest

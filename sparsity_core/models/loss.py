@@ -24,6 +24,9 @@ class Perplexity:
     block: int
     pipeline: str
     add_bos: str = "auto"
+    kv_share: float = (
+        1.0  # bytes that the cache held at the end of each block over those of nothing dropped; their mean
+    )
 
     @property
     def convention(self) -> str:

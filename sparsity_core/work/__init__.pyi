@@ -9,10 +9,14 @@ from .checkpoints import read_trained as read_trained
 from .checkpoints import write_checkpoint as write_checkpoint
 from .checkpoints import write_trained as write_trained
 from .digests import digest_of as digest_of
+from .engine import Engine as Engine
+from .engine import Task as Task
+from .engine import packed as packed
 from .errors import explain as explain
 from .files import MOST_BYTES as MOST_BYTES
 from .files import UNFINISHED as UNFINISHED
 from .files import clear_leftovers as clear_leftovers
+from .files import clear_unfinished as clear_unfinished
 from .files import folder_whole as folder_whole
 from .files import hub_text as hub_text
 from .files import new_folder as new_folder
@@ -28,6 +32,7 @@ from .jobs import Job as Job
 from .jobs import JobQueue as JobQueue
 from .kept_prompts import keep_prompt as keep_prompt
 from .kept_prompts import kept_prompt as kept_prompt
+from .limits import most_bytes as most_bytes
 from .outside import plugins as plugins
 from .outside import with_plugins as with_plugins
 from .progress import Progress as Progress

@@ -42,16 +42,16 @@ class Task:
 class Engine:
     """A process for work. On Linux it ends with the thread that started it, so let one that lasts start it.
 
-    Raises OSError where the machine starts no process.
+    `variables` are set in its environment. Raises OSError where the machine starts no process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **variables: str) -> None:
         path = os.pathsep.join(map(os.path.abspath, sys.path))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sparsity_core.work.engine_process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **variables, "PYTHONPATH": path},
             process_group=0,  # its own, which ends together, and which no Ctrl-C in a terminal reaches
         )
         self._seen = psutil.Process(self._process.pid)
