@@ -35,6 +35,10 @@ class Term(ABC):
         """bool [lists or 1, end]: keys that all of these queries see, or fewer; None where none are known."""
         return None
 
+    def varies(self, start: int, end: int) -> bool:
+        """Whether queries start … end − 1 may be shown different keys; False where one of them answers for all."""
+        return True
+
     def arrays(self) -> dict[str, Array]:
         """The term's arrays by the names of their fields."""
         return {name: value for name, value in vars(self).items() if hasattr(value, "shape")}
@@ -85,6 +89,9 @@ class Columns(Term):
         found = self.kept[:, :end]
         return found if self.queries is None else found & self.queries[:, start:end].all(1)[:, None]
 
+    def varies(self, start: int, end: int) -> bool:
+        return self.queries is not None
+
 
 @dataclass(frozen=True, eq=False)
 class BlockColumns(Term):
@@ -101,6 +108,9 @@ class BlockColumns(Term):
 
     def whole(self, start: int, end: int, key: Array) -> Array | None:
         return self._rows(start, end).all(1)
+
+    def varies(self, start: int, end: int) -> bool:
+        return start // self.block != (end - 1) // self.block
 
     def _rows(self, start: int, end: int) -> Array:
         return self.kept[:, start // self.block : (end - 1) // self.block + 1, :end]
@@ -121,6 +131,9 @@ class Blocks(Term):
 
     def whole(self, start: int, end: int, key: Array) -> Array | None:
         return self._rows(start, end).all(1)[:, key // self.block]
+
+    def varies(self, start: int, end: int) -> bool:
+        return start // self.block != (end - 1) // self.block
 
     def _rows(self, start: int, end: int) -> Array:
         return self.kept[:, start // self.block : (end - 1) // self.block + 1]
@@ -196,9 +209,17 @@ class KeyMask:
         """bool [lists or 1, R, C] of queries [R] and keys [lists or 1, C]."""
         return self.shows(np.arange(self.lists).reshape(-1, 1, 1), query[:, None], key[:, None])
 
-    def rows(self, start: int, end: int, key: Array) -> Array:
-        """bool [lists or 1, end − start, end]: what queries start … end − 1 see of the keys 0 … end − 1."""
-        return self.sees(key[start:end], key[None, :end])
+    def rows(self, start: int, end: int, every: Array, key: Array | None = None) -> Array:
+        """bool [lists or 1, end − start, C]: what queries start … end − 1 see of keys [lists or 1, C].
+
+        `every` is 0, 1, 2, … in the arrays' own kind; without `key` it is the keys 0 … end − 1.
+        """
+        head = np.arange(self.lists).reshape(-1, 1, 1)
+        query, key = every[start:end, None], (every[None, :end] if key is None else key)[:, None]
+        found = key == query
+        for term in self.terms:
+            found = found | term.shows(head, query if term.varies(start, end) else query[:1], key)
+        return found & (key <= query)
 
     def columns(self, start: int, end: int, key: Array) -> Array:
         """bool [lists or 1, end]: of the keys 0 … end − 1 those that any of the queries start … end − 1 sees, or more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -139,13 +140,32 @@ def test_attention_under_a_mask_equals_plain_attention_under_its_rows(n, lists, 
     torch.testing.assert_close(masked_attention(q, k, v, mask, backend="flex").out[0], plain)
     torch.testing.assert_close(flash_column_score(q, k, v, mask=mask).out[0], plain)
     torch.testing.assert_close(evict_scan(q, k, v, budget=n, mask=mask).out[0], plain)
-    for start in range(0, n, 20):
-        end = min(n, start + 20)
+    for start, size in itertools.product(range(0, n, 8), (8, 20)):  # within a block of 16, and across its edge
+        end = min(n, start + size)
         key = torch.arange(end)
         part, some, whole = (x(start, end, key) for x in (mask.rows, mask.columns, mask.whole))
         assert (part == rows[:, start:end, :end]).all()
         assert not (part.any(1) & ~some).any()  # no key that is seen is left ungathered
         assert not (whole & ~part.all(1)).any()  # and none is taken for seen by all that is not
+
+
+def test_each_core_attends_to_blocks_of_its_own():
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 330, 16, generator=rng) for heads in (6, 2, 2))
+    mask = KeyMask([Columns(torch.rand(2, 330, generator=rng) < 0.15), Window(5)], 2, 330)
+    alone = masked_attention(q, k, v, mask)
+    try:
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            shared = masked_attention(q, k, v, mask)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(RuntimeError):  # what fails on a core fails here
+            masked_attention(q, k, v, KeyMask([Columns(torch.ones(2, 9, dtype=torch.bool))], 2, 330))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(shared.out, alone.out)
+    assert shared.out.is_inference() and shared.pairs == alone.pairs
 
 
 @pytest.mark.parametrize("n", [100, 384, 700])

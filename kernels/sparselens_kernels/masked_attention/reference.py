@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from sparselens_kernels.masks import KeyMask
@@ -29,8 +32,10 @@ def masked_attention(
     first, every = torch.arange(lists, device=device)[:, None] * n, torch.arange(n, device=device)
     gone = None if until is None else until[0].expand(k.shape[1], -1).repeat_interleave(lists // k.shape[1], 0)
     out = q.new_empty(1, n_heads, n, v.shape[3])
-    pairs, size = 0, _BLOCK if device.type == "cpu" else min(256, max(_BLOCK, _DEVICE_LOGITS // (n_heads * n)))
-    for start in range(0, n, size):
+    size = _BLOCK if device.type == "cpu" else min(256, max(_BLOCK, _DEVICE_LOGITS // (n_heads * n)))
+
+    def attend(start: int) -> int:
+        """Fills in a block's rows of `out`; returns how many products that took."""
         end = min(n, start + size)
         key, query = every[:end], every[start:end]
         some, whole = (x.expand(lists, -1) for x in (mask.columns(start, end, key), mask.whole(start, end, key)))
@@ -45,7 +50,7 @@ def masked_attention(
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         rest = gathered[:, n_whole:]  # the others are seen by every query of the block
-        seen = mask.sees(query, rest) & (every[n_whole : gathered.shape[1]] < count)[:, None]
+        seen = mask.rows(start, end, every, rest) & (every[n_whole : gathered.shape[1]] < count)[:, None]
         if window is not None:
             seen &= rest[:, None] > query[:, None] - window
         if gone is not None:
@@ -53,8 +58,28 @@ def masked_attention(
         logits.unflatten(1, (-1, end - start))[..., n_whole:].masked_fill_(~seen[:, None], float("-inf"))
         block = (torch.softmax(logits, dim=-1) @ block_v).unflatten(1, (-1, end - start)).flatten(0, 1)
         out[0, :, start:end] = block.to(q.dtype)
-        pairs += n_heads * (end - start) * gathered.shape[1]
-    return out, pairs
+        return n_heads * (end - start) * gathered.shape[1]
+
+    return out, sum(_on_each_core(attend, range(0, n, size), device))
+
+
+def _on_each_core(attend: Callable[[int], int], starts: range, device: torch.device) -> list[int]:
+    """`attend` of every block, on a CPU each core one block at a time: the operations of one are too small to share."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(starts) < 2 * threads:
+        return [attend(start) for start in starts]
+    inference = torch.is_inference_mode_enabled()
+
+    def alone(start: int) -> int:
+        with torch.inference_mode(inference):  # each thread has a mode of its own
+            return attend(start)
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return list(pool.map(alone, reversed(starts)))  # the longest first
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # its BLAS counts for the whole process
 
 
 def _gathered(whole: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
