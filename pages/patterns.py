@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import streamlit as st
+
 from ui import patterns as ui
 from ui.entry import start_from_app
 from ui.explain import explain_methods
@@ -20,6 +22,10 @@ _SECTIONS = {
 
 def page(shown: list[Shown], at: View) -> None:
     section = choose_one("Section", _SECTIONS, "patterns_section")
+    if section != "cost" and all(item.trace.prefill is None for item in shown):
+        st.info(
+            "No prefill method runs here, so every query sees all keys: choose one under Prefill in the sidebar, and press Run."
+        )
     if section == "pattern":
         ui.pattern(shown, at)
         for item in shown:
