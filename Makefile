@@ -10,7 +10,7 @@ app: $(VENV)/ready
 	$(BIN)/sparselens app
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist=worksteal -m "not slow"
 
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest

@@ -82,6 +82,7 @@ def test_the_cells_are_seen_while_plotly_is_being_loaded(browser: Any, address: 
     page.goto(address)
     box = page.locator("[class*=st-key-look_] img")
     box.wait_for(timeout=60_000)
+    settle(page)
     cells = box.bounding_box()
     page.close()
     page = opened(browser, address)

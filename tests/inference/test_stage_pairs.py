@@ -42,7 +42,9 @@ def test_stages_run_together_and_what_they_take_adds_up(pipeline, tmp_path):
     pipeline = pipeline.replace("gate=dcp", f"gate=dcp(adapter={str(gate_file(tmp_path, model))!r})")
     asked = {"max_new_tokens": 6, "stop_at_eos": False}
     for trace in (run(model, IDS, pipeline), generate(model, IDS, pipeline, **asked).trace):
-        assert np.isfinite(trace.nll[:-1]).all() != ("minference" in pipeline)  # which looked at the text it would judge
+        assert np.isfinite(trace.nll[:-1]).all() != (
+            "minference" in pipeline
+        )  # which looked at the text it would judge
         taking = [text for text in trace.stages if not text.startswith("weights=")]
         assert len(taking) == len([m for m in Pipeline.parse(pipeline).methods if m != "weights"])
         pairs = trace.n_kv_heads * trace.n_tokens * (trace.n_tokens + 1) // 2

@@ -77,12 +77,14 @@ def aged(folder: Path) -> None:
 
 
 def killed(code: str, *arguments: str, seconds: float = 0.0, running: Callable[[], Any] = lambda: True) -> None:
-    """Runs Python until its first line of output, and some seconds longer, and kills it, while `running` holds."""
+    """Runs Python until its first line of output, and some seconds longer, and kills it once `running` holds."""
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=os.environ)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(seconds)
-    assert running()
+    deadline = time.monotonic() + PATIENCE
+    while not running():
+        assert process.poll() is None and time.monotonic() < deadline
     process.kill()
     process.wait()
     process.stdout.close()
