@@ -26,7 +26,8 @@ class Accuracy:
 
     Attributes:
         table: one row a task and metric: task, metric, value, stderr (of the mean, over its questions), n (questions), split,
-            shots, kv_share (bytes that the cache held at the end of each text over those of nothing dropped; their mean).
+            shots, question (known or unknown to what compresses the prompt), kv_share (bytes that the cache held at the end of
+            each text over those of nothing dropped; their mean).
         items: one row a question and metric: task, metric, item, value. Equal items of two pipelines are pairs.
     """
 
@@ -44,21 +45,27 @@ def accuracy(
     limit: int | None = None,
     shots: int | None = None,
     density: float | None = None,
+    length: int | None = None,
+    question: str = "known",
     add_bos: str = "auto",
     seed: int = 0,
     progress: Progress = silent,
 ) -> Accuracy:
     """Accuracy on tasks of lm-evaluation-harness, each request read alone under the pipeline, all of it a decode step.
 
-    A method of one cut, as SnapKV, makes it where the answer begins: the question is known to it.
+    A method of one cut, as SnapKV, makes it where the answer begins: the question is known to it. Answers of RULER's tasks are
+    generated, from a cache that loses what the pipeline drops; `string_match` is the share of what was asked for that they hold.
 
     Args:
-        tasks: names of lm-evaluation-harness; with `data` those of `LOCAL_TASKS`.
+        tasks: names of lm-evaluation-harness, with `data` those of `LOCAL_TASKS`; and of RULER (`ruler`), which are made.
         pipeline: a Pipeline or its text; the dense model where None.
         data: a folder with a file TASK.jsonl each (`local_tasks`); the hub where None.
         limit: only so many of the first questions of each task.
         shots: solved examples before each question; as the task says where None.
         density: the eviction stage keeps max(8, round(density · tokens)) keys of each request, in place of its budget.
+        length: tokens of a prompt of RULER's and its answer, 4,096 where None.
+        question: "unknown" reads a prompt of RULER's up to its question at once, and the rest a token at a time, so that a
+            method of one cut does not know what it is asked.
         add_bos: as in `run`; never two start tokens.
         seed: of random eviction, and of which examples stand before a question.
 
@@ -67,7 +74,7 @@ def accuracy(
     """
     chosen = pipeline_of(pipeline)
     folder = None if data is None else Path(data)
-    check_tasks(tasks, chosen, data=folder, limit=limit, shots=shots, density=density)
+    check_tasks(tasks, chosen, data=folder, limit=limit, shots=shots, density=density, length=length, question=question)
     from sparsity_core.evaluate.harness import PipelineLM, Setting, harness_results
 
     tables, items = [], []
@@ -76,8 +83,8 @@ def accuracy(
         def report(share: float, doing: str, place: int = place, name: str = name) -> None:
             progress((place + share) / len(tasks), f"{name}, {doing}")
 
-        lm = PipelineLM(model, Setting(chosen, density, add_bos, whole("seed", seed)), report)
-        found, splits = harness_results(lm, name, folder, limit=limit, shots=shots, seed=seed)
+        lm = PipelineLM(model, Setting(chosen, density, add_bos, whole("seed", seed), question), report)
+        found, splits = harness_results(lm, name, folder, limit=limit, shots=shots, seed=seed, length=length)
         tables += _rows(found, splits, lm)
         items += _items(found)
     progress(1.0, "scored")
@@ -101,6 +108,7 @@ def _rows(found: dict[str, Any], splits: dict[str, str], lm: PipelineLM) -> list
                     "n": found["n-samples"].get(task, {}).get("effective", 0),
                     "split": splits.get(task, "its tasks'"),
                     "shots": found["n-shot"].get(task, 0),
+                    "question": lm.setting.question,
                     "kv_share": sum(shares) / len(shares) if shares else float("nan"),
                 }
             )

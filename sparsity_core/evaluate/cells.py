@@ -40,6 +40,8 @@ class CellSpec:
     density: float | None = None
     limit: int | None = None
     shots: int | None = None
+    length: int | None = None
+    question: str = "known"
     block: int = 2048
     most_blocks: int | None = None
     add_bos: str = "auto"
@@ -119,6 +121,8 @@ def _scored(spec: CellSpec, progress: Progress) -> list[dict[str, Any]]:
         limit=spec.limit,
         shots=spec.shots,
         density=spec.density,
+        length=spec.length,
+        question=spec.question,
         add_bos=spec.add_bos,
         seed=spec.seed,
         progress=progress,
@@ -182,7 +186,7 @@ def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 
     kinds = {"value": pa.float64(), "n": pa.int64(), "items": pa.list_(pa.float32()), "line": pa.int64()}
     kinds |= dict.fromkeys(("stderr", "kv_share", "seconds", "density"), pa.float64())
-    kinds |= dict.fromkeys(("seed", "limit", "shots", "shots_given", "block", "most_blocks"), pa.int64())
+    kinds |= dict.fromkeys(("seed", "limit", "shots", "shots_given", "length", "block", "most_blocks"), pa.int64())
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)

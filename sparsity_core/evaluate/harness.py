@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from sparsity_core.evaluate.densities import at_density
 from sparsity_core.evaluate.local_tasks import config_of, rows_of, task_file
+from sparsity_core.evaluate.ruler import LENGTH, MOST_EXAMPLES, RULER_TASKS, ruler_config, ruler_rows
 from sparsity_core.inference import generate, read_logits
 from sparsity_core.kinds import Pipeline, nearest
 from sparsity_core.models import Model
@@ -36,6 +38,7 @@ class Setting:
     density: float | None = None
     add_bos: str = "auto"
     seed: int = 0
+    question: str = "known"  # unknown: a prompt that has one apart is read up to it, and the rest a token at a time
 
 
 class PipelineLM(TemplateLM):  # type: ignore[misc]
@@ -112,7 +115,8 @@ class PipelineLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         texts = []
-        for done, (context, how) in enumerate(request.args for request in requests):
+        for done, request in enumerate(requests):
+            context, how = request.args
             self._progress(done / len(requests), f"request {done + 1:,} of {len(requests):,}")
             if how.get("do_sample") and how.get("temperature"):
                 raise ValueError(
@@ -120,38 +124,70 @@ class PipelineLM(TemplateLM):  # type: ignore[misc]
                 )
             until = how.get("until") or []
             most = how.get("max_gen_toks") or how.get("max_new_tokens") or _MOST_NEW
-            text = self._written(context, int(most))
+            text = self._written(context, int(most), (request.doc or {}).get("before"))
             stops = [text.index(s) for s in ([until] if isinstance(until, str) else until) if s and s in text]
             texts.append(text[: min(stops, default=len(text))])
         return texts
 
-    def _written(self, context: str, most: int) -> str:
+    def _written(self, context: str, most: int, before: str | None) -> str:
+        """What the model writes after a context; `before` is the part of it that stands before its question."""
         setting = self.setting
-        ids = self.tok_encode(context)
+        ids, n_prefill = self.tok_encode(context), None
+        if before is not None and setting.question == "unknown":
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, self.tok_encode(before), strict=False))
+            n_prefill = sum(1 for _ in same)
         pipeline = at_density(setting.pipeline, setting.density, len(ids))
         out = generate(
-            self.model, ids, pipeline, max_new_tokens=most, seed=setting.seed, snapshots=0, against_dense=False
+            self.model,
+            ids,
+            pipeline,
+            max_new_tokens=most,
+            n_prefill=n_prefill,
+            seed=setting.seed,
+            snapshots=0,
+            against_dense=False,
         )
         self.kv_shares.append(out.kv_bytes / out.kv_bytes_dense)
         return out.text
 
 
 def harness_results(
-    lm: PipelineLM, name: str, data: Path | None, *, limit: int | None, shots: int | None, seed: int
+    lm: PipelineLM,
+    name: str,
+    data: Path | None,
+    *,
+    limit: int | None,
+    shots: int | None,
+    seed: int,
+    length: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What lm-evaluation-harness finds of a task, a group or a tag, and the split of each task that it read.
 
     Raises ValueError for an unknown task and a file that cannot be read.
     """
     with _quiet():
-        loaded = _loaded(name, data)
+        made = _made(lm, name, length or LENGTH, limit or MOST_EXAMPLES, seed) if name in RULER_TASKS else None
+        loaded = made or _loaded(name, data)
         for task in loaded["tasks"].values():
             if shots is not None or task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=shots or 0)
             task.set_fewshot_seed(seed=seed)
         found = evaluate(lm, loaded, limit=limit, bootstrap_iters=_RESAMPLES)
+    if made:
+        return found, {name: f"made of seed {seed}, {length or LENGTH:,} tokens"}
     splits = {n: _split_of(task) if data is None else task_file(n, data).name for n, task in loaded["tasks"].items()}
     return found, splits
+
+
+def _made(lm: PipelineLM, name: str, length: int, n: int, seed: int) -> dict[str, Any]:
+    """A task of RULER. Raises ValueError for a length that the model cannot read, or that holds no prompt."""
+    longest = lm.model.arch.max_positions
+    if longest and length > longest:
+        raise ValueError(f"length is at most {longest:,}, the positions of {lm.model.name}; got {length:,}")
+    encode = lm.model.encode_all
+    start = len(lm.tok_encode("x")) - len(encode("x"))
+    rows = ruler_rows(name, lambda text: start + len(encode(text)), length=length, n=n, seed=seed)
+    return {"tasks": {name: ConfigurableTask(config=ruler_config(name, rows))}, "groups": {}}
 
 
 def _loaded(name: str, data: Path | None) -> dict[str, Any]:

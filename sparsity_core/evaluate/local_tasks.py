@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsity_core.evaluate.ruler import RULER_TASKS
 from sparsity_core.kinds import nearest
 from sparsity_core.work import read_regular
 
@@ -48,7 +49,9 @@ LOCAL_TASKS = {
 def task_file(name: str, data: Path) -> Path:
     """The file of a task. Raises ValueError for an unknown task, and for one that the folder does not hold."""
     if name not in LOCAL_TASKS:
-        raise ValueError(f"there is no task {name!r} that is read from files; {nearest(name, list(LOCAL_TASKS))}")
+        raise ValueError(
+            f"there is no task {name!r} that is read from files; {nearest(name, [*LOCAL_TASKS, *RULER_TASKS])}"
+        )
     path = data / f"{name}.jsonl"
     if not path.is_file():
         if not data.is_dir():

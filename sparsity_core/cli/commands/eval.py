@@ -12,7 +12,7 @@ from sparsity_core.kinds import Pipeline
 
 def options(parser: argparse.ArgumentParser) -> None:
     source = shared.run_options(parser)
-    source.add_argument("--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, separated by commas")
+    source.add_argument("--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness or RULER, separated by commas")
     shared.setting(parser, "block", 2048, "tokens of a block of the text")
     parser.add_argument("--most-blocks", type=int, metavar="N", help="only the first N blocks of the text")
     shared.start_option(parser, "no block does, and requests of tasks start as the tokenizer does")
@@ -21,6 +21,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     parser.add_argument("--shots", type=int, metavar="N", help="solved examples before each question")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a prompt of RULER's and its answer; 4,096")
+    parser.add_argument(
+        "--question",
+        choices=("known", "unknown"),
+        default="known",
+        help="whether what compresses a prompt of RULER's reads its question first",
+    )
     parser.add_argument(
         "--density", type=float, metavar="X", help="eviction keeps this share of each question's tokens, 8 at least"
     )
@@ -43,7 +50,7 @@ def _scored(options: argparse.Namespace) -> shared.Answer:
 
     pipeline = Pipeline.parse(options.pipeline)
     tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
-    asked = shared.chosen(options, "data", "limit", "shots", "density")
+    asked = shared.chosen(options, "data", "limit", "shots", "density", "length", "question")
     check_tasks(tasks, pipeline, **asked)
     with shared.progress_bar() as progress:
         model = shared.load_model(options, progress)
@@ -51,4 +58,5 @@ def _scored(options: argparse.Namespace) -> shared.Answer:
         found = accuracy(model, tasks, pipeline, progress=progress, **own)
     rows = json.loads(found.table.to_json(orient="records", double_precision=15))  # what is no number is null
     told = {"model": options.model, "pipeline": found.pipeline, "density": options.density, "seed": options.seed}
+    told |= {"length": options.length} if options.length else {}
     return {**told, "rows": rows}, f"{found.pipeline}\n{found.table.to_string(index=False, float_format='%.4f')}"
