@@ -62,6 +62,7 @@ def main() -> None:
         st.warning(literal(problem))
     st.session_state.page = chosen.url_path or next(iter(PAGES))  # the first page's address is empty
     module = PAGES[st.session_state.page]
+    st.session_state.stage = module.PAGE.explains
     of_model = module.PAGE.needs == "model"
     hold_choices(of_model)
     bar = model_bar if of_model else run_bar

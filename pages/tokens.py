@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from ui import tokens as ui
+from ui.columns import side_by_side
 from ui.entry import start_from_app
 from ui.explain import explain_methods
 from ui.page import Page
@@ -19,7 +20,7 @@ def page(shown: list[Shown], at: View) -> None:
     for item in shown:
         pipeline_view(item)
     st.subheader("Atlas: when each layer dropped each token", anchor=False)
-    for column, item in zip(st.columns(len(shown)), shown, strict=True):
+    for column, item in side_by_side(shown):
         with column:
             ui.atlas_of(item, shown, at)
     ui.difference(shown, at)
@@ -27,7 +28,7 @@ def page(shown: list[Shown], at: View) -> None:
         ui.reads(item, at)
         ui.shares(item)
     st.subheader(f"Tokens at step {at.step}, layer {at.layer}", anchor=False)
-    for column, item in zip(st.columns(len(shown)), shown, strict=True):
+    for column, item in side_by_side(shown):
         with column:
             ui.strip_of(item, shown, at)
     for item in shown:

@@ -29,19 +29,23 @@ FIVE_STAGES = replace(
     "eviction=a2sf(budget=160) decode=double_sparsity(tokens=0.5)",
 )
 VIEW = ("layer", "head", "token", "step")
+LETTERS = "ABCDEFGH"  # of the pipelines side by side: no more fit on a page
+MOST_NAME = 40  # letters of a pipeline's own name
 MOST_NEW, MOST_SEED = 512, 2**31 - 1
 _MODEL_LETTERS = 1024
 _LONGEST_LINK = 1500  # characters of prompt; browsers and chat programs cut longer addresses
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
+_BESIDE = re.compile(r"beside([0-9]*)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an address asks for: one run, or two side by side, and where to look in them."""
+    """What an address asks for: one run, or several side by side, and where to look in them."""
 
     specs: tuple[RunSpec, ...] = (EXAMPLE,)
+    names: tuple[str, ...] = ()  # of the pipelines, by their place; "" of one without
     view: tuple[tuple[str, str], ...] = ()  # layer, head, token and step as far as they are given
 
 
@@ -66,18 +70,47 @@ def read_address(parameters: Mapping[str, str]) -> Asked:
         raise ValueError(f"a device is cpu, cuda or cuda:1; got {spec.device[:40]!r}")
     if spec.dtype not in _DTYPES:
         raise ValueError(f"a number format is one of {', '.join(_DTYPES)}; got {spec.dtype[:40]!r}")
-    if "beside" not in parameters:
-        return Asked((spec,), view)
-    return Asked((spec, replace(spec, pipeline=str(Pipeline.parse(parameters["beside"])))), view)
+    specs = (spec, *(replace(spec, pipeline=str(Pipeline.parse(text))) for text in _beside(parameters)))
+    return Asked(specs, _names(parameters.get("names", ""), len(specs)), view)
 
 
-def write_address(specs: Sequence[RunSpec], view: Mapping[str, Any]) -> dict[str, str]:
+def _beside(parameters: Mapping[str, str]) -> list[str]:
+    """The pipelines beside the first: those of `beside`, `beside2`, `beside3` and so on."""
+    found = {int(m[1] or 1): text for name, text in parameters.items() if (m := _BESIDE.fullmatch(name[:20]))}
+    if found and max(found) >= len(LETTERS):
+        raise ValueError(
+            f"a page compares at most {len(LETTERS)} pipelines, that is pipeline, beside and beside2 to "
+            f"beside{len(LETTERS) - 1}; this link goes to beside{max(found)}"
+        )
+    return [text for _, text in sorted(found.items())]
+
+
+def _names(given: str, pipelines: int) -> tuple[str, ...]:
+    """The pipelines' own names, one | between two; none where the address gives none."""
+    names = given.split("|") if given else []
+    if len(names) > pipelines:
+        raise ValueError(f"the link names {len(names)} pipelines and has {pipelines}: one | stands between two names")
+    for name in names:
+        check_name(name)
+    return tuple(names) if any(names) else ()
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for what can be no name of a pipeline."""
+    if len(name) > MOST_NAME or (name and not name.isprintable()) or "|" in name:
+        raise ValueError(
+            f"a pipeline's name has at most {MOST_NAME} printable characters and no |; got {name[:MOST_NAME]!r}"
+        )
+
+
+def write_address(specs: Sequence[RunSpec], view: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, str]:
     """The parameters of an address that brings these runs and this view back. Keeps a prompt too long for a link on disk."""
     spec, *rest = specs
     parameters = {
         "model": spec.model,
         "pipeline": spec.pipeline,
-        **({"beside": rest[0].pipeline} if rest else {}),
+        **{f"beside{at if at > 1 else ''}": own.pipeline for at, own in enumerate(rest, 1)},
+        **({"names": "|".join(names)} if any(names) else {}),
         "generate": str(spec.generate),
         "seed": str(spec.seed),
         "device": spec.device,

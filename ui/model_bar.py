@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import streamlit as st
 
+from ui.address import LETTERS
 from ui.knobs import keep_settings
 from ui.literal import literal
 from ui.session import specs
 
-_OF_RUNS = ("model", "prompt_choice", "prompt_text", "compare", "generate", "seed", "device", "dtype", "add_bos")
+_OF_RUNS = ("model", "prompt_choice", "prompt_text", "generate", "seed", "device", "dtype", "add_bos")
 
 
 def model_bar() -> None:
     """Names the model, and holds what was set for runs, which Streamlit forgets where its widgets are not drawn."""
     spec = specs()[0]
-    for letter in "AB":
+    for letter in LETTERS:
         keep_settings(letter)
     for key in _OF_RUNS:
         if key in st.session_state:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import streamlit as st
 
-from sparsity_core.kinds import Method, Pipeline
+from sparsity_core.kinds import Pipeline
 from sparsity_core.models import ADD_BOS, PROMPTS
 from sparsity_core.record import RunSpec
 from sparsity_core.work import Job, explain, read_text
 from ui import shared, work
 from ui.address import places_of, read_model
 from ui.first_look import painted
-from ui.knobs import DENSE, aside_picker, folded, held, joined, keep_settings, method_picker
+from ui.knobs import folded, held
+from ui.lineup import choose_pipelines
 from ui.literal import literal
 from ui.model_facts import count_tokens, most_positions
 from ui.session import EXAMPLE, MOST_NEW, MOST_SEED, forget_view, keep_address, specs
@@ -89,7 +88,8 @@ def follow_link() -> None:
     if st.session_state.get("followed") == wanted or work.pending("run"):
         return
     st.session_state.followed = wanted
-    if all(_is_cheap(spec) or work.is_under_way(spec) for spec in wanted):
+    few = len(wanted) * len(wanted[0].prompt) <= 2 * _CHEAP_LETTERS
+    if all((few and _is_cheap(spec)) or work.is_under_way(spec) for spec in wanted):
         st.session_state.wanted = wanted
         work.submit_specs("run", wanted)
 
@@ -129,23 +129,6 @@ def _show(wanted: list[RunSpec]) -> None:
 
 def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     """What the settings ask for, and what is wrong with them. Draws every setting, whatever is wrong with another."""
-    problems: list[str] = []
-
-    def stage(pick: Callable[[str, Method | None], str], letter: str, current: Method | None) -> str:
-        try:
-            return pick(letter, current)
-        except ValueError as error:
-            problems.append(explain(error))
-            return DENSE
-
-    def pipeline(letter: str, current: Pipeline) -> str:
-        eviction = stage(method_picker, letter, current.eviction)
-        weights = stage(partial(aside_picker, "weights"), letter, current.weights)
-        gate = stage(partial(aside_picker, "gate"), letter, current.gate)
-        prefill = stage(partial(aside_picker, "prefill"), letter, current.prefill)
-        decode = stage(partial(aside_picker, "decode"), letter, current.decode)
-        return joined(weights, gate, prefill, eviction, decode)
-
     st.session_state.setdefault("model", first.model)
     model = st.selectbox(
         "Model",
@@ -154,20 +137,14 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
         accept_new_options=True,
         help="the embedded model, a Hugging Face hub id (owner/name), or a local folder; type to enter one",
     )
-    prompt = _prompt(first)
+    prompt, problems = _prompt(first), list[str]()
     if not prompt.strip():
         problems.append("The prompt is empty: type some text, or choose one from the library.")
     tokens = count_tokens(model, prompt)
     about = f"about {max(1, len(prompt) // 4):,} tokens (exact once it is run)"
     st.caption(f"{tokens:,} token{'' if tokens == 1 else 's'}" if tokens else about)
-    pipelines = [pipeline("A", Pipeline.parse(first.pipeline))]
-    second = specs()[1] if len(specs()) > 1 else None
-    st.session_state.setdefault("compare", second is not None)
-    if st.toggle("Compare with a second method", key="compare", help="A and B side by side"):
-        beside = Pipeline.parse(second.pipeline if second else "eviction=streaming_llm(budget=64)")
-        pipelines.append(pipeline("B", beside))
-    else:
-        keep_settings("B")
+    pipelines, wrong = choose_pipelines()
+    problems += wrong
     generate, seed, device, dtype, add_bos = _run_settings(first)
     positions = most_positions(model)
     if tokens and positions and tokens + generate > positions:

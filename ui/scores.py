@@ -12,10 +12,11 @@ from sparsity_core.kinds import Pipeline
 from sparsity_core.record import Trace, key_of
 from sparsity_core.work import Job
 from ui import work
+from ui.columns import side_by_side
 from ui.figure import show_figure
 from ui.knobs import choose_one
 from ui.literal import code
-from ui.session import Shown
+from ui.session import Shown, looks_of
 from ui.tasks import runs
 from ui.view import View
 from viz import cost, scores
@@ -48,7 +49,7 @@ def _suggest(trace: Trace, at: View) -> list[int]:
     return list(dict.fromkeys(int(p) for p in picks))[:4]
 
 
-def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | None:
+def refilled_scores(item: Shown, layer: int, runs_shown: int) -> tuple[np.ndarray, np.ndarray] | None:
     """This layer's scores at every step, once asked for; the trace's own snapshots serve until then."""
     key = f"refill {key_of(item.spec)} {layer}"
     filled = st.session_state.setdefault("refilled", {})
@@ -57,7 +58,7 @@ def refilled_scores(item: Shown, layer: int) -> tuple[np.ndarray, np.ndarray] | 
 
     def keep(jobs: dict[str, Job]) -> None:
         filled.update({k: job.result for k, job in jobs.items()})
-        while len(filled) > 2:  # a layer of A and one of B: a long text's scores are large
+        while len(filled) > runs_shown:  # a layer of each: a long text's scores are large
             del filled[next(iter(filled))]
 
     n = len(item.trace.snapshot_steps)
@@ -81,10 +82,10 @@ def accumulated(shown: list[Shown], at: View) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         log = st.toggle("Logarithmic", value=True, key="log_scores", width="content")
         scored = [item for item in shown if scores.has_scores(item.trace, at.layer, head)]
-        fine = {item.letter: refilled_scores(item, at.layer) for item in scored}
+        fine = {item.letter: refilled_scores(item, at.layer, len(shown)) for item in scored}
     tables = {s.letter: scores.score_table(s.trace, at.layer, head, positions, fine.get(s.letter)) for s in shown}
     limits = scores.shared_range(list(tables.values()), log)
-    for column, item in zip(st.columns(len(shown)), shown, strict=True):
+    for column, item in side_by_side(shown):
         table = tables[item.letter]
         with column:
             if not scores.has_scores(item.trace, at.layer, head):
@@ -111,7 +112,7 @@ def _why_no_scores(item: Shown) -> str:
 
 def against_dense(shown: list[Shown], at: View) -> None:
     """How close each run that was compared with the dense model came to the ideal mask, and its regret."""
-    compared = {f"{s.letter}: {cost.label(s.trace)}": s.trace for s in shown if s.trace.compared}
+    compared = {s.title: s.trace for s in shown if s.trace.compared}
     if not compared:
         return
     st.subheader("Against the ideal mask", anchor=False)
@@ -119,7 +120,7 @@ def against_dense(shown: list[Shown], at: View) -> None:
     measure = choose_one("Measure", cost.MEASURES, "similarity")
     table = cost.similarity_table(compared, at.head)
     show_figure(
-        cost.plot_similarity(table, measure, at.layer),
+        cost.plot_similarity(table, looks_of(shown), measure, at.layer),
         table,
         name="similarity",
         caption="Similarity of the kept keys to the dense model's own top keys of equal number, by layer, "

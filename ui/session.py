@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import streamlit as st
@@ -12,36 +12,70 @@ from sparsity_core.work import Recent, explain, keeps
 from ui import shared
 from ui.address import EXAMPLE as EXAMPLE
 from ui.address import FIVE_STAGES as FIVE_STAGES
+from ui.address import LETTERS, VIEW, places_of, read_address, write_address
 from ui.address import MOST_NEW as MOST_NEW
 from ui.address import MOST_SEED as MOST_SEED
-from ui.address import VIEW, places_of, read_address, write_address
 from ui.compat import came_by_history
 from ui.first_look import painted
 from ui.trust import may_look_up, propose
+from viz import Look, distinct_looks
+from viz.cost import label, method_of
 
 # Widgets of the run bar that hold a run's settings, beside those of each pipeline, whose keys begin with its letter.
-_SETTINGS = ("model", "prompt_choice", "prompt_text", "compare", "generate", "seed", "device", "dtype", "add_bos")
+_SETTINGS = (
+    "model",
+    "prompt_choice",
+    "prompt_text",
+    "pipelines",
+    "opened",
+    "generate",
+    "seed",
+    "device",
+    "dtype",
+    "add_bos",
+)
 _MOST_TRACE_BYTES = 512 * 1024**2  # in memory, of all sessions together
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One pipeline on the page: "A", or "B" beside it."""
+    """One pipeline on the page: "A", or "B" to "H" beside it, with the name that the user gave it."""
 
     letter: str
     spec: RunSpec
     trace: Trace
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What a legend calls it."""
+        return f"{self.letter}: {self.name or label(self.trace)}"
+
+
+def looks_of(shown: Sequence[Shown]) -> dict[str, Look]:
+    """The look of each pipeline on the page, by its title: its method's own, another dash and mark for a second of one method."""
+    looks = distinct_looks([method_of(item.trace) for item in shown])
+    return {item.title: look for item, look in zip(shown, looks, strict=True)}
 
 
 def specs() -> list[RunSpec]:
-    """The specs that the page shows: one, or A and B."""
+    """The specs that the page shows, from A on: one run under one pipeline, or under several."""
     return st.session_state.specs
 
 
 def shown() -> list[Shown]:
     """The traces of the page's specs, as far as they have been computed."""
-    found = [(letter, spec, trace_of(spec)) for letter, spec in zip("AB", specs(), strict=False)]
-    return [Shown(letter, spec, trace) for letter, spec, trace in found if trace is not None]
+    found = [(letter, spec, trace_of(spec)) for letter, spec in zip(LETTERS, specs(), strict=False)]
+    return [Shown(letter, spec, trace, name_of(spec.pipeline)) for letter, spec, trace in found if trace is not None]
+
+
+def name_of(pipeline: str) -> str:
+    """The name that the user gave a pipeline, by its text; "" where none."""
+    return st.session_state.get("names", {}).get(pipeline, "")
+
+
+def give_name(pipeline: str, name: str) -> None:
+    st.session_state["names"] = {**st.session_state.get("names", {}), pipeline: name}
 
 
 def trace_of(spec: RunSpec) -> Trace | None:
@@ -92,6 +126,8 @@ def _take(parameters: Mapping[str, str]) -> None:
     for spec in asked.specs:
         shared.check(spec)
         propose(places_of(spec.model, spec.pipeline))
+    for spec, name in zip(asked.specs, asked.names, strict=False):
+        give_name(spec.pipeline, name)
     if list(asked.specs) != specs():
         forget_settings()  # first: another Back may end this run of the script between any two lines
         st.session_state.specs = list(asked.specs)
@@ -111,8 +147,13 @@ def open_run(spec: RunSpec) -> None:
 
 def forget_settings() -> None:
     """Lets the run bar show the settings of the runs on the page again."""
-    letters = [str(key) for key in st.session_state if str(key).startswith(("A_", "B_"))]
-    _forget([*_SETTINGS, *letters])
+    _forget(_SETTINGS)
+    forget_widgets(LETTERS)
+
+
+def forget_widgets(letters: str) -> None:
+    """Lets the run bar's widgets of these pipelines begin anew with what the pipelines' texts say."""
+    _forget([str(key) for key in st.session_state if str(key)[1:2] == "_" and str(key)[0] in letters])
 
 
 def forget_view() -> None:
@@ -153,9 +194,13 @@ def keep_address(also: Mapping[str, str]) -> None:
     view = {name: st.session_state[name] for name in VIEW if name in st.session_state}
     if wanted and "run" in st.session_state.get("pending", {}):
         same = (wanted[0].model, wanted[0].prompt) == (specs()[0].model, specs()[0].prompt)
-        link = write_address(wanted, view if same else {})
+        link = _address_of(wanted, view if same else {})
     else:
-        link = write_address(specs(), st.session_state.view | view)
+        link = _address_of(specs(), st.session_state.view | view)
     link |= also
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
+
+
+def _address_of(wanted: list[RunSpec], view: Mapping[str, str]) -> dict[str, str]:
+    return write_address(wanted, view, [name_of(spec.pipeline) for spec in wanted])

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from sparsity_core.record import Trace
 from ui.figure import generated_tokens
+from ui.knobs import folded
 from ui.literal import code, literal
 from ui.session import EXAMPLE, FIVE_STAGES, Shown, open_run
 from viz.cost import label, prompt_perplexity
 
+_IN_FULL = 2  # runs whose figures stand large
 _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
 
 
 def summary(shown: list[Shown]) -> None:
-    """A row of figures for each pipeline."""
+    """A row of figures for each pipeline; of many, a row of one table."""
     if [item.spec for item in shown] == [EXAMPLE]:
         st.caption(
             "This run came with SparseLens. It shows what each layer dropped of the prompt at the left, while the "
@@ -30,9 +33,13 @@ def summary(shown: list[Shown]) -> None:
             args=(FIVE_STAGES,),
             help="the same prompt: neurons cut, tokens dropped by a trained gate, a sparse prefill, an eviction and sparse reads",
         )
+    if len(shown) > _IN_FULL:
+        _compact(shown)
+        return
     for item in shown:
         trace = item.trace
-        st.markdown((f"**{item.letter}** · " if len(shown) > 1 else "") + code(label(trace)))
+        named = f"**{item.letter}** · " if len(shown) > 1 else ""
+        st.markdown(named + (f"{literal(item.name)} · " if item.name else "") + code(label(trace)))
         _figures(item)
         if trace.continuation:
             st.caption("The model went on:")
@@ -41,6 +48,49 @@ def summary(shown: list[Shown]) -> None:
             st.info(note)
     for item in shown:
         st.caption((f"{item.letter}: " if len(shown) > 1 else "") + told_provenance(item.trace))
+
+
+def _compact(shown: list[Shown]) -> None:
+    """The figures of many runs as a table of one row a run, and below it what they were computed with."""
+    st.dataframe(
+        pd.DataFrame([_row(item) for item in shown]),
+        hide_index=True,
+        column_config={name: st.column_config.NumberColumn(format=form) for name, form in _FORMATS.items()},
+    )
+    for note in dict.fromkeys(f"{item.letter}: {note}" for item in shown for note in item.trace.notes):
+        st.info(note)
+    with folded("What each was computed with", "told_provenance") as opened:
+        if opened:
+            for item in shown:
+                st.caption(f"{item.letter}: {told_provenance(item.trace)}")
+
+
+_FORMATS = {
+    "perplexity": "%.2f",
+    "to dense": "%+.2f",
+    "KV cache": "bytes",
+    "of dense": "percent",
+    "keys kept": "percent",
+    "regret": "percent",
+    "same top token": "percent",
+}
+
+
+def _row(item: Shown) -> dict[str, object]:
+    trace = item.trace
+    pruned, dense = prompt_perplexity(trace)
+    return {
+        "": item.letter,
+        "pipeline": item.name or label(trace),
+        "tokens": f"{trace.n_prompt} + {generated_tokens(item.spec, trace)}",
+        "perplexity": pruned,
+        "to dense": pruned - dense,
+        "KV cache": trace.kv_bytes,
+        "of dense": trace.kv_bytes / trace.kv_bytes_dense if trace.kv_bytes_dense else np.nan,
+        "keys kept": trace.density(),
+        "regret": float(trace.regret.mean()) if trace.compared else np.nan,
+        "same top token": _mean(trace.top1_agrees) if trace.compared else np.nan,
+    }
 
 
 def _figures(item: Shown) -> None:
@@ -120,8 +170,14 @@ def _prefill_figures(row: DeltaGenerator, trace: Trace) -> None:
 
 def _share(values: np.ndarray) -> str:
     """The mean of what is known as a percentage, or a dash."""
+    mean = _mean(values)
+    return "–" if np.isnan(mean) else f"{mean:.0%}"
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is known; nan of nothing."""
     known = values[~np.isnan(values)]
-    return f"{known.mean():.0%}" if known.size else "–"
+    return float(known.mean()) if known.size else float("nan")
 
 
 def told_provenance(trace: Trace) -> str:

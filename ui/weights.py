@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from sparsity_core.kinds import WeightMethod
+from sparsity_core.kinds import Pipeline, WeightMethod
 from sparsity_core.record import RunSpec
 from sparsity_core.work import Job, Progress, used
 from ui import shared, work, zips
+from ui.lineup import pipelines_asked
 from ui.literal import literal
+from ui.session import forget_widgets
 from ui.spectra import Choice, keep, known_values
 from ui.tasks import checkpoints
 from ui.tasks.checkpoints import Made
@@ -93,7 +96,6 @@ def _done(jobs: dict[str, Job]) -> None:
 
 def _use(method: WeightMethod) -> None:
     st.session_state["used weights"] = str(method)
-    st.session_state["A_weights"] = method.name
-    st.session_state["A_weights_fold"] = True
-    for knob in method.knobs():
-        st.session_state[f"A_{method.name}_{knob.name}"] = getattr(method, knob.name)
+    texts = pipelines_asked()
+    texts[0] = str(replace(Pipeline.parse(texts[0]), weights=method))
+    forget_widgets("A")

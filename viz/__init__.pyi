@@ -13,4 +13,6 @@ from . import strip as strip
 from . import sweep as sweep
 from .found import FoundFigure as FoundFigure
 from .found import figures as figures
+from .looks import Look as Look
+from .looks import distinct_looks as distinct_looks
 from .theme import style as style

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,15 +123,20 @@ def paper_strip(table: pd.DataFrame, width: float) -> tuple[go.Figure, float]:
 
 
 def contested_with(
-    table: pd.DataFrame, beside: Trace, layer: int, head: int | str = "first", step: int | None = None
+    table: pd.DataFrame, others: Sequence[Trace], layer: int, head: int | str = "first", step: int | None = None
 ) -> pd.DataFrame:
-    """The strip's table with a column `contested`: whether exactly one of the two traces has removed the token."""
-    end = beside.n_tokens - 1
-    other = strip_table(beside, min(layer, beside.n_layers - 1), head, end if step is None else min(step, end))
-    known = other.set_index(["position", "token"])["removed_by"]
-    theirs = known.reindex(pd.MultiIndex.from_frame(table[["position", "token"]])).to_numpy()
-    differs = (table["removed_by"] != "").to_numpy() != (theirs != "")
-    return table.assign(contested=differs & pd.notna(theirs))
+    """The strip's table with a column `contested`: whether one of the other traces decides differently about the token.
+
+    A trace has no say on a token that its text does not have in that place.
+    """
+    removed, place = (table["removed_by"] != "").to_numpy(), pd.MultiIndex.from_frame(table[["position", "token"]])
+    contested = np.zeros(len(table), bool)
+    for trace in others:
+        end = trace.n_tokens - 1
+        other = strip_table(trace, min(layer, trace.n_layers - 1), head, end if step is None else min(step, end))
+        theirs = other.set_index(["position", "token"])["removed_by"].reindex(place).to_numpy()
+        contested |= (removed != (theirs != "")) & pd.notna(theirs)
+    return table.assign(contested=contested)
 
 
 class _Place(NamedTuple):

@@ -296,16 +296,17 @@ def test_the_step_stays_when_a_longer_text_is_shown(app: AppTest) -> None:
 
 def test_a_second_method_keeps_its_settings_while_it_is_put_away(app: AppTest) -> None:
     app.run()
-    app.toggle(key="compare").set_value(True).run()
+    app.button(key="add_pipeline").click().run()
     app.selectbox(key="B_method").set_value("h2o").run()
     app.number_input(key="B_h2o_budget").set_value(21).run()
-    app.toggle(key="compare").set_value(False).run().run()
-    app.toggle(key="compare").set_value(True).run()
+    app.button(key="open_A").click().run().run()
+    assert not [box for box in app.selectbox if box.key == "B_method"]
+    assert app.number_input(key="A_a2sf_budget").value == 64
+    app.button(key="open_B").click().run()
     assert app.selectbox(key="B_method").value == "h2o"
     assert app.number_input(key="B_h2o_budget").value == 21
     app.selectbox(key="B_method").set_value("tova").run()
     assert app.number_input(key="B_tova_budget").value == 21
-    assert app.number_input(key="A_a2sf_budget").value == 64
 
 
 def test_what_cannot_be_stored_is_shown_all_the_same(app: AppTest, tmp_path: Path) -> None:

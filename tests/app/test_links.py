@@ -36,7 +36,9 @@ def opened(tmp_path: Path, **link: str) -> AppTest:
 
 # --- the gate ---
 
-NAMES = "model prompt text pipeline beside generate seed device dtype layer head token step".split()
+NAMES = (
+    "model prompt text pipeline beside beside3 beside8 names generate seed device dtype layer head token step".split()
+)
 HOSTILE = st.one_of(
     st.text(max_size=60),
     st.sampled_from(
@@ -71,7 +73,7 @@ def test_any_address_is_settings_or_a_sentence(parameters: dict[str, str]) -> No
         return
     for spec in asked.specs:
         places_of(spec.model, spec.pipeline)
-    again = read_address(write_address(asked.specs, dict(asked.view)))
+    again = read_address(write_address(asked.specs, dict(asked.view), asked.names))
     assert again == asked
 
 

@@ -58,10 +58,10 @@ def test_the_strip_pairs_the_token_that_drops_with_those_it_dropped():
     table = strip.strip_table(gated_trace(), 0, 0, 7)
     assert table["dropped_by"].tolist() == [-1, 4, 5, -1, -1, -1, -1, -1]
     assert table["dropped_in"].dropna().tolist() == [4, 5]
-    cells = strip_cells(table, None, at)
+    cells = strip_cells(table, at)
     assert [c.index for c in cells if c.paired] == [2]
     assert cells[1].note == f"dropped by token 4, “{TOKENS[4]}”"
-    other = strip_cells(table, None, View(layer=0, head=0, token=1, step=7))
+    other = strip_cells(table, View(layer=0, head=0, token=1, step=7))
     assert [c.index for c in other if c.paired] == [4]
     assert "was dropped in layer 0 by token 4" in tell_token(gated_trace(), View(layer=0, head=0, token=1, step=7))
     assert "It dropped 1 token itself" in tell_token(gated_trace(), at)

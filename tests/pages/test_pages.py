@@ -108,7 +108,7 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
 
 def open_exports(at: AppTest) -> set[str]:
     """Opens every figure's downloads, which AppTest cannot press; returns the figures' names."""
-    names = {block.proto.popover.id.partition("-export_")[2] for block in at.get("popover")}
+    names = {block.proto.popover.id.partition("-export_")[2] for block in at.get("popover")} - {""}
     for name in names:
         at.session_state[f"export_{name}"] = True
     at.run()
@@ -141,6 +141,7 @@ def test_settings_of_runs_outlive_a_page_that_has_none(tmp_path: Path) -> None:
     open_page(at, "")
     assert at.number_input(key="A_a2sf_budget").value == 48
     assert at.text_area(key="prompt_text").value == "A text of one's own."
+    at.button(key="open_B").click().run()
     assert at.selectbox(key="B_method").value == "streaming_llm"
 
 
@@ -273,8 +274,8 @@ def test_a_link_out_of_range_opens_the_example_and_says_why(
 
 def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
     at = opened(tmp_path)
-    at.number_input(key="A_a2sf_budget").set_value(33)
-    at.toggle(key="compare").set_value(True)
+    at.number_input(key="A_a2sf_budget").set_value(33).run()
+    at.button(key="add_pipeline").click()
     unfold(at, "run_settings")
     at.number_input(key="seed").set_value(5).run()
     at.number_input(key="B_streaming_llm_budget").set_value(44).run()
@@ -282,8 +283,8 @@ def test_an_empty_prompt_loses_no_setting(tmp_path: Path) -> None:
     assert "The prompt is empty" in said(at)
     assert at.button(key="run").disabled
     at.text_area(key="prompt_text").set_value("Here again.").run()
-    kept = [at.session_state[key] for key in ("A_a2sf_budget", "B_streaming_llm_budget", "compare", "seed")]
-    assert kept == [33, 44, True, 5]
+    assert at.session_state["pipelines"] == ["eviction=a2sf(budget=33)", "eviction=streaming_llm(budget=44)"]
+    assert at.session_state["seed"] == 5
     assert not at.button(key="run").disabled
 
 
@@ -315,15 +316,17 @@ def test_a_forgetting_factor_that_is_none_loses_no_other_setting(tmp_path: Path,
     assert at.session_state["A_a2sf_recent"] == 9
 
 
-def test_what_is_wrong_with_a_and_with_b_is_said_of_both(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_open_pipeline_is_said_and_goes_where_another_is_opened(tmp_path: Path) -> None:
     at = opened(tmp_path, **PAIR)
+    at.number_input(key="A_a2sf_budget").set_value(0).run()
+    (warning,) = [w.value for w in at.warning]
+    assert "budget is at least 1; got 0" in warning and at.button(key="run").disabled
+    at.button(key="open_B").click().run()
+    assert not at.warning and at.session_state["pipelines"] == [PAIR["pipeline"], PAIR["beside"]]
     unfold(at, "B_streaming_llm_more")
-    at.number_input(key="A_a2sf_budget").set_value(0)
     at.number_input(key="B_streaming_llm_n_sink").set_value(1000).run()
-    warnings = [w.value for w in at.warning]
-    assert len(warnings) == 2
-    assert "budget is at least 1; got 0" in warnings[0]
-    assert "1000" in warnings[1]
+    (warning,) = [w.value for w in at.warning]
+    assert "1000" in warning
     assert len(figures(at)) == 4
 
 

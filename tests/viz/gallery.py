@@ -47,6 +47,7 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
     table = atlas.atlas_table(made, "first", step=5)
     loss = {made.tokens[0]: cost.loss_table(made)}
     similar = cost.similarity_table({made.tokens[0]: made, made.tokens[1]: beside})
+    looks = dict(zip(made.tokens, viz.distinct_looks(["a2sf", "a2sf"]), strict=False))
     return {
         "plot_atlas": atlas.plot_atlas(table, n_prompt=6, step=5, selected=(0, 3)),
         "plot_overview": atlas.plot_overview(atlas.pooled_table(table, 4), (0, 4)),
@@ -59,9 +60,9 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
         ),
         "plot_strip": strip.plot_strip(strip.strip_table(made, 0, 0, 5)),
         "plot_scores": scores.plot_scores(scores.score_table(made, 0, 0, [0, 1, 2, 3, 4]), step=5),
-        "plot_similarity": cost.plot_similarity(similar, "retained", 0),
+        "plot_similarity": cost.plot_similarity(similar, looks, "retained", 0),
         "plot_regret": cost.plot_regret({made.tokens[0]: cost.regret_table(made)}),
-        "plot_loss": cost.plot_loss(loss, {made.tokens[0]: "a2sf"}, 5),
+        "plot_loss": cost.plot_loss(loss, looks, 5),
         "plot_sweep": sweep.plot_sweep(
             sweep.sweep_table({0.1: made, 0.9: beside}), "regret", knob="α", method="a2sf", layer=0
         ),

@@ -13,7 +13,7 @@ from tests import tiny
 from tests.traces import HOSTILE, TOKENS, kept_all, named, trace
 from tests.viz.figures import NAN, same
 from viz import cost, sweep
-from viz.looks import method_colour, method_dash
+from viz.looks import distinct_looks, look_of, method_colour, method_dash
 from viz.text import plain
 
 
@@ -55,11 +55,12 @@ def test_a_trace_without_a_dense_run_beside_it_has_no_similarity() -> None:
 
 def test_the_similarity_plot_draws_the_table_and_the_ideal() -> None:
     table = cost.similarity_table({"A": trace(), "B": named("eviction=h2o(budget=3)")})
-    a, b = cost.plot_similarity(table, "ideal_cosine", layer=1).data
+    looks = {"A": look_of("a2sf"), "B": look_of("h2o")}
+    a, b = cost.plot_similarity(table, looks, "ideal_cosine", layer=1).data
     same([a.y, b.y], [[0.7, 0.65]] * 2)
     assert (a.line.color, b.line.color) == (method_colour("a2sf"), method_colour("h2o"))
     assert (a.line.dash, b.line.dash) == (method_dash("a2sf"), method_dash("h2o"))
-    own, ideal, *_ = cost.plot_similarity(table, "retained").data
+    own, ideal, *_ = cost.plot_similarity(table, looks, "retained").data
     same([own.y, ideal.y], [[0.75, 0.35], [0.9, 0.8]])
 
 
@@ -98,7 +99,7 @@ def test_a_loss_belongs_to_the_token_that_was_predicted() -> None:
 
 
 def test_the_loss_plot_draws_the_table_in_the_methods_colour() -> None:
-    figure = cost.plot_loss({"A": cost.loss_table(trace(tokens=HOSTILE))}, {"A": "a2sf"}, step=5)
+    figure = cost.plot_loss({"A": cost.loss_table(trace(tokens=HOSTILE))}, {"A": look_of("a2sf")}, step=5)
     (line,) = figure.data
     same(line.y, [0, 0, 0, 0, 0.5, 1, 1.5])
     assert list(line.x) == list(range(1, 8))
@@ -108,11 +109,12 @@ def test_the_loss_plot_draws_the_table_in_the_methods_colour() -> None:
 
 def test_two_lines_of_one_method_differ() -> None:
     tables = {"A": cost.loss_table(trace()), "B": cost.loss_table(trace())}
-    a, b = cost.plot_loss(tables, {"A": "a2sf", "B": "a2sf"}).data
+    looks = dict(zip("AB", distinct_looks(["a2sf", "a2sf"]), strict=True))
+    a, b = cost.plot_loss(tables, looks).data
     assert a.line.color == b.line.color == method_colour("a2sf")
     assert a.line.dash != b.line.dash
     both = {"A": trace(), "B": named("eviction=a2sf(budget=4)")}
-    a, b = cost.plot_similarity(cost.similarity_table(both)).data
+    a, b = cost.plot_similarity(cost.similarity_table(both), looks).data
     assert (a.line.dash, a.marker.symbol) != (b.line.dash, b.marker.symbol)
 
 

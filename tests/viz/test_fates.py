@@ -91,7 +91,7 @@ def test_the_strip_has_a_state_for_each_stage_and_tells_it() -> None:
     early = strip.strip_table(made, 0, 0, step=5)
     assert early["state"].tolist() == ["hidden", "hidden", "gated", "kept", "kept", "recent", "future", "future"]
     at = View(layer=0, head=0, token=0, step=5)
-    notes = [cell.note for cell in strip_cells(early, None, at)]
+    notes = [cell.note for cell in strip_cells(early, at)]
     assert notes[0] == "hidden by the prefill stage; score 1"
     assert notes[1] == "hidden by the prefill stage; dropped for good at step 3; score 0.5"
     assert notes[2] == "dropped by token 4, “·the”"
@@ -103,7 +103,8 @@ def test_contested_is_what_one_of_two_removes_by_whatever_stage() -> None:
     at = View(layer=0, head=0, token=0, step=5)
     table = strip.strip_table(told_apart(), 0, 0, 5)
     evicting = named("eviction=h2o(budget=3)")  # which has lost tokens 1 and 2 by then
-    assert [c.index for c in strip_cells(table, evicting, at) if c.contested] == [0]
+    both = strip.contested_with(table, [evicting], at.layer, at.head, at.step)
+    assert [c.index for c in strip_cells(both, at) if c.contested] == [0]
 
 
 def test_the_shares_of_all_stages_and_of_what_is_read_add_up_to_one() -> None:

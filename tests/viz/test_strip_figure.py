@@ -75,10 +75,10 @@ def test_the_strip_figure_writes_each_token_once_in_the_colour_of_its_state() ->
 
 def test_the_strip_figure_marks_sink_recent_and_contested_and_shades_what_is_kept() -> None:
     table = strip.strip_table(trace(), 0, 0, 5)
-    beside = strip.contested_with(table, other(), 0, 0, 5)
+    beside = strip.contested_with(table, [other()], 0, 0, 5)
     # A has dropped tokens 1 and 2 by step 5, and so has the other: layer 1 differs in tokens 2 and 3
     assert not beside["contested"].any()
-    apart = strip.contested_with(strip.strip_table(trace(), 1, 0, 5), other(), 1, 0, 5)
+    apart = strip.contested_with(strip.strip_table(trace(), 1, 0, 5), [other()], 1, 0, 5)
     assert apart.loc[apart["contested"], "position"].tolist() == [2, 3]
     lines = {d.name: sum(x is None for x in d.x) for d in strip.plot_strip(apart).data if d.mode == "lines"}
     # layer 1 at step 5: sink 0, kept 1 and 4, dropped 2 and 3, recent 5

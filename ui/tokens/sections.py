@@ -10,7 +10,8 @@ import streamlit as st
 from ui import view
 from ui.figure import offer_figure, show_figure
 from ui.first_look import first_look
-from ui.session import Shown
+from ui.knobs import choose_one
+from ui.session import Shown, looks_of
 from ui.strip import token_strip
 from ui.tokens.told import strip_cells, tell_mass, tell_shapes, tell_token
 from ui.view import View
@@ -95,10 +96,15 @@ def links(item: Shown, at: View) -> None:
 
 
 def difference(shown: list[Shown], at: View) -> None:
-    """Where A and B disagree, on the beginning that their texts share."""
-    if len(shown) < 2 or atlas.common_length(shown[0].trace, shown[1].trace) == 0:
+    """Where A and another run disagree, on the beginning that their texts share."""
+    a, *others = shown
+    others = [other for other in others if atlas.common_length(a.trace, other.trace)]
+    if not others:
         return
-    a, b = shown
+    b = others[0]
+    if len(others) > 1:
+        chosen = choose_one("A against", {other.letter: other.letter for other in others}, "difference_against")
+        b = next(other for other in others if other.letter == chosen)
     table = atlas.difference_table(a.trace, b.trace, at.head, at.step)
     common = int(table["position"].max()) + 1
     apart = f"From token {common} on the texts differ. " if common < min(a.trace.n_tokens, b.trace.n_tokens) else ""
@@ -109,22 +115,21 @@ def difference(shown: list[Shown], at: View) -> None:
         table,
         name="difference",
         caption=f"Contested tokens at step {at.step}, {at.heads}: dropped by one pipeline and kept by the other. "
-        f"A: {cost.label(a.trace)}. B: {cost.label(b.trace)}.",
+        f"{a.title}. {b.title}.",
         read=f"{apart}Mean Jaccard index of the dropped sets over the layers, 1 where they are "
         f"the same: {atlas.agreement(table).mean():.2f}.",
-        sources=[(s.spec, s.trace) for s in shown],
+        sources=[(s.spec, s.trace) for s in (a, b)],
     )
 
 
 def strip_of(item: Shown, shown: list[Shown], at: View) -> None:
-    """One run's tokens, with those that the other run decides on differently marked."""
-    trace, beside = item.trace, next((other for other in shown if other is not item), None)
+    """One run's tokens, with those that another run decides on differently marked."""
+    trace, others = item.trace, [other.trace for other in shown if other is not item]
     window = at.window(trace.n_tokens)
     table = strip.strip_table(trace, at.layer, at.head, min(at.step, trace.n_tokens - 1), window)
-    drawn = strip.contested_with(table, beside.trace, at.layer, at.head, at.step) if beside else table
-    cells = strip_cells(table, beside.trace if beside else None, at)
+    drawn = strip.contested_with(table, others, at.layer, at.head, at.step) if others else table
     clicked = token_strip(
-        cells, selected=at.token, key=f"strip_{item.letter}", label=f"{item.letter} · {cost.label(trace)}"
+        strip_cells(drawn, at), selected=at.token, key=f"strip_{item.letter}", label=item.title.replace(":", " ·", 1)
     )
     offer_figure(
         partial(strip.paper_strip, drawn),
@@ -143,16 +148,16 @@ def strip_of(item: Shown, shown: list[Shown], at: View) -> None:
 
 def loss(shown: list[Shown], at: View) -> None:
     """How much worse than the dense model's each token's prediction is, for every run that was compared with it."""
-    compared = {f"{s.letter}: {cost.label(s.trace)}": s for s in shown if s.trace.compared}
+    compared = {s.title: s for s in shown if s.trace.compared}
     if compared:
         tables = {name: cost.loss_table(s.trace) for name, s in compared.items()}
         show_figure(
-            cost.plot_loss(tables, {name: cost.method_of(s.trace) for name, s in compared.items()}, at.step),
+            cost.plot_loss(tables, looks_of(shown), at.step),
             pd.concat(tables, names=["pipeline"]).reset_index("pipeline"),
             name="loss",
             caption="KL divergence of the next-token distribution from the dense model's, at each token.",
             read="A peak is a place where the pipeline's prediction differs from the dense model's.",
-            sources=[(s.spec, s.trace) for s in shown],
+            sources=[(s.spec, s.trace) for s in compared.values()],
         )
     else:
         st.caption("Only the dense model is shown, and it forgets nothing.")

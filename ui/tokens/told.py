@@ -10,15 +10,11 @@ from ui.strip import TokenCell
 from ui.view import View
 from viz.channels import mass_selected
 from viz.fates import FATES, FOR_GOOD, choices_kept, removed_by, removing
-from viz.strip import contested_with
 
 
-def strip_cells(table: pd.DataFrame, beside: Trace | None, at: View) -> list[TokenCell]:
-    """The strip's cells; contested where the trace beside decides differently about the same token."""
-    contested: set[int] = set()
-    if beside is not None:
-        both = contested_with(table, beside, at.layer, at.head, at.step)
-        contested = set(both.loc[both["contested"], "position"])
+def strip_cells(table: pd.DataFrame, at: View) -> list[TokenCell]:
+    """The strip's cells, from a table that may say which tokens are contested."""
+    contested = set(table.loc[table["contested"], "position"]) if "contested" in table else set()
     paired = set(table.loc[table["dropped_by"] == at.token, "position"])
     paired |= set(table.loc[(table["position"] == at.token) & (table["dropped_by"] >= 0), "dropped_by"])
     return [

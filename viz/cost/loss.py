@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from sparsity_core.record import Trace
 from viz.chosen import mark_x
-from viz.looks import distinct_looks
+from viz.looks import Look
 from viz.text import plain
 
 
@@ -30,11 +30,11 @@ def loss_table(trace: Trace) -> pd.DataFrame:
     )
 
 
-def plot_loss(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str], step: int | None = None) -> go.Figure:
-    """KL of the next-token distribution to the dense model's at each token: where forgetting hurts."""
+def plot_loss(tables: Mapping[str, pd.DataFrame], looks: Mapping[str, Look], step: int | None = None) -> go.Figure:
+    """KL of the next-token distribution to the dense model's at each token, a line for each pipeline by its name."""
     figure = go.Figure()
-    looks = distinct_looks([methods[name] for name in tables])
-    for (name, table), look in zip(tables.items(), looks, strict=True):
+    for name, table in tables.items():
+        look = looks[name]
         figure.add_scatter(
             x=table["position"],
             y=table["kl_to_dense"],

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from sparsity_core.record import Trace
 from viz.chosen import mark_x
 from viz.cost.names import method_of
-from viz.looks import distinct_looks
+from viz.looks import Look
 from viz.text import plain
 
 MEASURES = {
@@ -47,12 +47,14 @@ def similarity_table(traces: Mapping[str, Trace], head: int | str = "mean") -> p
     return pd.DataFrame(rows, columns=columns)
 
 
-def plot_similarity(table: pd.DataFrame, measure: str = "ideal_cosine", layer: int | None = None) -> go.Figure:
+def plot_similarity(
+    table: pd.DataFrame, looks: Mapping[str, Look], measure: str = "ideal_cosine", layer: int | None = None
+) -> go.Figure:
     """A line per pipeline over the layers; for the mass retained also the ideal's, which no method of its size can pass."""
     figure = go.Figure()
     series = list(table.groupby("pipeline", sort=False))
-    looks = distinct_looks([str(rows["method"].iloc[0]) for _, rows in series])
-    for (name, rows), look in zip(series, looks, strict=True):
+    for name, rows in series:
+        look = looks[str(name)]
         figure.add_scatter(
             x=rows["layer"],
             y=rows[measure],
