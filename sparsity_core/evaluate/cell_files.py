@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sparsity_core.evaluate.cells import CellSpec, run_cell, table_bytes
 from sparsity_core.work import Progress, silent, write_whole
-
-State = Literal["done", "failed", "missing"]
 
 
 def file_of(folder: Path, key: str, *, failed: bool = False) -> Path:
     return folder / (f"{key}.failed.parquet" if failed else f"{key}.parquet")
 
 
-def state_of(folder: Path, key: str) -> State:
+def came_in(folder: Path, key: str, again: bool) -> str | None:
+    """How a cell came in before: found, or failed; None where it is to be computed, `again` too where it failed."""
     if file_of(folder, key).exists():
-        return "done"
-    return "failed" if file_of(folder, key, failed=True).exists() else "missing"
+        return "found"
+    return "failed" if file_of(folder, key, failed=True).exists() and not again else None
 
 
 def keep_cell(folder: Path, key: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -43,10 +42,7 @@ def compute_cell(folder: Path, key: str, spec: CellSpec, again: bool, progress: 
     with claimed(folder, key) as mine:
         if not mine:
             return "busy"
-        state = state_of(folder, key)
-        if state == "done" or (state == "failed" and not again):
-            return "found" if state == "done" else "failed"
-        return keep_cell(folder, key, run_cell(spec, progress))
+        return came_in(folder, key, again) or keep_cell(folder, key, run_cell(spec, progress))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsity_core.evaluate.cell_files import claimed, compute_cell, keep_cell
+from sparsity_core.evaluate.cell_files import came_in, claimed, compute_cell, keep_cell
 from sparsity_core.evaluate.cells import CellSpec, failure, run_cell
 from sparsity_core.work import Engine, Progress, Task, most_bytes, packed
 
@@ -98,9 +98,9 @@ def by_processes(work: Work, folder: Path, processes: int, note: Note, tell: Tel
         while True:
             for worker in workers:
                 if worker.task is not None and worker.task.over.is_set():
-                    came_in = worker.result(most)
-                    if came_in is not None:
-                        note(came_in)
+                    how = worker.result(most)
+                    if how is not None:
+                        note(how)
             _fill(work, workers, started, processes)
             running = [worker for worker in workers if worker.task is not None]
             if not running:
@@ -141,7 +141,9 @@ class _Sent:
     tried: int = 1
 
 
-def by_ray(work: Work, folder: Path, address: str, options: dict[str, Any], note: Note, tell: Tell) -> None:
+def by_ray(
+    work: Work, folder: Path, address: str, options: dict[str, Any], note: Note, tell: Tell, *, again: bool
+) -> None:
     """Computes cells as tasks of a Ray cluster, a few more at a time than it has cores; their files are written here.
 
     `options` are those of `ray.remote`, as num_gpus; a cell has a GPU where the cluster has any. Raises ValueError where Ray is
@@ -155,10 +157,13 @@ def by_ray(work: Work, folder: Path, address: str, options: dict[str, Any], note
             most = int(ray.cluster_resources().get("CPU", 1)) + _QUEUED
             while len(running) < most and (cell := next(work, None)) is not None:
                 lock = contextlib.ExitStack()
-                if lock.enter_context(claimed(folder, cell[0])):
+                if not lock.enter_context(claimed(folder, cell[0])):
+                    note("busy")  # an equal cell of this grid, or of another sweep
+                elif how := came_in(folder, cell[0], again):  # since it was looked for
+                    lock.close()
+                    note(how)
+                else:
                     running[remote.remote(cell[1])] = _Sent(*cell, lock)
-                else:  # an equal cell of this grid, or of another sweep
-                    note("busy")
             if not running:
                 return
             ready, _ = ray.wait(list(running), timeout=_WAIT)
@@ -173,8 +178,8 @@ def by_ray(work: Work, folder: Path, address: str, options: dict[str, Any], note
                         continue
                     rows = [failure(sent.spec, _lost(error))]
                 with sent.lock:
-                    came_in = keep_cell(folder, sent.key, rows)
-                note(came_in)
+                    kept = keep_cell(folder, sent.key, rows)
+                note(kept)
     finally:
         for task, sent in running.items():
             sent.lock.close()

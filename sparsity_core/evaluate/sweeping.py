@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsity_core.evaluate.cell_files import state_of
+from sparsity_core.evaluate.cell_files import came_in
 from sparsity_core.evaluate.cells import COLUMNS, CellSpec, fetched
 from sparsity_core.evaluate.doors import by_processes, by_ray, by_slurm, by_this_process
 from sparsity_core.evaluate.grids import Grid, read_grid
@@ -95,7 +95,7 @@ def sweep(
         elif ray is None:
             by_processes(cells, folder, processes, tally.note, tally.tell, again=retry)
         else:
-            by_ray(cells, folder, ray, ray_options or {}, tally.note, tally.tell)
+            by_ray(cells, folder, ray, ray_options or {}, tally.note, tally.tell, again=retry)
         if not tally.busy:
             return tally.told(began)
         retry = False
@@ -185,11 +185,11 @@ def _cells(grid: Grid, shard: tuple[int, int] | None) -> Work:
 def _missing(cells: Work, folder: Path, tally: _Tally, retry: bool) -> Work:
     """The cells that are to be computed; the others are counted."""
     for key, spec in cells:
-        state = state_of(folder, key)
-        if state == "missing" or (state == "failed" and retry):
+        how = came_in(folder, key, retry)
+        if how is None:
             yield key, spec
         else:
-            tally.note("found" if state == "done" else "failed")
+            tally.note(how)
 
 
 def _count(cells: Work, folder: Path, tally: _Tally) -> None:

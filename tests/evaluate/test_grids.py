@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sparsity_core.evaluate.cells import CellSpec
 from sparsity_core.evaluate.grids import read_grid
 from sparsity_core.evaluate.sweeping import sweep
 
+ROOT = Path(__file__).parents[2]
 TASKS = Path(__file__).parent / "tasks"
 GRID = """
 models: [one, two]
@@ -153,7 +155,7 @@ def test_what_is_wrong_is_told_before_anything_runs(tmp_path, case):
 
 
 def test_the_grid_of_the_documentation_can_be_read(tmp_path):
-    shown = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text().split("```yaml\n")[1].split("```")[0]
+    shown = (ROOT / "docs" / "sweeps.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("A text.")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"text": "two"}\n')
@@ -161,3 +163,12 @@ def test_the_grid_of_the_documentation_can_be_read(tmp_path):
     shutil.copy(TASKS / "arc_easy.jsonl", tmp_path / "tasks" / "piqa.jsonl")
     # (dense + 3 forgetting factors · 3 densities + h2o · 3 densities) × (3 texts + 2 tasks) × 2 seeds
     assert read_grid(grid).count == (1 + 3 * 3 + 3) * (3 + 2) * 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_committed_grids_can_be_read(path):
+    if not (ROOT.parent / "shared" / "data" / "tasks").is_dir():
+        warnings.warn("../shared/data is absent: the committed grids are not read", stacklevel=1)
+        pytest.skip("../shared/data is absent")
+    grid = read_grid(path)
+    assert grid.count == len({cell.key for cell in grid.cells()})
