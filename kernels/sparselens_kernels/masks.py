@@ -50,24 +50,33 @@ class Term(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Window(Term):
-    """Each query sees the last `width` keys, its own among them."""
+    """Each query sees the last `width` keys, its own among them; with a `block`, those of the first query of its block."""
 
     width: int
+    block: int = 1
 
     def shows(self, head: Array, query: Array, key: Array) -> Array:
-        return key > query - self.width
+        return key > self._first(query) - self.width
 
     def columns(self, start: int, end: int, key: Array) -> Array:
-        return (key > start - self.width)[None]
+        return (key > self._first(start) - self.width)[None]
 
     def whole(self, start: int, end: int, key: Array) -> Array | None:
-        return (key > end - 1 - self.width)[None]
+        return (key > self._first(end - 1) - self.width)[None]
+
+    def varies(self, start: int, end: int) -> bool:
+        return start // self.block != (end - 1) // self.block
+
+    def _first(self, query: Array) -> Array:
+        return query // self.block * self.block
 
     def tiles(self, side: int, n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """As `KeyMask.tiles`: [1, tiles, tiles]."""
         start = torch.arange(0, n, side, device=device)
         last = (start + side).clamp_max(n) - 1
-        return (last > start[:, None] - self.width)[None], (start > last[:, None] - self.width)[None]
+        return tuple(
+            (key > self._first(query)[:, None] - self.width)[None] for key, query in ((last, start), (start, last))
+        )
 
 
 @dataclass(frozen=True, eq=False)

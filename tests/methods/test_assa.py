@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sparselens_kernels import Window
 
 from sparsity_core import Pipeline, methods, run
 from sparsity_core.methods.prefill.assa.choice import Repeats, chosen, clusters_of, kept_keys, rarity, within_parts
@@ -102,7 +103,7 @@ def test_the_mean_value_stands_in_for_what_is_left_out_by_hand():
     """One probe gives .6 to a kept key, .3 and .1 to two that are left out: .4 of the output is (.3 · 2 + .1 · 6) / .4 = 3."""
     probes = Probes(torch.tensor([3]), torch.tensor([[[0.6, 0.3, 0.1, 0.0]]]))
     v = torch.tensor([[[1.0], [2.0], [6.0], [0.0]]])
-    correct = mean_value(probes, torch.tensor([[True, False, False, True]]), 1, v)
+    correct = mean_value(probes, torch.tensor([[True, False, False, True]]), Window(1), v)
     out = correct(torch.zeros(1, 2, 4), torch.tensor([[[1.0], [5.0]]]))
     assert out[0, :, 0].tolist() == pytest.approx([0.6 * 1 + 0.4 * 3, 0.6 * 5 + 0.4 * 3])
 
@@ -112,13 +113,13 @@ def test_the_low_rank_map_brings_the_probes_nearer_to_dense():
         probes = Probes.of(view, 16, 8)
         kept = torch.zeros(view.k.shape[0], view.n_tokens, dtype=torch.bool)
         kept[:, ::3] = True
-        lost = probes.left_out(kept, 5)
+        lost = probes.left_out(kept, Window(5))
         rows = probes.rows[:, -lost.shape[1] :]
         group = view.q.shape[0] // view.k.shape[0]
         values = view.v.float().repeat_interleave(group, 0)
         dense = rows @ values
         sparse = (rows - lost) @ values / (1 - lost.sum(-1, keepdim=True))
-        correct = low_rank(probes, kept, 5, view.q, view.v)
+        correct = low_rank(probes, kept, Window(5), view.q, view.v)
         found = correct(view.q[:, probes.at[-lost.shape[1] :]], sparse)
         assert (found - dense).norm() < 0.8 * (sparse - dense).norm()
 
@@ -133,3 +134,12 @@ def test_compensation_touches_no_query_that_sees_everything(compensation):
     )
     np.testing.assert_allclose(plain.nll[:15], corrected.nll[:15], atol=1e-6)
     assert np.abs(plain.nll[16:-1] - corrected.nll[16:-1]).max() > 1e-6
+
+
+def test_the_window_is_of_whole_stretches():
+    """By hand: a window of 3 shows queries 3 to 5 their own stretch, as far as it came, and keys 1 and 2 before it."""
+    mask = methods.ASSA(block=3, probes=1, window=3, max_ratio=0.0, min_ratio=0.0, n_sink=0).mask(views(IDS[:9])[0])
+    seen = rows_of(mask)[0].astype(int)
+    assert seen[3].tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert seen[5].tolist() == [0, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert seen[8].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]

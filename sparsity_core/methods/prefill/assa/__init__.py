@@ -41,7 +41,14 @@ class ASSA(PrefillMethod):
     probes: int = knob(
         4, low=1, high=64, at_least=1, at_most=10**6, help="last queries of each block, which score the keys"
     )
-    window: int = knob(64, low=1, high=512, at_least=1, at_most=10**9, help="last keys that every query sees")
+    window: int = knob(
+        64,
+        low=1,
+        high=512,
+        at_least=1,
+        at_most=10**9,
+        help="last keys that every query sees, counted from the first query of its stretch of as many",
+    )
     n_sink: int = knob(4, low=0, high=64, at_least=0, at_most=10**6, help="first keys, always kept")
     queries: str = knob(
         "all", choices=("all", "selected"), help="which queries see the kept keys; the others see the window alone"

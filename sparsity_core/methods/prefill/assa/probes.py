@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from sparselens_kernels import Window
 
 from sparsity_core.attention import probabilities
 from sparsity_core.kinds import PromptView
@@ -51,19 +52,21 @@ class Probes:
         could = (key <= self.at[:, None]).cumsum(0)
         return rows.sum(1).cumsum(1) / could.clamp_min(1)
 
-    def left_out(self, kept: torch.Tensor, window: int) -> torch.Tensor:
+    def near(self, window: Window) -> torch.Tensor:
+        """bool [P, T]: the keys in each probe's window, and those after it."""
+        return window.shows(0, self.at[:, None], torch.arange(self.rows.shape[2], device=self.at.device))
+
+    def left_out(self, kept: torch.Tensor, window: Window) -> torch.Tensor:
         """[H, P, T]: the attention of the last probes to keys that `kept` bool [Hkv, T] and their window leave out."""
         last = Probes(self.at[-_LAST:], self.rows[:, -_LAST:])
-        key = torch.arange(kept.shape[1], device=kept.device)
-        near = key > last.at[:, None] - window
-        out = ~(kept[:, None] | near)  # [Hkv, P, T]
+        out = ~(kept[:, None] | last.near(window))  # [Hkv, P, T]
         return last.rows * out.repeat_interleave(len(last.rows) // len(kept), 0)
 
 
 Correction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def mean_value(probes: Probes, kept: torch.Tensor, window: int, v: torch.Tensor) -> Correction:
+def mean_value(probes: Probes, kept: torch.Tensor, window: Window, v: torch.Tensor) -> Correction:
     """What is left out counts by its share of the probes' attention, with its mean value v [Hkv, T, Dv] under that attention.
 
     The correction takes a block's queries [H, R, D] and its output [H, R, Dv].
@@ -75,7 +78,7 @@ def mean_value(probes: Probes, kept: torch.Tensor, window: int, v: torch.Tensor)
     return lambda q, out: (1 - share) * out + share * mean
 
 
-def low_rank(probes: Probes, kept: torch.Tensor, window: int, q: torch.Tensor, v: torch.Tensor) -> Correction:
+def low_rank(probes: Probes, kept: torch.Tensor, window: Window, q: torch.Tensor, v: torch.Tensor) -> Correction:
     """A map from queries to what the dense output has beyond the sparse one, fitted to the probes by ridge regression.
 
     q [H, T, D] and v [Hkv, T, Dv] are the prompt's. The map is cut to a few of its singular directions.

@@ -21,6 +21,7 @@ class Selection:
     def __init__(self, knobs: Knobs, view: PromptView) -> None:
         self._knobs, self._view = knobs, view
         self.n_kv, self.n = len(view.k), view.n_tokens
+        self.window = Window(knobs.window, knobs.window)  # whole stretches, which gathering keys reads anyway
         self.parts = Parts.of(view.texts, self.n, knobs.block, knobs.segment, view.k.device)
         self.probes = Probes.of(view, knobs.block, knobs.probes)
         self._importance = self.probes.importance(self.n_kv)
@@ -42,18 +43,16 @@ class Selection:
             importance = importance.masked_fill(~self._repeats.newest(n), -1.0)
         found = kept_keys(self._knobs, importance, clusters, parts) | sinks
         for _ in range(self._knobs.rescored):
-            near = torch.arange(n, device=sinks.device) > probes.at[:, None] - self._knobs.window
-            again = probes.importance(self.n_kv, seen_by=(found[:, None] | near))[:, -1]
+            again = probes.importance(self.n_kv, seen_by=found[:, None] | probes.near(self.window))[:, -1]
             found = kept_keys(self._knobs, again, clusters, parts) | sinks
         return found
 
     def correction(self, n: int, kept: torch.Tensor) -> Correction:
         """What stands in for the keys before n that are left out."""
-        probes, window = self.probes.before(n), self._knobs.window
-        v = self._view.v[:, :n]
+        probes, v = self.probes.before(n), self._view.v[:, :n]
         if self._knobs.compensation == "mean":
-            return mean_value(probes, kept, window, v)
-        return low_rank(probes, kept, window, self._view.q, v)
+            return mean_value(probes, kept, self.window, v)
+        return low_rank(probes, kept, self.window, self._view.q, v)
 
 
 def select(knobs: Knobs, view: PromptView) -> KeyMask:
@@ -63,7 +62,7 @@ def select(knobs: Knobs, view: PromptView) -> KeyMask:
         own = found.kept(n)
         some = Columns(own, own if knobs.queries == "selected" else None)
         sinks = Columns((torch.arange(n, device=own.device) < knobs.n_sink)[None])
-        return KeyMask([Window(knobs.window), some, sinks], found.n_kv, n, found.flops())
+        return KeyMask([found.window, some, sinks], found.n_kv, n, found.flops())
     kept = torch.zeros(found.n_kv, -(-n // block), n, dtype=torch.bool, device=view.k.device)
     kept[:, 0, : min(block, n)] = True  # nothing has scored the first block, which stays dense
     corrections = []
@@ -72,7 +71,7 @@ def select(knobs: Knobs, view: PromptView) -> KeyMask:
         if knobs.compensation != "none":
             corrections.append(found.correction(start, own))
     correct = partial(_corrected, corrections, block, view.q) if corrections else None
-    return KeyMask([Window(knobs.window), BlockColumns(kept, block)], found.n_kv, n, found.flops(), correct)
+    return KeyMask([found.window, BlockColumns(kept, block)], found.n_kv, n, found.flops(), correct)
 
 
 def _corrected(corrections: list[Correction], block: int, q: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
