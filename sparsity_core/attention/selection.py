@@ -6,7 +6,6 @@ index of it (Double Sparsity's labels); its scores rank the keys for each query,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +15,6 @@ from sparselens_kernels import EMPTY, KeyMask, attend, causal_rows, reduce_group
 
 from sparsity_core.kinds import Selector
 from sparsity_core.models import AttentionCall
-
-_ROUNDING = 1e-9  # 0.07 of 100 keys is 7, whatever a product of floats says
 
 
 def spread_visible(visible: torch.Tensor, n_lists: int) -> torch.Tensor:
@@ -92,7 +89,7 @@ def attend_selected(
         heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
         visible = _visible(call, heads, begin, end, until, mask)
-        n_read = _reads(share, visible.sum(-1))
+        n_read = selector.count(share, visible.sum(-1))
         if dense_every:
             everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
             n_read = torch.where(everything, visible.sum(-1), n_read)
@@ -178,12 +175,15 @@ def decode_selected(
     `visible` bool [Hkv, Tk] says what of the cache may be read; all where None.
     """
     chosen = top_keys(q, k, selector, share=share, scale=scale, visible=visible, known=mean_value)
-    read_k, read_v, n_kv = k, v, k.shape[1]
-    if chosen.columns.shape[1] > n_kv:  # query heads that choose for themselves: an accuracy reference, no saving
-        read_k, read_v = (x.repeat_interleave(chosen.columns.shape[1] // n_kv, 1) for x in (k, v))
-    out = sparse_decode(q[:, :, 0], read_k, read_v, chosen.columns, n_selected=chosen.n_selected, scale=scale)[
-        :, :, None
-    ]
+    columns, n_kv, lists = chosen.columns, k.shape[1], chosen.columns.shape[1]
+    read_k, read_v = k, v
+    if lists > n_kv:  # query heads that choose for themselves: each has rows of its own
+        first = torch.arange(lists, device=k.device)[:, None] // (lists // n_kv) * k.shape[2]
+        rows = (columns[0] + first).flatten()
+        read_k, read_v = (x[0].flatten(0, 1)[rows].view(1, *columns.shape[1:], -1) for x in (k, v))
+        columns = torch.arange(columns.shape[2], device=k.device).expand_as(columns)
+    heads = q[:, :, 0]
+    out = sparse_decode(heads, read_k, read_v, columns, n_selected=chosen.n_selected, scale=scale)[:, :, None]
     if chosen.known is not None:
         mean = v[0].mean(1) if visible is None else (v[0] * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
         out = corrected(out, chosen.known.view(n_kv, -1, 1), mean[:, None])
@@ -211,7 +211,7 @@ def top_keys(
     """The share of the cached keys that one query q [1, H, 1, D] reads; of the `visible` [Hkv, Tk] where that is given."""
     n = k.shape[2]
     if visible is None:
-        n_read = max(1, math.ceil(share * n - _ROUNDING))
+        n_read = int(selector.count(share, torch.tensor(n)))
         if n_read >= n:
             return Chosen(torch.arange(n, device=q.device).expand(*k.shape[:2], -1), None, None)
         scores = selector.scores(q, k, scale=scale)[:, :, :, 0].flatten(1, 2)
@@ -219,7 +219,7 @@ def top_keys(
         return Chosen(columns, None, scores.gather(2, columns).sum(-1) / scores.sum(-1) if known else None)
     scores = selector.scores(q, k, scale=scale, visible=visible[:, None])[0, :, :, 0]  # [Hkv, 1 or G, Tk]
     lists = scores.shape[1]
-    count = _reads(share, visible.sum(-1)).repeat_interleave(lists)[None]
+    count = selector.count(share, visible.sum(-1)).repeat_interleave(lists)[None]
     seen = scores.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)[None]
     top = seen.topk(int(count.max()), dim=-1)
     within = torch.arange(top.values.shape[2], device=q.device) < count[..., None]
@@ -232,11 +232,6 @@ def _largest(scores: torch.Tensor, n: int) -> torch.Tensor:
     if scores.device.type == "cpu":  # in half of topk's time
         return torch.from_numpy(np.argpartition(scores.numpy(), -n)[..., -n:]).contiguous()
     return scores.topk(n, dim=-1, sorted=False).indices
-
-
-def _reads(share: float, n: torch.Tensor) -> torch.Tensor:
-    """int64: how many of n keys a share of them is, rounded up, at least one."""
-    return (share * n.double() - _ROUNDING).ceil().clamp_min(1).long()
 
 
 def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 ALL_HEADS = slice(None)
+_ROUNDING = 1e-9  # 0.07 of 100 keys is 7, whatever a product of floats says
 
 
 class Selector(ABC):
@@ -52,6 +53,10 @@ class Selector(ABC):
         `heads` are the KV heads that q and k hold, where not all; `scale` is that of the model's logits. `visible` bool
         [Hkv, R, C] or [R, C] says what each query may see; all where None.
         """
+
+    def count(self, share: float, n: torch.Tensor) -> torch.Tensor:
+        """int64 like n: how many of n visible keys a query reads, at least one; all of them where the share is 1."""
+        return (share * n.double() - _ROUNDING).ceil().clamp_min(1).long()
 
     @property
     @abstractmethod

@@ -23,7 +23,9 @@ DECODE = methods.names("decode")
 
 
 def made(name: str, **knobs) -> Pipeline:
-    """A decode method that fits a head of 16 channels."""
+    """A decode method that fits a head of 16 channels and a text of 60 tokens."""
+    if name == "quest":
+        knobs["page"] = 4
     if name == "double_sparsity":
         knobs["channels"] = 8
     return Pipeline(decode=methods.get(name)(**knobs))
@@ -164,6 +166,34 @@ def test_quest_ranks_pages_by_a_bound_that_no_logit_of_theirs_passes():
     order = found[:20].argsort(descending=True)
     expected = torch.cat([torch.arange(4) + 4 * page for page in bound.argsort(descending=True)])
     assert order.tolist() == expected.tolist()
+
+
+def test_quest_as_its_authors_have_it_reads_whole_pages_of_each_query_heads_own_choice():
+    """22 keys in pages of 4, a half: the two keys of the page that is being filled, and the two whole pages that rank highest."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((heads, n, 8)).astype(np.float32) for heads, n in ((4, 1), (2, 22), (2, 22)))
+    selector = PageSelector(4, "none")
+    out, chosen = decode_selected(*(torch.from_numpy(x)[None] for x in (q, k, v)), selector, share=0.5, scale=0.35)
+    picks = set()
+    for head in range(4):
+        keys, values = k[head // 2], v[head // 2]
+        pages = keys[:20].reshape(5, 4, 8)
+        bound = np.maximum(q[head] * pages.min(1), q[head] * pages.max(1)).sum(-1)
+        best = np.argsort(-bound)[:2]
+        picks.add(tuple(sorted(best)))
+        read = [*(4 * page + i for page in sorted(best) for i in range(4)), 20, 21]
+        assert sorted(chosen.columns[0, head].tolist()) == read
+        weights = np.exp(0.35 * keys[read] @ q[head, 0])
+        np.testing.assert_allclose(out[0, head, 0], weights @ values[read] / weights.sum(), atol=1e-5)
+    assert len(picks) > 1  # heads differ
+
+
+def test_a_choice_of_pages_that_query_heads_share_is_not_the_loudest_heads():
+    """One head whose bounds are a hundred times another's has one vote, as the other has."""
+    k = torch.eye(4).repeat_interleave(4, 0)[None, None]  # pages 0 to 3 point four ways
+    q = torch.tensor([[[100.0, 90.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 3.0]]])[None]
+    found = PageSelector(4, "sum").scores(q, torch.cat([k, k[:, :, :1]], dim=2), scale=1.0)[0, 0, 0, 0]
+    assert found[:16].view(4, 4)[:, 0].argsort(descending=True)[:2].tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("name", DECODE)
