@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,12 +19,13 @@ from sparselens_kernels import KeyMask, Window, masked_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.measure import Row, peak_memory, ratio
-from sparsity_core import Pipeline, load, run
+from sparsity_core import Pipeline, load, methods, run
 from sparsity_core.kinds import PromptView
 from sparsity_core.models import AttentionCall, Enough, Model, recording
 from sparsity_core.record import Trace
 
 _TOKENS, _BLOCK, _TARGET = 4096, 1024, 0.30  # of dense attention's FLOPs
+_DENSITY = 0.25  # of the causal pairs, at which ASSA's time and FLOPs are measured
 _RATIOS = tuple(round(0.01 * i, 2) for i in range(2, 31))
 _PATTERNS = {  # and the widths among which the one of equal FLOPs is looked for
     "sliding_window(window={})": range(64, 420, 8),
@@ -39,9 +41,10 @@ _PATTERNS = {  # and the widths among which the one of equal FLOPs is looked for
         "block=64",
         "window=32",
         "window=128",
+        "probes=4",
         "probes=16",
         "coverage=0.8",
-        "segment=sentence",
+        "segment=block",
         "samplers=union",
         "samplers=vote",
         "hierarchical=True",
@@ -60,7 +63,7 @@ def main(data: Path) -> list[Row]:
         return []
     text, model = path.read_text(), load()
     ids = model.encode_all(text)
-    rows = [*_speed(model, ids[:_TOKENS]), *_memory(model, ids[:8192])]
+    rows = [*_speed(model, ids[:_TOKENS]), *_flops(model, ids[:2048]), *_memory(model, ids[:8192])]
     del model
     return [*rows, *perplexities(ids)]
 
@@ -83,7 +86,7 @@ def _dense(blocks: list[list[int]], note: str) -> Row:
 
 
 def _speed(model: Model, ids: list[int]) -> list[Row]:
-    """Real queries, keys and values of three layers; ASSA at a mean density of a quarter."""
+    """Real queries, keys and values of three layers, and in each ASSA at a density of a quarter."""
     seen: dict[int, AttentionCall] = {}
     wanted = [model.arch.n_layers * part // 6 for part in (1, 3, 5)]
 
@@ -106,15 +109,20 @@ def _speed(model: Model, ids: list[int]) -> list[Row]:
 
 def _speed_of(call: AttentionCall, texts: tuple[str, ...]) -> list[Row]:
     q, k, v = call.q.contiguous(), call.k.contiguous(), call.v.contiguous()
-    method = Pipeline.parse("prefill=assa(max_ratio=0.23, segment=block)").prefill
-    assert method is not None
     view = PromptView(call.layer, q[0], k[0], v[0], call.scale, texts)
+    causal = len(texts) * (len(texts) + 1) / 2
+
+    def density_of(mask: KeyMask) -> float:
+        return _shown(mask) / mask.lists / causal
+
+    method = methods.ASSA(
+        max_ratio=_nearest(_RATIOS, lambda r: density_of(methods.ASSA(max_ratio=r).mask(view)), _DENSITY)
+    )
     mask = method.mask(view)
     whole = KeyMask([Window(len(texts))], k.shape[1], len(texts))
     plain = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(masked_attention(q, k, v, whole).out, plain, rtol=1e-3, atol=1e-4)
-    causal = len(texts) * (len(texts) + 1) / 2
-    density = float(_shown(mask) / mask.lists / causal)
+    density = density_of(mask)
     spent = (masked_attention(q, k, v, mask).pairs * 4 * q.shape[3] + mask.scoring_flops) / (
         q.shape[1] * causal * 4 * q.shape[3]
     )
@@ -128,6 +136,31 @@ def _speed_of(call: AttentionCall, texts: tuple[str, ...]) -> list[Row]:
         _said(Row(f"{name}: attention and scoring", both, "", None, "causal SDPA", note)),
         _said(Row(f"{name}: FLOPs with scoring", spent, "", 0.3, "causal attention", note)),
     ]
+
+
+def _flops(model: Model, ids: list[int]) -> list[Row]:
+    """Of a whole run, at a density of a quarter."""
+
+    def spends(max_ratio: float) -> tuple[float, float]:
+        trace = run(model, ids, Pipeline(prefill=methods.ASSA(max_ratio=max_ratio)), snapshots=0, against_dense=False)
+        return _density(trace), _spent(model, trace)
+
+    density, spent = spends(_nearest(_RATIOS, lambda r: spends(r)[0], _DENSITY))
+    name = f"ASSA, density {density:.3f}, a run of {len(ids):,} tokens: FLOPs with scoring"
+    return [_said(Row(name, spent, "", 0.3, "causal attention"))]
+
+
+def _nearest(values: Sequence[float], measure: Callable[[float], float], target: float) -> float:
+    """Of ascending values the one whose measure, which rises or falls along them, is nearest to the target."""
+    low, high = 0, len(values) - 1
+    rises = measure(values[high]) > measure(values[low])
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (measure(values[middle]) < target) == rises:
+            low = middle
+        else:
+            high = middle
+    return min((values[low], values[high]), key=lambda each: abs(measure(each) - target))
 
 
 def _shown(mask: KeyMask) -> int:
@@ -158,15 +191,7 @@ def _measured(pattern: str, widths: list[float], blocks: list[list[int]]) -> Row
             model, run(model, blocks[0], f"prefill={pattern.format(width)}", snapshots=0, against_dense=False)
         )
 
-    low, high = 0, len(widths) - 1  # FLOPs rise or fall with the width
-    rises = flops(widths[-1]) > flops(widths[0])
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (flops(widths[middle]) < _TARGET) == rises:
-            low = middle
-        else:
-            high = middle
-    width = min((widths[low], widths[high]), key=lambda each: abs(flops(each) - _TARGET))
+    width = _nearest(widths, flops, _TARGET)
     found, density, spent = _perplexity(model, blocks, f"prefill={pattern.format(width)}")
     note = f"{len(blocks)} blocks; pairs seen {density:.3f}, attention FLOPs with scoring {spent:.3f} of dense"
     return Row(pattern.format(width), found, "perplexity", None, "", note)
@@ -179,10 +204,16 @@ def _perplexity(model: Model, blocks: list[list[int]], pipeline: str) -> tuple[f
         trace = run(model, block, pipeline, snapshots=0, against_dense=False)
         losses.append(trace.nll[:-1])
         if trace.prefill is not None:
-            density.append(float(trace.prefill.shown.sum(-1).mean()) / (len(block) * (len(block) + 1) / 2))
+            density.append(_density(trace))
             flops.append(_spent(model, trace))
     found = float(np.exp(np.concatenate(losses).astype(np.float64).mean()))
     return found, float(np.mean(density or [1.0])), float(np.mean(flops or [1.0]))
+
+
+def _density(trace: Trace) -> float:
+    """The share of the causal pairs that are seen."""
+    assert trace.prefill is not None
+    return float(trace.prefill.shown.sum(-1).mean()) / (trace.n_tokens * (trace.n_tokens + 1) / 2)
 
 
 def _spent(model: Model, trace: Trace) -> float:

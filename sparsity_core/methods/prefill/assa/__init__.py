@@ -39,7 +39,7 @@ class ASSA(PrefillMethod):
         128, low=16, high=256, at_least=1, at_most=10**6, help="tokens of a block of queries, and of a segment"
     )
     probes: int = knob(
-        4, low=1, high=64, at_least=1, at_most=10**6, help="last queries of each block, which score the keys"
+        2, low=1, high=64, at_least=1, at_most=10**6, help="last queries of each block, which score the keys"
     )
     window: int = knob(
         64,
