@@ -10,7 +10,8 @@ import torch
 from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype
 
-_BLOCK = 64  # queries: half of it gathers twice as often, twice of it computes more that is hidden
+_BLOCKS = 32  # of a text: more gather more often, fewer compute more that is hidden
+_LEAST, _MOST = 64, 128  # queries of a block; the logits of more leave a CPU's caches
 _DEVICE_LOGITS = 2**26  # of a block on an accelerator, where launching a small block's steps takes longer than they do
 
 
@@ -32,7 +33,8 @@ def masked_attention(
     first, every = torch.arange(lists, device=device)[:, None] * n, torch.arange(n, device=device)
     gone = None if until is None else until[0].expand(k.shape[1], -1).repeat_interleave(lists // k.shape[1], 0)
     out = q.new_empty(1, n_heads, n, v.shape[3])
-    size = _BLOCK if device.type == "cpu" else min(256, max(_BLOCK, _DEVICE_LOGITS // (n_heads * n)))
+    size = min(_MOST, n // _BLOCKS) if device.type == "cpu" else min(256, _DEVICE_LOGITS // (n_heads * n))
+    size = max(_LEAST, size // _LEAST * _LEAST)  # as patterns' own blocks are
 
     def attend(start: int) -> int:
         """Fills in a block's rows of `out`; returns how many products that took."""
