@@ -155,6 +155,18 @@ def test_sparq_scores_are_the_papers():
     torch.testing.assert_close(found, expected)
 
 
+def test_sparqs_query_heads_may_choose_channels_together():
+    """By hand: |q| sums to 4, 5 and 3, so both heads look at the second channel alone."""
+    q = torch.tensor([[[[4.0, 2.0, 0.0]], [[0.0, 3.0, 3.0]]]])
+    k = torch.tensor([[[[9.0, 1.0, 9.0], [0.0, 2.0, 0.0]]]])
+    found = QuerySelector(1, "sum", shared=True).scores(q, k, scale=1.0)[0, 0, 0, 0]
+    logits = [
+        (size / (3 * size / 6) ** 0.5 * np.asarray([1.0, 2.0])) for size in (2.0, 3.0)
+    ]  # q / √(D · ‖q_r‖₁ / ‖q‖₁)
+    expected = sum(np.exp(each) / np.exp(each).sum() for each in logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_quest_ranks_pages_by_a_bound_that_no_logit_of_theirs_passes():
     torch.manual_seed(2)
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 21, 8)

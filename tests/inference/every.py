@@ -31,6 +31,7 @@ def small(name: str) -> str:
 VARIANTS = [
     "a2sf(budget=12, forgetting_factor=0.5, variant=prefill)",
     "a2sf(budget=12, forgetting_factor=0.75, variant=prefill, n_sink=2, recent=3, value_norm=True)",
+    "a2sf(budget=12, forgetting_factor=0.75, variant=prefill_only, recent=3)",
     "a2sf(budget=12, layer_budget=pyramid)",
     "a2sf(budget=12, layer_budget=pyramid, variant=prefill)",
     "a2sf(budget=12, dense_layers=1)",

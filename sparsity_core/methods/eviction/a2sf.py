@@ -23,8 +23,8 @@ from sparsity_core.kinds import (
 class A2SF(ScoredEviction):
     """Accumulated attention with a forgetting factor: A[n, k] = Σ_q α^(n − q) · S[q, k]; the lowest goes.
 
-    `paper` drops one key at each step once the cache is full; `prefill` is the authors' 2026 code, which cuts once when
-    the prompt ends (their settings: forgetting_factor 0.95, recent 16) and then goes on as `paper` does.
+    `paper` drops one key at each step once the cache is full. `prefill_only` is the authors' 2026 code, which cuts once when
+    the prompt ends (their settings: forgetting_factor 0.95, recent 16) and then keeps all; `prefill` goes on as `paper` does.
     """
 
     name: ClassVar[str] = "a2sf"
@@ -45,7 +45,11 @@ class A2SF(ScoredEviction):
             read="At 0 only the last query counts, as in TOVA; at 1 nothing is forgotten, as in H2O without its recent window.",
         ),
     )
-    variant: str = knob("paper", choices=("paper", "prefill"), help="drop at each step, or once when the prompt ends")
+    variant: str = knob(
+        "paper",
+        choices=("paper", "prefill", "prefill_only"),
+        help="drop at each step; once when the prompt ends and then at each step; or then alone",
+    )
     n_sink: int = knob(0, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")
     recent: int = knob(0, low=0, high=256, at_least=0, at_most=MOST_TOKENS, help="last tokens, never dropped")
 
@@ -71,5 +75,5 @@ class A2SF(ScoredEviction):
             recent=self.recent,
             value_norm=self.value_norm,
             reduction=self.reduction,
-            then=scan,
+            then=scan if self.variant == "prefill" else ScanRule(budget=None),
         )

@@ -31,6 +31,10 @@ class SparQ(SelectionMethod):
     channels: int = knob(
         16, low=4, high=64, at_least=1, at_most=MOST_CHANNELS, help="r: channels that each query chooses"
     )
+    shared_channels: bool = knob(
+        False,
+        help="the query heads of a KV head choose channels together, by their summed |q|, as the authors' code does",
+    )
     mean_value: bool = knob(False, help="what is not read counts with the mean value, by its approximate attention")
 
     def __post_init__(self) -> None:
@@ -54,4 +58,4 @@ class SparQ(SelectionMethod):
             raise ValueError(
                 f"{self.name}: channels is at most {model.arch.head_dim}, a head of {model.name}; got {self.channels}"
             )
-        return lambda layer: QuerySelector(self.channels, self.reduction)
+        return lambda layer: QuerySelector(self.channels, self.reduction, self.shared_channels)

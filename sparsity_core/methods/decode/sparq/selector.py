@@ -17,8 +17,8 @@ class QuerySelector(Selector):
 
     nbytes = 0
 
-    def __init__(self, channels: int, reduction: str) -> None:
-        self._n, self._reduction = channels, reduction
+    def __init__(self, channels: int, reduction: str, shared: bool = False) -> None:
+        self._n, self._reduction, self._shared = channels, reduction, shared
 
     def append(self, k: torch.Tensor) -> None:
         pass
@@ -37,7 +37,11 @@ class QuerySelector(Selector):
     ) -> torch.Tensor:
         batch, _, rows, dim = q.shape
         size = q.float().abs()
-        top = size.topk(min(self._n, dim), dim=-1).indices
+        ranked = size
+        if self._shared:
+            groups = size.view(batch, k.shape[1], -1, rows, dim)
+            ranked = groups.sum(2, keepdim=True).expand_as(groups).reshape(size.shape)
+        top = ranked.topk(min(self._n, dim), dim=-1).indices
         part = torch.zeros_like(size).scatter_(3, top, q.float().gather(3, top))
         share = part.abs().sum(-1, keepdim=True) / size.sum(-1, keepdim=True).clamp_min(1e-20)
         part = part / (dim * share).clamp_min(1e-20).sqrt()
