@@ -9,7 +9,7 @@ from ui.page import Page
 from ui.session import Shown
 from ui.view import View
 
-PAGE = Page("Channels", ":material/tune:", order=4, link=ui.channels_link, explains="decode")
+PAGE = Page("Channels", ":material/tune:", order=5, link=ui.channels_link, explains="decode")
 
 
 def page(shown: list[Shown], at: View) -> None:

@@ -12,7 +12,7 @@ from ui.page import Page
 from ui.session import Shown
 from ui.view import View
 
-PAGE = Page("Gate", ":material/filter_list:", order=3, explains="gate")
+PAGE = Page("Gate", ":material/filter_list:", order=4, explains="gate")
 _SECTIONS = {"see": "What it drops", "cost": "What it costs", "train": "Train one"}
 
 

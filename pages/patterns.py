@@ -12,7 +12,7 @@ from ui.page import Page
 from ui.session import Shown
 from ui.view import View
 
-PAGE = Page("Patterns", ":material/grid_4x4:", order=5, explains="prefill")
+PAGE = Page("Patterns", ":material/grid_4x4:", order=6, explains="prefill")
 _SECTIONS = {
     "pattern": "The pattern",
     "text": "Along the text",

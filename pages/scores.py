@@ -12,7 +12,7 @@ from ui.session import Shown
 from ui.sweeps import knob_sweep
 from ui.view import View
 
-PAGE = Page("Scores", ":material/show_chart:", order=2, explains="eviction")
+PAGE = Page("Scores", ":material/show_chart:", order=3, explains="eviction")
 
 
 def page(shown: list[Shown], at: View) -> None:

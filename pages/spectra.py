@@ -10,7 +10,7 @@ from ui.explain import explain_method
 from ui.page import Page
 from ui.weights import take_away
 
-PAGE = Page("Spectra", ":material/equalizer:", needs="model", order=6, link=ui.spectra_link, explains="weights")
+PAGE = Page("Spectra", ":material/equalizer:", needs="model", order=7, link=ui.spectra_link, explains="weights")
 
 
 def page() -> None:

@@ -30,7 +30,7 @@ def evictions(base: Pipeline) -> list[str]:
 
 def reads(base: Pipeline) -> list[str]:
     """Every decode method that reads a share of the context, at this pipeline's share; its other stages stay."""
-    share = base.decode.tokens if base.decode else _TOKENS
+    share = getattr(base.decode, "tokens", _TOKENS)
     return _all_of("decode", base, {"tokens": share})
 
 
@@ -53,12 +53,24 @@ def budgets(base: Pipeline) -> list[str]:
     return _unlike(_with(base, "eviction", method.name, {**_knobs(method), "budget": size}) for size in sizes)
 
 
+def between(base: Pipeline) -> list[str]:
+    """This pipeline between random keys, the floor, and the oracle's, the ceiling, as many of them; and the dense model."""
+    budget = base.eviction.budget if base.eviction else _BUDGET
+    own = (
+        base
+        if base.eviction
+        else Pipeline.parse(f"{'' if base == Pipeline() else base} eviction=a2sf(budget={budget})")
+    )
+    floor = _with(own, "eviction", "random", {"budget": budget})
+    ceiling = _with(replace(own, eviction=None), "decode", "oracle_top_k", {"keys": budget})
+    return _unlike([str(own), floor, ceiling, "dense"])
+
+
 def _all_of(stage: str, base: Pipeline, knobs: dict[str, Any]) -> list[str]:
     own = getattr(base, stage)
     first = [_with(base, stage, own.name, _knobs(own))] if own else []
-    return _unlike(
-        [*first, *(_with(base, stage, name, knobs) for name in methods.names(stage) if own is None or name != own.name)]
-    )
+    fit = [name for name in methods.names(stage) if set(knobs) <= {knob.name for knob in methods.get(name).knobs()}]
+    return _unlike([*first, *(_with(base, stage, name, knobs) for name in fit if own is None or name != own.name)])
 
 
 def _knobs(method: Any) -> dict[str, Any]:
@@ -93,6 +105,7 @@ class Preset:
 _PRESETS = {
     "evictions": Preset("All evictions at this budget", "eviction", evictions),
     "budgets": Preset("This eviction at four budgets", "eviction", budgets),
+    "between": Preset("This eviction between floor and ceiling", "eviction", between),
     "reads": Preset("All decode reads at this share", "decode", reads),
     "patterns": Preset("All prefill patterns", "prefill", patterns),
     "cuts": Preset("All cuts of weights at this ratio", "weights", cuts),

@@ -1,5 +1,6 @@
 from . import atlas as atlas
 from . import channels as channels
+from . import compare as compare
 from . import cost as cost
 from . import fates as fates
 from . import gate as gate

@@ -43,6 +43,8 @@ _METHODS = {
     "random": Look(_LIGHT_GREY, DOTTED, "x"),
     "dcp": Look(SKY, LONG, "circle"),
     "double_sparsity": Look(PURPLE, SOLID, "circle"),
+    "oracle_top_k": Look(_DARK_GREY, DASHED, "star"),
+    "oracle_top_p": Look(_DARK_GREY, DASH_DOT, "hexagram"),
     "quest": Look(GREEN, SOLID, "square"),
     "sparq": Look(ORANGE, SOLID, "pentagon"),
     "assa": Look(VERMILLION, DOTTED, "square"),

@@ -77,7 +77,7 @@ def pipeline_table(trace: Trace, removed: pd.DataFrame | None = None) -> pd.Data
         if stage == "decode":
             flow.step(stage, name, channels=sizes.ranked_channels)
             if choices_kept(trace):
-                flow.step(stage, name, read_a_step=_share_read(trace) * flow.now["cache"] + sizes.index_bytes)
+                flow.step(stage, name, read_a_step=share_read(trace) * flow.now["cache"] + sizes.index_bytes)
         if counted is not None:
             flow.step(stage, name, keys_seen=counted.keys(stage), attention=counted.flops(stage))
     return pd.DataFrame(flow.rows, columns=["stage", "method", "quantity", "unit", "before", "after", "left"])
@@ -104,7 +104,7 @@ def _cached(trace: Trace, sizes: SizeRecord, last: bool) -> float:
     return float((trace.gated_at == trace.n_tokens).mean()) * trace.kv_bytes_dense
 
 
-def _share_read(trace: Trace) -> float:
+def share_read(trace: Trace) -> float:
     """Of the cached keys that come to the decode stage, the share that the last query reads."""
     stages = stage_names(trace)[removed_at(trace, trace.n_tokens - 1)]
     read, unread = (int((stages == what).sum()) for what in ("", "decode"))

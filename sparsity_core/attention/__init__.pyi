@@ -3,6 +3,7 @@ from .against_dense import probe_steps as probe_steps
 from .eviction import EvictionStage as EvictionStage
 from .eviction import cuts_once as cuts_once
 from .eviction import layer_rules as layer_rules
+from .exact import ExactSelector as ExactSelector
 from .gate import GateStage as GateStage
 from .offload import HostLayer as HostLayer
 from .offload import Offloaded as Offloaded

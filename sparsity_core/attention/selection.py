@@ -84,19 +84,21 @@ def attend_selected(
     q, k, v, scale = call.q, call.k, call.v, call.scale
     out = q.new_empty(*q.shape[:3], v.shape[3])
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
-    hidden = None if until is None else until[None]
+    hidden, partial = None if until is None else until[None], share < 1.0 or selector.by_scores
     for tile in causal_rows(q, k, **call.how, until=hidden, mask=mask):
         heads, begin, end, p = tile.heads, tile.start, tile.end, tile.probabilities()
         own, columns = slice(heads.start * group, heads.stop * group), past + end
         visible = _visible(call, heads, begin, end, until, mask)
         n_read = selector.count(share, visible.sum(-1))
-        if dense_every:
-            everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
-            n_read = torch.where(everything, visible.sum(-1), n_read)
-        if share < 1.0:
+        if partial:
             approximate = selector.scores(
                 q[:, own, begin:end], k[:, heads, :columns], scale=scale, heads=heads, visible=visible
             )[0]
+            n_read = selector.count_by(approximate[:, 0], visible) if selector.by_scores else n_read
+        if dense_every:
+            everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
+            n_read = torch.where(everything, visible.sum(-1), n_read)
+        if partial:
             read = _best(approximate.masked_fill(~visible[:, None], float("-inf")), n_read[:, None])
             ideal = _best(reduce_group(p, "sum")[0].masked_fill(~visible, -1.0), n_read)
         else:
@@ -109,9 +111,9 @@ def attend_selected(
             record.choose(heads, start + begin, _in_place(read, positions[heads, :columns], start + end))
         record.mass[own, at] = mass.flatten(0, 1).float().cpu()
         record.recall[heads, at] = ((read & ideal[:, None]).sum(-1).float().mean(1) / n_read).cpu()
-        if share < 1.0:
+        if partial:
             p = p * read / mass[None, ..., None].clamp_min(1e-30)
-        out[:, own, begin:end] = tile.attend(v) if share == 1.0 else attend(p, v[:, heads, :columns])
+        out[:, own, begin:end] = attend(p, v[:, heads, :columns]) if partial else tile.attend(v)
         if mean_value and share < 1.0:
             seen = approximate.masked_fill(~visible[:, None], 0.0)
             known = (seen * read).sum(-1) / seen.sum(-1)
@@ -210,6 +212,8 @@ def top_keys(
 ) -> Chosen:
     """The share of the cached keys that one query q [1, H, 1, D] reads; of the `visible` [Hkv, Tk] where that is given."""
     n = k.shape[2]
+    if visible is None and selector.by_scores:
+        visible = torch.ones(k.shape[1], n, dtype=torch.bool, device=k.device)
     if visible is None:
         n_read = int(selector.count(share, torch.tensor(n)))
         if n_read >= n:
@@ -219,7 +223,12 @@ def top_keys(
         return Chosen(columns, None, scores.gather(2, columns).sum(-1) / scores.sum(-1) if known else None)
     scores = selector.scores(q, k, scale=scale, visible=visible[:, None])[0, :, :, 0]  # [Hkv, 1 or G, Tk]
     lists = scores.shape[1]
-    count = selector.count(share, visible.sum(-1)).repeat_interleave(lists)[None]
+    reads = (
+        selector.count_by(scores[:, :1], visible[:, None])[:, 0]
+        if selector.by_scores
+        else selector.count(share, visible.sum(-1))
+    )
+    count = reads.repeat_interleave(lists)[None]
     seen = scores.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)[None]
     top = seen.topk(int(count.max()), dim=-1)
     within = torch.arange(top.values.shape[2], device=q.device) < count[..., None]

@@ -7,6 +7,7 @@ from .grids import read_grid as read_grid
 from .pairs import Paired as Paired
 from .pairs import paired as paired
 from .pairs import paired_outcomes as paired_outcomes
+from .passages import passage_losses as passage_losses
 from .perplexities import perplexity as perplexity
 from .sweeping import MOST_CELLS as MOST_CELLS
 from .sweeping import Swept as Swept

@@ -184,7 +184,7 @@ def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offl
         return None
     if any(type(layer) is not DynamicLayer for layer in cache.layers) or any(layer.latent for layer in model.caches):
         raise ValueError(f"the cache of {model.name} holds more than each layer's keys and values: leave offload off")
-    dense = min(method.dense_layers, model.arch.n_layers)
+    dense = min(method.first_layers, model.arch.n_layers)
     host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
     cache.layers = [*(DynamicLayer() for _ in range(dense)), *host]
     return Offloaded(cache.layers, model.device)

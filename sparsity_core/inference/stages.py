@@ -22,7 +22,7 @@ from sparsity_core.attention import (
 )
 from sparsity_core.inference.checks import whole
 from sparsity_core.inference.words import Words
-from sparsity_core.kinds import Pipeline, ruled
+from sparsity_core.kinds import Pipeline, PrefillRule, ScanRule, least_of, ruled
 from sparsity_core.models import Model
 from sparsity_core.work import Progress, keeps, silent
 
@@ -101,10 +101,14 @@ def recorder_for(
                 f"layers of {model.name} share a cache: leave gate and decode out, or choose another model"
             )
         only_layer = only_layer if only_layer is None else model.cached_in(only_layer)
+    rules = layer_rules(model, pipeline.eviction, seed)
     protected, dropped = _rules(pipeline, words, n_tokens)
+    if pipeline.eviction is not None and pipeline.eviction.protects_prompt:
+        prompt = _prompt_protected(pipeline.eviction.name, rules, n_prefill, n_tokens)
+        protected = prompt if protected is None else protected | prompt
     eviction = EvictionStage(
         model,
-        layer_rules(model, pipeline.eviction, seed),
+        rules,
         n_tokens=n_tokens,
         n_prefill=n_prefill,
         token_classes=[words.classes],
@@ -160,10 +164,10 @@ def _reading_stage(
     return ReadingStage(
         model,
         n_tokens,
-        lambda layer: None if layer < method.dense_layers else make(layer),
+        lambda layer: None if layer < method.first_layers else make(layer),
         method.tokens_of,
         first=first,
-        dense_every=method.dense_every,
+        dense_every=method.every,
         mean_value=method.corrects_mean,
         offload=offload,
     )
@@ -183,13 +187,29 @@ def _rules(pipeline: Pipeline, words: Words, n: int) -> tuple[torch.Tensor | Non
     return tuple(None if each is None else torch.from_numpy(each)[None] for each in (protected, dropped))  # type: ignore[return-value]
 
 
+def _prompt_protected(
+    name: str, rules: Sequence[ScanRule | PrefillRule], n_prefill: int, n_tokens: int
+) -> torch.Tensor:
+    """bool [1, n_tokens]: the prompt's tokens. Raises ValueError where a layer's budget cannot hold them and the newest."""
+    least = least_of(*(rule.budget for rule in rules))
+    if least is not None and n_prefill + 1 > least:
+        raise ValueError(
+            f"{name}: protect_prompt keeps the prompt's {n_prefill:,} tokens, which with the newest token do not fit the "
+            f"budget of {least:,}: raise the budget to {n_prefill + 1:,} or more, or shorten the prompt"
+        )
+    return torch.arange(n_tokens)[None] < n_prefill
+
+
 def prefill_of(model: Model, pipeline: Pipeline, n: int, asked: int | None) -> int:
-    """How many of n tokens a method of one cut reads densely; where nothing is asked, half, so that the rest shows its cost.
+    """How many of n tokens a method of one cut reads densely, or one that protects the prompt keeps.
+
+    Half where nothing is asked, so that the rest shows its cost.
 
     Raises ValueError for what is no number of tokens.
     """
     if asked is not None and whole("n_prefill", asked) < 0:
         raise ValueError(f"n_prefill is 0 or more tokens; got {asked}")
-    if not cuts_once(layer_rules(model, pipeline.eviction)):
+    protects = pipeline.eviction is not None and pipeline.eviction.protects_prompt
+    if not protects and not cuts_once(layer_rules(model, pipeline.eviction)):
         return n
     return n // 2 if asked is None else whole("n_prefill", asked)

@@ -1,3 +1,4 @@
+from .decode import ReadingMethod as ReadingMethod
 from .decode import SelectionMethod as SelectionMethod
 from .eviction import DENSE as DENSE
 from .eviction import Budget as Budget

@@ -15,10 +15,52 @@ from sparsity_core.work import Progress
 
 
 @dataclass(frozen=True)
-class SelectionMethod(Method):
-    """Reads a share of the cached keys at each step, chosen by an approximate score; the KV head's query heads together."""
+class ReadingMethod(Method):
+    """Chooses at each step which cached keys a query reads; what it leaves unread stays in the cache."""
 
     stage = "decode"
+
+    @property
+    def needs_all_keys(self) -> str:
+        """Why no key may leave the cache beside this method, and what to do about it; empty where keys may."""
+        return ""
+
+    def ranked_channels(self, head_dim: int) -> int:
+        """How many of a key's channels its ranking reads, of a head's so many."""
+        return head_dim
+
+    @property
+    def corrects_mean(self) -> bool:
+        """Whether the keys that a query does not read count with the mean of the values."""
+        return False
+
+    @property
+    def keeps_cache_on_host(self) -> bool:
+        """Whether generation keeps its cache in host memory and fetches ahead what a step will read."""
+        return False
+
+    @property
+    def first_layers(self) -> int:
+        """How many of the first layers read everything."""
+        return 0
+
+    @property
+    def every(self) -> int:
+        """Every so many steps, one step reads everything; 0: none does."""
+        return 0
+
+    def tokens_of(self, layer: int) -> float:
+        """The share of the context that a query of this layer reads at most; its selector may ask for less."""
+        return 1.0
+
+    def selectors(self, model: Any, progress: Progress) -> Callable[[int], Selector]:
+        """Makes the selector of a layer, anew for each run. Raises ValueError where the method does not fit the model."""
+        raise TypeError(f"{type(self).__name__} must define selectors")
+
+
+@dataclass(frozen=True)
+class SelectionMethod(ReadingMethod):
+    """Reads a share of the cached keys at each step, chosen by an approximate score; the KV head's query heads together."""
 
     tokens: float = knob(
         0.25, low=0.03, high=1.0, at_least=0, at_most=1.0, always=True, help="share of the context that a query reads"
@@ -52,29 +94,13 @@ class SelectionMethod(Method):
             )
 
     @property
-    def needs_all_keys(self) -> str:
-        """Why no key may leave the cache beside this method, and what to do about it; empty where keys may."""
-        return ""
-
-    def ranked_channels(self, head_dim: int) -> int:
-        """How many of a key's channels its ranking reads, of a head's so many."""
-        return head_dim
+    def first_layers(self) -> int:
+        return self.dense_layers
 
     @property
-    def corrects_mean(self) -> bool:
-        """Whether the keys that a query does not read count with the mean of the values."""
-        return False
-
-    @property
-    def keeps_cache_on_host(self) -> bool:
-        """Whether generation keeps its cache in host memory and fetches ahead what a step will read."""
-        return False
+    def every(self) -> int:
+        return self.dense_every
 
     def tokens_of(self, layer: int) -> float:
-        """The share of the context that a query of this layer reads."""
         own = per_layer(f"{self.name}: layer_tokens", self.layer_tokens, float)
         return own[min(layer, len(own) - 1)] if own else self.tokens
-
-    def selectors(self, model: Any, progress: Progress) -> Callable[[int], Selector]:
-        """Makes the selector of a layer, anew for each run. Raises ValueError where the method does not fit the model."""
-        raise TypeError(f"{type(self).__name__} must define selectors")

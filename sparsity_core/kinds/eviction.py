@@ -95,6 +95,11 @@ class EvictionMethod(Ruled):
         0, low=0, high=8, at_least=0, at_most=MOST_LAYERS, help="first layers that keep everything"
     )
 
+    @property
+    def protects_prompt(self) -> bool:
+        """Whether no token of the prompt may go: those that are read at once, of a run half of its text."""
+        return False
+
     def budget_of(self, layer: LayerShape) -> int:
         if self.layer_budget == "uniform" or layer.n_layers == 1 or self.budget == 1:
             return self.budget

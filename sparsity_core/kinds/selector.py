@@ -20,6 +20,7 @@ class Selector(ABC):
     """
 
     rerank: int = 0  # tokens from one ranking of the channels to the next; 0: the first one stays
+    by_scores: bool = False  # whether `count_by` says how many keys a query reads, in place of `count`
     drift: Sequence[tuple[int, float]] = ()  # (tokens read, share of the calibrated channels still chosen)
 
     def follow(self, q: torch.Tensor, k: torch.Tensor) -> None:
@@ -57,6 +58,13 @@ class Selector(ABC):
     def count(self, share: float, n: torch.Tensor) -> torch.Tensor:
         """int64 like n: how many of n visible keys a query reads, at least one; all of them where the share is 1."""
         return (share * n.double() - _ROUNDING).ceil().clamp_min(1).long()
+
+    def count_by(self, scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """int64 [Hkv, R]: how many keys each query reads, by its `scores` [Hkv, R, C] and what it may see, bool alike.
+
+        Asked only of a selector that counts `by_scores`.
+        """
+        raise TypeError(f"{type(self).__name__} counts no keys by their scores")
 
     @property
     @abstractmethod

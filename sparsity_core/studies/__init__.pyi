@@ -11,6 +11,7 @@ from .gate_look import GateLook as GateLook
 from .patterns import look_at_attention as look_at_attention
 from .policy_history import History as History
 from .policy_history import find_history as find_history
+from .query import attention_of_last as attention_of_last
 from .spectra import SEEDS as SEEDS
 from .spectra import LayerCut as LayerCut
 from .spectra import LayerGrams as LayerGrams

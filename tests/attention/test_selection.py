@@ -11,6 +11,7 @@ from sparselens_kernels import quantise
 
 from sparsity_core import Pipeline, Trace, generate, methods, run
 from sparsity_core.attention.selection import Selected, _best, attend_selected, decode_selected
+from sparsity_core.kinds import SelectionMethod
 from sparsity_core.methods.decode.double_sparsity.labels import LabelSelector
 from sparsity_core.methods.decode.quest.selector import PageSelector
 from sparsity_core.methods.decode.sparq.selector import QuerySelector
@@ -19,7 +20,7 @@ from sparsity_core.models.loading import wrap
 from tests import tiny
 
 IDS = tiny.ids(60)
-DECODE = methods.names("decode")
+DECODE = [name for name in methods.names("decode") if issubclass(methods.get(name), SelectionMethod)]
 
 
 def made(name: str, **knobs) -> Pipeline:

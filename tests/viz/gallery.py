@@ -17,7 +17,7 @@ from sparsity_core.record.trace import Trace
 from sparsity_core.studies import SHARES, AttentionLook, ChannelStudy, GateLook, History, Read, WeightStudy
 from sparsity_core.studies.spectra_records import MEASURES
 from tests.traces import named
-from viz import atlas, channels, cost, gate, patterns, pipeline, removed, scores, shares, spectra, strip, sweep
+from viz import atlas, channels, compare, cost, gate, patterns, pipeline, removed, scores, shares, spectra, strip, sweep
 
 LAYERS, HEADS = 2, 2
 _SIZES = {
@@ -48,7 +48,18 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
     loss = {made.tokens[0]: cost.loss_table(made)}
     similar = cost.similarity_table({made.tokens[0]: made, made.tokens[1]: beside})
     looks = dict(zip(made.tokens, viz.distinct_looks(["a2sf", "a2sf"]), strict=False))
+    runs = {f"A: {made.tokens[0]}": made, f"B: {made.tokens[1]}": beside}
+    looks |= dict(zip(runs, looks.values(), strict=True))
+    quality = compare.tradeoff_table(runs)
+    tested = compare.tested_table({name: np.arange(4.0) * at for at, name in enumerate(runs)}, next(iter(runs)))
+    behind = compare.behind_table(made, np.full((LAYERS, made.n_heads, 6), 1 / 6, np.float32), 5)
     return {
+        "plot_tradeoff": compare.plot_tradeoff(quality, looks, "kl", "held"),
+        "plot_tested": compare.plot_tested(tested, looks),
+        "plot_kl": compare.plot_kl(compare.kl_table(runs), 5),
+        "plot_contested": compare.plot_contested(compare.contested_table(runs, "first", 5), 2, (0, 3)),
+        "plot_agreement": compare.plot_agreement(compare.agreement_table(runs, next(iter(runs))), looks, "jaccard", 0),
+        "plot_behind": compare.plot_behind(behind),
         "plot_atlas": atlas.plot_atlas(table, n_prompt=6, step=5, selected=(0, 3)),
         "plot_overview": atlas.plot_overview(atlas.pooled_table(table, 4), (0, 4)),
         "plot_difference": atlas.plot_difference(

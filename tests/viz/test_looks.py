@@ -23,7 +23,7 @@ def test_no_two_methods_share_a_line_or_a_mark() -> None:
 
 def test_methods_have_hues_of_okabe_and_ito() -> None:
     assert set(HUES) < set(OKABE_ITO)
-    references = {"dense", "random", "random_neurons"}
+    references = {"dense", "random", "random_neurons", "oracle_top_k", "oracle_top_p"}
     assert {look_of(name).colour for name in ALL if name not in references} <= set(HUES)
 
 

@@ -8,3 +8,4 @@ from .height import natural_height as natural_height
 from .readers import read_csv as read_csv
 from .readers import read_pdf as read_pdf
 from .sheet import WIDTHS as WIDTHS
+from .tables import TABLES as TABLES

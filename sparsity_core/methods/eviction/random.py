@@ -11,7 +11,8 @@ from sparsity_core.kinds import MOST_TOKENS, EvictionMethod, LayerShape, ScanRul
 class Random(EvictionMethod):
     """A uniformly random set of keys stays, drawn per layer and KV head from the run's seed: the floor to beat.
 
-    Each key arrives with a random score that never moves, so the kept set is a uniform sample at every step.
+    Each key arrives with a random score that never moves, so the kept set is a uniform sample at every step. With
+    `protect_prompt` the whole prompt stays, and what was generated is sampled.
     """
 
     source: ClassVar[str] = "baseline"
@@ -19,6 +20,14 @@ class Random(EvictionMethod):
 
     n_sink: int = knob(0, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")
     recent: int = knob(0, low=0, high=256, at_least=0, at_most=MOST_TOKENS, help="last tokens, never dropped")
+
+    protect_prompt: bool = knob(
+        False, help="only what comes after the prompt is dropped (arXiv:2609.03430); the budget holds the prompt"
+    )
+
+    @property
+    def protects_prompt(self) -> bool:
+        return self.protect_prompt
 
     def __post_init__(self) -> None:
         super().__post_init__()

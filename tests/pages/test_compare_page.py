@@ -1,0 +1,114 @@
+"""The Compare page: what it draws of many runs, what it says of their differences, and how soon it answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from sparsity_core.record import RunSpec, Store, key_of
+from tests.app.test_app import figures, open_page, said, titles
+from tests.pages.test_pages import example, open_exports, opened
+from tests.server import cache_with_models
+from ui.bundle import BESIDE
+from ui.compare import passages, written
+from ui.session import EXAMPLE, Shown
+
+METHODS = ["a2sf(budget=64)", "h2o(budget=64)", "tova(budget=64)", "random(budget=64)", "streaming_llm(budget=64)"]
+SPECS = [replace(EXAMPLE, pipeline=f"eviction={method}") for method in METHODS]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    # The first is the bundled example; the others are it under other names, and the last the bundled run beside it.
+    for at, spec in enumerate(SPECS[1:4], 1):
+        made = replace(example().provenance, pipeline=spec.pipeline)
+        kl = example().kl_to_dense * (1 + at)
+        assert Store().put(spec, example().replaced(provenance=made, kl_to_dense=kl)) is None
+
+
+def compared(tmp_path: Path, specs: list[RunSpec]) -> AppTest:
+    link = {f"beside{at if at > 1 else ''}": spec.pipeline for at, spec in enumerate(specs[1:], 1)}
+    at = opened(tmp_path, prompt="needle", pipeline=specs[0].pipeline, generate=str(EXAMPLE.generate), **link)
+    open_page(at, "compare")
+    assert not at.exception
+    return at
+
+
+def key(spec: RunSpec) -> str:
+    trace = Store().get(spec)
+    assert trace is not None
+    return passages._key(Shown("A", spec, trace))
+
+
+def test_many_pipelines_are_compared_and_a_choice_is_answered_within_a_second(tmp_path: Path) -> None:
+    at = compared(tmp_path, SPECS)
+    assert {"Quality against realised bytes", "What each wrote, against A", "Who decides like whom"} <= set(titles(at))
+    assert "D: the floor" in said(at) and "The question is known" in said(at)
+    tradeoff = figures(at)[0]
+    assert [mark["name"].partition(":")[0] for mark in tradeoff["data"]] == ["best at its bytes", "dense", *"ABCDE"]
+    spent = []
+    for layer in (4, 9, 12):
+        began = time.process_time()
+        at.number_input(key="layer").set_value(layer).run()
+        spent.append(time.process_time() - began)
+    assert min(spent) < 1
+    assert not at.exception
+
+
+def test_the_table_is_taken_away_in_three_forms(tmp_path: Path) -> None:
+    at = compared(tmp_path, SPECS[:2])
+    at.session_state["take_table"] = True
+    at.run()
+    labels = {button.label for button in at.get("download_button") if button.key.startswith("table_")}
+    assert labels == {"CSV", "Markdown", "LaTeX"}
+    assert {"quality", "kl", "contested", "agreement"} <= open_exports(at)
+
+
+def test_another_span_measure_and_cost_are_drawn(tmp_path: Path) -> None:
+    at = compared(tmp_path, SPECS[:2])
+    at.session_state["compare_span"], at.session_state["compare_measure"] = "prompt", "disagrees"
+    at.session_state["compare_cost"] = "held"
+    at.run()
+    figure = figures(at)[0]
+    assert figure["layout"]["yaxis"]["title"]["text"] == "other top token than dense"
+    assert figure["layout"]["xaxis"]["title"]["text"] == "KV bytes held (MiB)"
+
+
+def test_each_parting_is_told_with_its_evictions(tmp_path: Path) -> None:
+    beside = Store().get(BESIDE)
+    assert beside is not None
+    own = example()
+    step = int(np.flatnonzero(own.token_ids != beside.token_ids)[0]) - 1
+    attention = np.full((own.n_layers, own.n_heads, step + 1), 1 / (step + 1), np.float32)
+    at = compared(tmp_path, [EXAMPLE, BESIDE])
+    assert f"First other token: {step + 1}" in said(at)
+    written._known()[f"attention of {step} {key_of(BESIDE)}"] = attention
+    at.run()
+    assert "of the dense attention of this query went to keys that were evicted" in said(at)
+    at.button(key="parting_B").click().run()
+    assert at.session_state["step"] == step
+
+
+def test_a_difference_is_told_with_its_verdict(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(3, 1, passages.PASSAGES)
+    known = passages._known()
+    for spec, loss in zip(SPECS[:3], (base, base + 1, base + rng.normal(0, 0.1, len(base))), strict=True):
+        known[key(spec)] = loss
+    at = compared(tmp_path, SPECS[:3])
+    told = " ".join(m.value for m in at.markdown)
+    assert "is **worse** than A" in told and "is **cannot" not in told
+    assert "**cannot be told apart at n = 16** from A" in told
+    assert not [button for button in at.button if button.key == "run_tested"]
+
+
+def test_one_pipeline_is_told_how_to_become_many(tmp_path: Path) -> None:
+    at = compared(tmp_path, [EXAMPLE])
+    assert "One pipeline is shown. Add others in the sidebar" in said(at)
+    assert len(figures(at)) == 2

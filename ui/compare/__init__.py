@@ -1,0 +1,5 @@
+"""compare: the sections of the Compare page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,6 @@
+from .passages import tested as tested
+from .sections import agreement as agreement
+from .sections import contested as contested
+from .sections import kl as kl
+from .tradeoff import quality as quality
+from .written import generations as generations

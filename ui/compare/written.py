@@ -1,0 +1,99 @@
+"""What each pipeline wrote, the first token that differs, and the evictions behind it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from sparsity_core.record import key_of
+from sparsity_core.work import Job
+from ui import work
+from ui.figure import show_figure
+from ui.literal import code, literal
+from ui.session import Shown
+from ui.tasks import compare
+from ui.view import View, go
+from viz import compare as viz
+
+_KEPT = 32  # looks at the attention of one query
+
+
+def generations(shown: list[Shown], at: View) -> None:
+    """A line for each pipeline: what it wrote as far as it agrees with the dense model, or with A, and how it went on."""
+    if len(shown) < 2 or not any(item.trace.continuation for item in shown):
+        return
+    one = next((item for item in shown if item.trace.provenance.pipeline == "dense"), shown[0])
+    st.subheader(f"What each wrote, against {one.letter}", anchor=False)
+    st.markdown(f"**{literal(one.title)}**")
+    st.text(one.trace.continuation)
+    for item in shown:
+        if item is not one:
+            _generation(item, one)
+
+
+def _generation(item: Shown, one: Shown) -> None:
+    parting = viz.parting_of(item.trace, one.trace)
+    st.markdown(f"**{literal(item.title)}**")
+    if parting is None:
+        same = item.trace.continuation == one.trace.continuation
+        st.caption(f"wrote the same as {one.letter}" if same else f"agrees with {one.letter} as far as both wrote")
+        return
+    st.markdown(f"{_inline(parting.before)} :red-background[{_inline(parting.token)}] {_inline(parting.after)}")
+    step = parting.position - 1
+    gone = float((item.trace.evicted_at[:, :, : parting.position] <= step).mean())
+    st.caption(
+        f"First other token: {parting.position}, {code(parting.token)} in place of {code(parting.instead_of)}. When it was "
+        f"chosen, at step {step}, {gone:.0%} of the keys of all layers and heads were gone."
+    )
+    with st.container(horizontal=True):
+        if st.button(f"Go to step {step}", key=f"parting_{item.letter}", icon=":material/my_location:"):
+            go(step=step)
+        _behind(item, step)
+
+
+def _inline(text: str) -> str:
+    """Text inside a line of Markdown, inert and with its line ends shown."""
+    return literal(" ".join(text.replace("\n", " ↵ ").split())).replace(":", "\\:")
+
+
+def _behind(item: Shown, step: int) -> None:
+    """The evicted tokens that the dense model looked at most where the texts part; computed when asked for."""
+    key = f"attention of {step} {key_of(item.spec)}"
+    purpose, attention = f"behind_{item.letter}", _known().get(key)
+    if attention is None:
+        if not work.pending(purpose) and st.button(
+            "Which evictions stand behind it?", key=f"ask_{purpose}", icon=":material/search:"
+        ):
+            ids = tuple(item.trace.token_ids[: step + 1].tolist())
+            work.submit(purpose, {key: partial(compare.query_attention, item.spec, ids)})
+            st.rerun()
+        work.watch(purpose, _keep)
+        return
+    table = viz.behind_table(item.trace, attention, step)
+    if not len(table):
+        st.caption("No token that the dense model looks at here was evicted: what is read, hidden or cut decides.")
+        return
+    show_figure(
+        viz.plot_behind(table),
+        table,
+        name=f"behind_{item.letter}",
+        caption=f"Evicted tokens that the dense model attends to most in the query at step {step}, mean over all layers and "
+        f"heads ({item.title}).",
+        read=f"Together {table['attention'].sum():.1%} of the dense attention of this query went to keys that were evicted.",
+        sources=[(item.spec, item.trace)],
+    )
+
+
+@st.cache_resource(show_spinner=False)
+def _known() -> dict[str, np.ndarray]:
+    return {}
+
+
+def _keep(jobs: dict[str, Job]) -> None:
+    known: dict[str, Any] = _known()
+    known.update({key: job.result for key, job in jobs.items()})
+    while len(known) > _KEPT:
+        known.pop(next(iter(known)))
