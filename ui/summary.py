@@ -118,7 +118,7 @@ def _figures(item: Shown) -> None:
     )
     row.metric(
         "KV cache",
-        _bytes(trace.kv_bytes),
+        _bytes(trace.kv_bytes) if trace.kv_bytes_dense else "–",
         f"{trace.kv_bytes / trace.kv_bytes_dense:.0%} of dense" if trace.kv_bytes_dense else None,
         delta_color="off",
         delta_arrow="off",

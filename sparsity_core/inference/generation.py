@@ -18,8 +18,8 @@ from sparsity_core.inference.outcome import complete, draft
 from sparsity_core.inference.stages import pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import Model, held, new_cache, recording, token_classes
-from sparsity_core.record import Trace
+from sparsity_core.models import Model, held, new_cache, recording
+from sparsity_core.record import Trace, token_classes
 from sparsity_core.work import Progress, silent
 
 

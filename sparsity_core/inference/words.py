@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_core.models import Model, pieces, shown, token_classes
-from sparsity_core.record import TextRecord
+from sparsity_core.models import Model
+from sparsity_core.record import TextRecord, pieces, shown, token_classes
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""models: loading a decoder model and reading its parts: tokens, prompts, texts, losses, and the attention hook."""
+"""models: loading a decoder model and reading its parts: prompts, texts, losses, and the attention hook."""
 
 import lazy_loader
 

@@ -38,6 +38,3 @@ from .texts import evaluation_digest as evaluation_digest
 from .texts import evaluation_text as evaluation_text
 from .texts import text_digest as text_digest
 from .texts import windows as windows
-from .tokens import pieces as pieces
-from .tokens import shown as shown
-from .tokens import token_classes as token_classes

@@ -21,4 +21,7 @@ from .spec import RunSpec as RunSpec
 from .store import Store as Store
 from .store import key_of as key_of
 from .text import TextRecord as TextRecord
+from .tokens import pieces as pieces
+from .tokens import shown as shown
+from .tokens import token_classes as token_classes
 from .trace import Trace as Trace

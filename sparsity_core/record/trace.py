@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ import numpy as np
 from sparsity_core.kinds import class_named, spelled_stages
 from sparsity_core.record.eviction import EvictionRecord
 from sparsity_core.record.gate import GateRecord
+from sparsity_core.record.kept import kept_fields
+from sparsity_core.record.kept_files import read_kept
 from sparsity_core.record.losses import Comparison, Losses
 from sparsity_core.record.offload import OffloadRecord
 from sparsity_core.record.part import Axes, Part
@@ -66,7 +69,7 @@ class Trace(Part):
     eviction: EvictionRecord
     # Held by the cache at the end: realised by generate, whose heads are all as wide as the one that holds most; counted by run,
     # key by key.
-    kv_bytes: int
+    kv_bytes: int  # 0, as the next, where it is not known
     kv_bytes_dense: int
     notes: tuple[str, ...] = ()
     protected: np.ndarray = field(
@@ -109,6 +112,30 @@ class Trace(Part):
             if found and (not arrays or arrays[0].size):
                 own[name] = kind(**found)
         return cls(**own, **values)
+
+    @classmethod
+    def from_kept(cls, token_ids: Sequence[int], kept: Any, **about: Any) -> Trace:
+        """A trace of which keys a run kept that was made elsewhere, by kvpress, a server or a script of one's own.
+
+        `token_ids` are all T tokens of the text. `kept` tells for each layer and KV head either which keys are kept in the
+        end, as lists of places [layer][kv_head][…] or as bool [layer, kv_head, T], or which keys each query reads, as bool
+        [layer, kv_head, T, T]: an eviction where no key returns, and a choice of the decode stage otherwise.
+
+        `about` may have `tokenizer` (of transformers or tokenizers; without one, and without the `texts` of the tokens, a
+        token is shown as its id), `n_prompt` (T), `dropped_at` (the first query that no longer reads what is dropped: a
+        number, or int [layer, kv_head, T]; the last query where it is not given), `n_heads` (query heads; as many as KV
+        heads), `method` ("imported") and `model` (names that are shown). What was not measured is nan.
+
+        Raises ValueError, naming layer and head, for places outside the text, twice the same, or of no fit.
+        """
+        made = cls.of(**kept_fields(token_ids, kept, **about))
+        made._check()
+        return made
+
+    @classmethod
+    def from_kept_file(cls, path: str | Path, tokenizer: Any = None) -> Trace:
+        """`from_kept` of a JSON or .npz file that holds its arguments by name. Raises ValueError."""
+        return cls.from_kept(**read_kept(path), tokenizer=tokenizer)
 
     def flat(self) -> dict[str, Any]:
         """Every field of the trace and of its parts by name, as `of` takes them."""

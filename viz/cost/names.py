@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsity_core.kinds import Pipeline
+from sparsity_core.kinds import spelled_stages
 from sparsity_core.record import Trace
 from viz.looks import HUES, method_colour
 
 
 def label(trace: Trace) -> str:
     """A pipeline's short name in legends: its methods with their knobs, without the stage names."""
-    return " + ".join(map(str, Pipeline.parse(trace.provenance.pipeline).methods.values())) or "dense"
+    return " + ".join(call for _, call in spelled_stages(trace.provenance.pipeline)) or "dense"
 
 
 def pair_colours(a: Trace, b: Trace) -> tuple[str, str]:
@@ -28,9 +28,9 @@ def pair_names(a: Trace, b: Trace) -> tuple[str, str]:
 
 def method_of(trace: Trace) -> str:
     """The name of the method by which a pipeline is coloured, the one that drops tokens first; "dense" without any."""
-    chosen = Pipeline.parse(trace.provenance.pipeline).methods
+    chosen = dict(spelled_stages(trace.provenance.pipeline))  # not parsed: a trace of others names no method of ours
     found = (chosen[stage] for stage in ("eviction", "gate", "decode", "prefill", "weights") if stage in chosen)
-    return next((method.name for method in found), "dense")
+    return next((call.partition("(")[0] for call in found), "dense")
 
 
 def prompt_perplexity(trace: Trace) -> tuple[float, float]:

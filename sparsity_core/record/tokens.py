@@ -111,7 +111,7 @@ def _agreeing(a: str, b: str) -> int:
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def shown(texts: Sequence[str], groups: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_core.kinds.rules import ruled
-from sparsity_core.models.tokens import pieces, shown, token_class, token_classes, visible
+from sparsity_core.record.tokens import pieces, shown, token_class, token_classes, visible
 from tests import readers, tiny
 
 AWKWARD = {
