@@ -19,6 +19,9 @@ def trace_options(parser: argparse.ArgumentParser) -> None:
     shared.setting(parser, "snapshots", 64, "most copies of the scores in the trace")
     shared.setting(parser, "against_dense", True, "a second, dense pass, for regret, the ideal mask and KL")
     parser.add_argument("--out", type=shared.path, metavar="DIR", help="write the trace there, as trace.npz")
+    parser.add_argument(
+        "--html", type=shared.path, metavar="FILE", help="write a page that shows the trace, all in one file"
+    )
 
 
 def recorded(options: argparse.Namespace) -> dict[str, Any]:
@@ -36,6 +39,11 @@ def trace_answer(options: argparse.Namespace, trace: Trace, text: str | None = N
             options.out.mkdir(parents=True, exist_ok=True)
             trace.save(options.out / "trace.npz")
         found["trace"] = str(options.out / "trace.npz")
+    if options.html is not None:
+        with shared.writing(options.html):
+            options.html.parent.mkdir(parents=True, exist_ok=True)
+            trace.to_html(options.html)
+        found["html"] = str(options.html)
     lines = [f"{key:16} {value}" for key, value in found.items() if key not in ("text", "notes")]
     return found, "\n".join([*lines, *trace.notes, *([] if text is None else [text])])
 

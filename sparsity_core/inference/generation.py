@@ -19,7 +19,7 @@ from sparsity_core.inference.stages import pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model, held, new_cache, recording
-from sparsity_core.record import Trace, token_classes
+from sparsity_core.record import Trace, notebook_table, token_classes
 from sparsity_core.work import Progress, silent
 
 
@@ -32,6 +32,16 @@ class Generation:
     trace: Trace
     kv_bytes: int
     kv_bytes_dense: int
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what was written, and what the cache held."""
+        facts = [
+            ("pipeline", self.trace.provenance.pipeline),
+            ("new tokens", f"{len(self.token_ids):,}"),
+            ("text", self.text),
+        ]
+        facts.append(("KV cache", f"{self.kv_bytes:,} bytes, {self.kv_bytes / self.kv_bytes_dense:.0%} of dense"))
+        return notebook_table("Generation", facts, self.trace.notes)
 
 
 @torch.inference_mode()

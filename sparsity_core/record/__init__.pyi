@@ -4,6 +4,7 @@ from .eviction import EvictionRecord as EvictionRecord
 from .gate import GateRecord as GateRecord
 from .losses import Comparison as Comparison
 from .losses import Losses as Losses
+from .notebook import notebook_table as notebook_table
 from .offload import OffloadRecord as OffloadRecord
 from .part import Axes as Axes
 from .part import Part as Part

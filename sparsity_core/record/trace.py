@@ -16,8 +16,10 @@ from sparsity_core.record.gate import GateRecord
 from sparsity_core.record.kept import kept_fields
 from sparsity_core.record.kept_files import read_kept
 from sparsity_core.record.losses import Comparison, Losses
+from sparsity_core.record.notebook import notebook_table
 from sparsity_core.record.offload import OffloadRecord
 from sparsity_core.record.part import Axes, Part
+from sparsity_core.record.portable import facts_of, page
 from sparsity_core.record.prefill import PrefillRecord
 from sparsity_core.record.provenance import Provenance
 from sparsity_core.record.reading import DriftRecord, ReadingRecord
@@ -260,6 +262,24 @@ class Trace(Part):
     def save(self, path: str | Path) -> None:
         """Writes the trace whole or not at all. Raises OSError where the folder cannot be written."""
         write_whole(Path(path), self.to_bytes())
+
+    def to_html(self, path: str | Path) -> None:
+        """Writes the trace as one HTML file that needs no server, no network and no other file to be looked at.
+
+        It shows the atlas, the text, scores and losses where they were measured, and where the trace comes from. Raises
+        OSError where the file cannot be written.
+        """
+        write_whole(Path(path), page(self))
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows the trace: what ran, and what was measured."""
+        about = [("model", self.provenance.model), ("pipeline", self.provenance.pipeline)]
+        about.append(("tokens", f"{self.n_tokens:,}, of which the prompt has {self.n_prompt:,}"))
+        about.append(("layers × KV heads", f"{self.n_layers} × {self.n_kv_heads}"))
+        facts = [*about, *((name, value) for name, value, _ in facts_of(self))]
+        return notebook_table(
+            "Trace", facts, (*self.notes, "trace.to_html('trace.html') writes a page that shows all of it.")
+        )
 
     def to_bytes(self, about: str = "") -> bytes:
         """The trace as a sealed .npz file, which names `about` as what it is of."""

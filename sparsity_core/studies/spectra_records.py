@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsity_core.kinds import WeightMethod
 from sparsity_core.models import evaluation_digest
+from sparsity_core.record import notebook_table
 from sparsity_core.work import ASSETS, cache_dir, opened, read_regular, sealed, shelve, used, write_whole
 
 FORMAT = 1  # raised when a stored study can no longer be read as it was meant
@@ -80,6 +81,13 @@ class Uncut(_Record):
     row_norm: np.ndarray  # float32 [L, N], of the first matrix
     leverage: np.ndarray  # float32 [L, N], of the first matrix
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: whose matrices, and their largest singular values."""
+        largest = np.nanmax(self.before, axis=(0, 2))
+        facts = [("model", self.model), ("layers × neurons", f"{self.n_layers} × {self.n_neurons:,}")]
+        facts += [(f"largest σ of {name}", f"{value:.4g}") for name, value in zip(self.matrices, largest, strict=True)]
+        return notebook_table("Spectra before any cut", facts)
+
     @property
     def n_layers(self) -> int:
         return self.before.shape[0]
@@ -99,6 +107,13 @@ class Ranked(_Record):
     method: str
     importance: np.ndarray  # float32 [L, N]
     inputs: dict[str, str] = field(default_factory=dict)  # digests of the files and texts that it was made of
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what was ranked."""
+        layers, neurons = self.importance.shape
+        return notebook_table(
+            "Ranking of neurons", [("method", self.method), ("layers × neurons", f"{layers} × {neurons:,}")]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +137,21 @@ class WeightStudy(_Record):
     seconds: float
     notes: tuple[str, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)  # digests of the files and texts that it was made of
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what was cut, and what that did."""
+        facts = [
+            ("model", self.model),
+            ("method", self.method),
+            ("parameters cut", f"{self.true_cut:.1%} of the whole model"),
+        ]
+        distances = zip(self.matrices, self.measure("ks").mean(axis=0), strict=True)
+        facts += [(f"KS distance of {name}, mean over layers", f"{value:.4f}") for name, value in distances]
+        if np.isfinite(self.perplexity):
+            facts.append(
+                ("perplexity", f"{self.perplexity:.3f}, {self.dense_perplexity:.3f} before ({self.convention})")
+            )
+        return notebook_table("Study of a cut", facts, self.notes)
 
     @property
     def kept(self) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from sparsity_core.models import Model, Perplexity, blocks_perplexity, evaluation_text, quiet, text_digest
+from sparsity_core.record import notebook_table
 from sparsity_core.weights.ffn import feed_forwards
 from sparsity_core.weights.model_spectra import spectra_of
 from sparsity_core.weights.spectrum import each_spectrum, ks_distance, scaled_ks_distance
@@ -76,6 +77,18 @@ class CompressedModel:
             MatrixSpectrum(*named, before[named], after.cpu().numpy())
             for named, after in zip(cut, each_spectrum(list(cut.values())), strict=True)
         ]
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what was cut, and how much of the model that is."""
+        kept, before = sum(map(len, self.kept)), sum(block.n_neurons for block in feed_forwards(self.base))
+        facts = [
+            ("model", self.base.name),
+            ("method", str(self.method)),
+            ("neurons kept", f"{kept:,} of {before:,} ({kept / before:.1%})"),
+            ("parameters cut", f"{self.true_cut:.1%} of the whole model"),
+            ("seconds", f"{self.seconds:.1f}"),
+        ]
+        return notebook_table("CompressedModel", facts, self.notes)
 
     @property
     def true_cut(self) -> float:
