@@ -159,7 +159,7 @@ REFUSED_KNOBS = [
     ("a2sf", {"forgetting_factor": {"numbers": 0.5}}, "'numbers' is no token class; there are number, punctuation"),
     ("a2sf", {"forgetting_factor": {"number": 1.5}}, "a forgetting factor lies between 0 and 1; got 1.5"),
     ("a2sf", {"forgetting_factor": {1: 0.5, "x": 0.5}}, "'1' is no token class"),
-    ("a2sf", {"variant": "official"}, "a2sf: variant is one of paper, prefill; got 'official'"),
+    ("a2sf", {"variant": "official"}, "a2sf: variant is one of paper, prefill, prefill_only; got 'official'"),
     ("a2sf", {"reduction": "median"}, "a2sf: reduction is one of sum, mean, max; got 'median'"),
     ("a2sf", {"layer_budget": ["uniform"]}, "layer_budget is one of uniform, pyramid"),
     ("a2sf", {"value_norm": 1}, "a2sf: value_norm is True or False; got 1"),
