@@ -39,7 +39,9 @@ def test_sentences_are_segments_and_a_text_of_one_is_one():
 
 def test_assa_reaches_its_coverage_where_max_ratio_allows():
     """Of the importance by the probes themselves, in every block of queries and segment."""
-    chosen_by = methods.ASSA(segment="block", coverage=0.6, max_ratio=1.0, min_ratio=0.0, block=16, window=1, n_sink=0)
+    chosen_by = methods.ASSA(
+        coverage=0.6, max_ratio=1.0, min_ratio=0.0, segment="block", block=16, probes=4, window=1, n_sink=0
+    )
     pipeline = Pipeline(prefill=chosen_by)
     for view in views():
         found = rows_of(pipeline.prefill.mask(view))
