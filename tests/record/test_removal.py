@@ -54,9 +54,18 @@ def test_the_dense_model_loses_nothing():
 
 
 def test_what_a_decode_stage_read_is_what_it_counted():
-    trace = run(tiny.model(), IDS, "decode=quest(tokens=0.25, page=4, dense_layers=0)")
+    trace = run(tiny.model(), IDS, "decode=quest(tokens=0.25, page=4, dense_layers=0, reduction=sum)")
     read = trace.removed_by(1) == 0
     np.testing.assert_allclose(np.tril(read).sum(1), trace.selected[1])
+
+
+def test_a_key_is_read_where_one_query_head_of_its_kv_head_reads_it():
+    """`selected` is the mean over a KV head's query heads, each with pages of its own; what is read is their union."""
+    trace = run(tiny.model(), IDS, "decode=quest(tokens=0.25, page=4, dense_layers=0)")
+    read = np.tril(trace.removed_by(1) == 0).sum(1)
+    heads = trace.n_heads // trace.n_kv_heads
+    assert (read >= trace.selected[1]).all() and (read <= heads * trace.selected[1]).all()
+    assert (read > trace.selected[1]).any()
 
 
 def test_a_later_stage_takes_nothing_from_what_an_earlier_one_is_charged_with():

@@ -62,11 +62,9 @@ def test_cancel_ends_work_that_never_reports_and_the_next_job_runs(queue, monkey
     job, after = queue.submit("a", work, "me"), queue.submit("b", partial(give, "next"), "you")
     begun(job)
     stuck = queue._engine.pid
-    began = time.monotonic()
     queue.cancel(job, "me")
     settled(job, after)
     assert (job.status, job.error, after.result, queue.engines) == ("cancelled", "", "next", 2)
-    assert time.monotonic() - began < 10
     assert not psutil.pid_exists(stuck)  # nor as a zombie
 
 
@@ -195,10 +193,8 @@ def test_a_question_to_an_engine_that_cannot_answer_is_given_up(queue, monkeypat
     job = queue.submit("a", errands.backtrack, "me")
     begun(job)
     assert queue.ask(errands.number_of_process, 0.3) is None
-    began = time.monotonic()
     for _ in range(2000):  # more than a pipe holds
         assert queue.ask(errands.number_of_process, 0.0) is None
-    assert time.monotonic() - began < 10
     queue.cancel(job, "me")
     settled(job)
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,17 +142,19 @@ def browsers_of(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="this system does not list its processes in files")
-def test_a_kill_in_an_export_leaves_no_browser(tmp_path, monkeypatch):
+def test_a_kill_in_an_export_leaves_no_browser(monkeypatch):
     from viz.paper import can_render
 
     if not can_render():
         pytest.skip("no Chromium or Chrome is installed")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    killed(EXPORTING, seconds=0.05, running=lambda: browsers_of(tmp_path))
-    deadline = time.monotonic() + 60
-    while browsers_of(tmp_path):
-        assert time.monotonic() < deadline, "the browser outlives the process that drew with it"
-        time.sleep(0.1)
+    # not tmp_path, whose name is so long that Chromium cannot open its socket there
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
+        monkeypatch.setenv("TMPDIR", short)
+        killed(EXPORTING, seconds=0.05, running=lambda: browsers_of(Path(short)))
+        deadline = time.monotonic() + 60
+        while browsers_of(Path(short)):
+            assert time.monotonic() < deadline, "the browser outlives the process that drew with it"
+            time.sleep(0.1)
 
 
 def command(*arguments: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import tempfile
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -17,6 +18,7 @@ from viz.paper.sheet import Sheet
 _RENDER_SECONDS = 60
 _START_SECONDS = 60
 _STOP_SECONDS = 10
+_LONGEST_FOLDER = 60  # characters: with what Chromium adds, the name of its socket stays within the 108 that Linux has
 
 
 class NoBrowser(RuntimeError):
@@ -91,7 +93,7 @@ class Renderer:
             self._stop()
             raise NoBrowser(
                 f"{path} does not start, so PDF, SVG and PNG are not available: "
-                "set BROWSER_PATH to another Chromium or Chrome, or download HTML or CSV"
+                f"set {_remedy()}, or download HTML or CSV"
             ) from error
 
     def _stop(self) -> None:
@@ -102,6 +104,12 @@ class Renderer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_STOP_SECONDS)
         self._kaleido = self._loop = self._thread = None
+
+
+def _remedy() -> str:
+    if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+        return f"TMPDIR to a folder with a name of less than {_LONGEST_FOLDER} characters, which its socket needs"
+    return "BROWSER_PATH to another Chromium or Chrome"
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from xml.etree import ElementTree
@@ -79,7 +80,10 @@ def test_a_browser_that_does_not_start_is_named(
 ) -> None:
     monkeypatch.setattr(browser_module, "_renderer", browser_module.Renderer())
     monkeypatch.setattr(compat, "browser_path", lambda: "/bin/false")
-    with pytest.raises(paper.NoBrowser, match="/bin/false does not start"):
+    with pytest.raises(paper.NoBrowser, match=r"/bin/false does not start.* set BROWSER_PATH"):
+        paper.export(heatmap, table, "pdf", PROVENANCE)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/" + "x" * 60)
+    with pytest.raises(paper.NoBrowser, match="set TMPDIR to a folder with a name of less than 60 characters"):
         paper.export(heatmap, table, "pdf", PROVENANCE)
 
 
