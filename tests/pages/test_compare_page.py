@@ -51,9 +51,8 @@ def test_many_pipelines_are_compared_and_a_choice_is_answered(tmp_path: Path) ->
     assert "D: the floor" in said(at) and "The question is known" in said(at)
     tradeoff = figures(at)[0]
     assert [mark["name"].partition(":")[0] for mark in tradeoff["data"]] == ["best at its bytes", "dense", *"ABCDE"]
-    before = said(at)
     at.number_input(key="layer").set_value(4).run()
-    assert not at.exception and said(at) != before
+    assert not at.exception and any(title.endswith("layer 4") for title in titles(at))
 
 
 def test_the_table_is_taken_away_in_three_forms(tmp_path: Path) -> None:
