@@ -16,6 +16,8 @@ from tests.app.test_app import ROOT, visitor
 from tests.app.visit import MODEL_SECONDS, OWN, ask, no_exception, opened, set_number
 from tests.server import cache_with_models, settle
 
+PATIENCE = 180  # s: a connection that was lost on a busy machine is noticed after 60 and made again
+
 
 def asked(page: Any) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
@@ -23,7 +25,7 @@ def asked(page: Any) -> dict[str, str]:
 
 def waits_for(page: Any, **wanted: str) -> None:
     """Waits until the address has these parameters and the script rests."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while any(asked(page).get(name) != value for name, value in wanted.items()):
         assert time.monotonic() < deadline, (wanted, page.url)
         page.wait_for_timeout(100)
@@ -37,7 +39,7 @@ def entries(page: Any) -> int:
 def shows_layer(page: Any, number: str) -> None:
     from playwright.sync_api import expect
 
-    expect(page.get_by_label("Layer", exact=True)).to_have_value(number, timeout=60_000)
+    expect(page.get_by_label("Layer", exact=True)).to_have_value(number, timeout=1000 * PATIENCE)
     waits_for(page, layer=number)
 
 
@@ -74,7 +76,7 @@ def test_one_back_is_the_view_before_and_forward_the_one_after(browser: Any, add
     for _ in range(3):
         page.wait_for_timeout(300)
         page.go_back()
-    expect(page.get_by_label("Layer", exact=True)).to_have_value("15", timeout=60_000)
+    expect(page.get_by_label("Layer", exact=True)).to_have_value("15", timeout=1000 * PATIENCE)
     assert (asked(page)["layer"], asked(page)["step"]) == ("15", last)
     page.go_forward()
     shows_layer(page, "7")
@@ -155,12 +157,12 @@ def test_a_reload_while_it_runs_finds_the_settings_and_the_run(browser: Any, add
     waits_for(page, pipeline="eviction=a2sf(budget=24)")
     page.reload()
     page.get_by_text("This view is being computed").wait_for()
-    expect(page.get_by_label("Text", exact=True)).to_have_value(text, timeout=60_000)
-    expect(page.get_by_label("budget", exact=True)).to_have_value("24", timeout=60_000)
+    expect(page.get_by_label("Text", exact=True)).to_have_value(text, timeout=1000 * PATIENCE)
+    expect(page.get_by_label("budget", exact=True)).to_have_value("24", timeout=1000 * PATIENCE)
     page.get_by_text("a2sf(budget=24)", exact=True).first.wait_for(timeout=1000 * MODEL_SECONDS)
     no_exception(page)
     page.go_back()
     page.get_by_text("a2sf(budget=64)", exact=True).first.wait_for()
-    expect(page.get_by_label("budget", exact=True)).to_have_value("64", timeout=60_000)
-    expect(page.get_by_label("Text", exact=True)).to_have_value(PROMPTS["needle"].text, timeout=60_000)
+    expect(page.get_by_label("budget", exact=True)).to_have_value("64", timeout=1000 * PATIENCE)
+    expect(page.get_by_label("Text", exact=True)).to_have_value(PROMPTS["needle"].text, timeout=1000 * PATIENCE)
     page.context.close()
