@@ -1,4 +1,4 @@
-"""How did each token's score move, when did it fall below the threshold, and how far is that from the ideal?"""
+"""How did each token's score move, how far is that from the ideal, and does the score know what matters?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import streamlit as st
 
 from ui.entry import start_from_app
 from ui.explain import explain_methods
+from ui.judges import judged
 from ui.page import Page
 from ui.scores import accumulated, against_dense
 from ui.session import Shown
@@ -20,6 +21,7 @@ def page(shown: list[Shown], at: View) -> None:
     accumulated(shown, at)
     knob_sweep(shown[0], at.layer)
     against_dense(shown, at)
+    judged(shown[0], at)
     explain_methods(shown)
 
 

@@ -4,6 +4,7 @@ from . import compare as compare
 from . import cost as cost
 from . import fates as fates
 from . import gate as gate
+from . import judges as judges
 from . import paper as paper
 from . import patterns as patterns
 from . import pipeline as pipeline

@@ -14,10 +14,25 @@ import plotly.graph_objects as go
 import viz
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
 from sparsity_core.record.trace import Trace
-from sparsity_core.studies import SHARES, AttentionLook, ChannelStudy, GateLook, History, Read, WeightStudy
+from sparsity_core.studies import SHARES, AttentionLook, ChannelStudy, GateLook, History, JudgeStudy, Read, WeightStudy
 from sparsity_core.studies.spectra_records import MEASURES
 from tests.traces import named
-from viz import atlas, channels, compare, cost, gate, patterns, pipeline, removed, scores, shares, spectra, strip, sweep
+from viz import (
+    atlas,
+    channels,
+    compare,
+    cost,
+    gate,
+    judges,
+    patterns,
+    pipeline,
+    removed,
+    scores,
+    shares,
+    spectra,
+    strip,
+    sweep,
+)
 
 LAYERS, HEADS = 2, 2
 _SIZES = {
@@ -39,7 +54,14 @@ def plots_of_viz() -> dict[str, Callable[..., go.Figure]]:
 
 def plots(made: Trace) -> dict[str, go.Figure]:
     """Each plot of viz, of one trace and of studies whose texts are the trace's tokens."""
-    return _of_traces(made) | _of_patterns(made) | _of_gates(made) | _of_channels(made) | _of_weights(made)
+    return (
+        _of_traces(made)
+        | _of_patterns(made)
+        | _of_gates(made)
+        | _of_channels(made)
+        | _of_weights(made)
+        | _of_judges(made)
+    )
 
 
 def _of_traces(made: Trace) -> dict[str, go.Figure]:
@@ -183,4 +205,26 @@ def _of_weights(made: Trace) -> dict[str, go.Figure]:
         "plot_comparison": spectra.plot_comparison(
             spectra.comparison_table(study, "up"), made.tokens[0], "leverage(ratio=0.25)"
         ),
+    }
+
+
+def _of_judges(made: Trace) -> dict[str, go.Figure]:
+    drops = np.arange(5)
+    study = JudgeStudy(
+        step=5,
+        width=1,
+        horizon=2,
+        keys=(drops % made.n_tokens).astype(np.int32),
+        places=np.array([-1, 0, 1], np.int32),
+        kl=np.array([[1e-3, 2e-3, 5e-2, 1e-6, 0.4]] * 3, np.float32),
+        nll=np.array([[1e-3, -2e-3, 5e-2, 1e-6, 0.4]] * 3, np.float32),
+        noise=1e-12,
+        judges=("eviction=a2sf(budget=256)", "gate=dcp()", "attention to come"),
+        ranks=np.tile(drops / 4, (3, 3, 1)).astype(np.float32),
+        left_out=(),
+    )
+    return {
+        "plot_verdicts": judges.plot_verdicts(judges.verdicts_table(study, -1)),
+        "plot_judge_layers": judges.plot_judge_layers(judges.judge_layers_table(study, study.judges), 1),
+        "plot_drops": judges.plot_drops(judges.drops_table(study, made.tokens, study.judges[0], 0)),
     }
