@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from sparsity_core.kinds import spelled_stages
 from sparsity_core.record import Trace
 from sparsity_core.studies import ALL_LAYERS, EFFECTS, JudgeStudy
 from sparsity_core.work import Job
@@ -44,9 +45,7 @@ def judged(item: Shown, at: View) -> None:
         st.info(f"The text has {item.trace.n_tokens} tokens, too few to drop some and read on: choose a longer one.")
         return
     asked = _ask(item.trace)
-    key = (
-        f"judges {item.trace.provenance.fingerprint} {item.trace.provenance.prompt_hash} {item.trace.n_tokens} {asked}"
-    )
+    key = _key(item.trace, asked)
     study = _known().get(key)
     if study is None and not work.pending("judges"):
         st.caption(
@@ -80,6 +79,11 @@ def _ask(trace: Trace) -> _Asked:
     return _Asked(int(step), int(drops), int(width), int(every))
 
 
+def _key(trace: Trace, asked: _Asked) -> str:
+    made = trace.provenance
+    return f"judges {made.fingerprint} {made.dtype} {made.seed} {hash(trace.token_ids.tobytes())} {asked}"
+
+
 def _show(item: Shown, study: JudgeStudy, at: View) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         effect = choose_one("Effect", _EFFECTS, "judges_effect")
@@ -102,8 +106,10 @@ def _show(item: Shown, study: JudgeStudy, at: View) -> None:
         "“Attention to come” has seen those queries, which no method can. Intervals that overlap tell no difference.",
         sources=[(item.spec, item.trace)],
     )
-    for judge, why in study.left_out:
-        st.caption(f"{literal(viz.short(judge))} is not here: {literal(why)}.")
+    if study.left_out:
+        st.caption(
+            "Not here: " + "; ".join(f"{literal(viz.short(j))}, {literal(why)}" for j, why in study.left_out) + "."
+        )
     if len(study.places) > 1:
         lines = viz.judge_layers_table(study, table["judge"].head(_LINES).tolist(), effect)
         show_figure(
@@ -114,7 +120,9 @@ def _show(item: Shown, study: JudgeStudy, at: View) -> None:
             read="A layer where a line falls is one where the method's scores do not know what matters.",
             sources=[(item.spec, item.trace)],
         )
-    judge = st.selectbox("Judge", table["judge"].tolist(), format_func=viz.short, key="judges_judge", width=260)
+    names, own = table["judge"].tolist(), {call.partition("(")[0] for _, call in spelled_stages(item.spec.pipeline)}
+    first = next((at for at, name in enumerate(names) if viz.short(name) in own), 0)
+    judge = st.selectbox("Judge", names, first, format_func=viz.short, key="judges_judge", width=260)
     drops = viz.drops_table(study, item.trace.tokens, judge, place)
     show_figure(
         viz.plot_drops(drops, effect),

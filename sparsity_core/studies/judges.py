@@ -11,7 +11,7 @@ from sparselens_kernels import flash_column_score
 
 from sparsity_core import methods
 from sparsity_core.inference import gate_stage, run
-from sparsity_core.kinds import EvictionMethod, GateMethod, Method, Pipeline, ReadingMethod, Selector
+from sparsity_core.kinds import EvictionMethod, GateMethod, Pipeline, ReadingMethod, Selector
 from sparsity_core.models import AttentionCall, Model, attention_input, recording
 from sparsity_core.work import Progress, silent
 
@@ -20,8 +20,9 @@ FORESIGHT = "attention to come"  # the judge that has seen the queries after the
 
 def all_judges() -> list[str]:
     """Every method that may have scores, as a pipeline with its own settings."""
-    found = (methods.get(name)() for name in methods.names())
-    return [str(_alone(method)) for method in found if isinstance(method, (EvictionMethod, GateMethod, ReadingMethod))]
+    kinds = (EvictionMethod, GateMethod, ReadingMethod)
+    found = (methods.get(name) for name in methods.names())
+    return [str(Pipeline.parse(f"{cls.stage}={cls.name}")) for cls in found if issubclass(cls, kinds)]
 
 
 def scores_of(model: Model, ids: Sequence[int], judge: str, progress: Progress = silent) -> np.ndarray:
@@ -56,10 +57,6 @@ def mean_ranks(scores: np.ndarray) -> np.ndarray:
     lowest = np.where(np.isnan(scores), -np.inf, scores)
     ranks = (rankdata(lowest, axis=-1) - 1) / max(1, scores.shape[-1] - 1)
     return ranks.mean(1).astype(np.float32)
-
-
-def _alone(method: Method) -> Pipeline:
-    return Pipeline(**{method.stage: method})
 
 
 def _evicting(model: Model, ids: Sequence[int], method: EvictionMethod) -> np.ndarray:

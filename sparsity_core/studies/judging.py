@@ -82,7 +82,7 @@ def _judged(
     """(names, ranks [J, L, step + 1], those left out with the reason); the one that knows what comes is the last."""
     names, ranks, left_out = [], [], []
     for i, judge in enumerate(judges):
-        progress(_JUDGING * i / len(judges), f"{judge} judges")
+        progress(_JUDGING * i / len(judges), f"{judge.partition('=')[2].partition('(')[0]} judges")
         try:
             ranks.append(mean_ranks(scores_of(model, ids[: step + 1], judge)))
             names.append(judge)

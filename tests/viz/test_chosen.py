@@ -14,7 +14,7 @@ from viz.chosen import CHOSEN, without_chosen
 from viz.paper.formats import FORMATS
 
 MARKED = ["plot_atlas", "plot_comparison", "plot_distances", "plot_interactions", "plot_links", "plot_loss"]
-MARKED += ["plot_agreement", "plot_contested", "plot_kl"]
+MARKED += ["plot_agreement", "plot_contested", "plot_judge_layers", "plot_kl"]
 MARKED += ["plot_magnitudes", "plot_overview", "plot_scores", "plot_selected", "plot_similarity"]
 MARKED += ["plot_along", "plot_hierarchy", "plot_pattern"]
 

@@ -9,7 +9,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.studies import EFFECTS, JudgeStudy
-from viz.chosen import mark_y
 from viz.judges.verdicts import look_of_judge, short
 from viz.text import plain
 
@@ -54,7 +53,7 @@ def plot_drops(table: pd.DataFrame, effect: str = "kl") -> go.Figure:
     if effect == "kl":
         figure.update_yaxes(type="log", exponentformat="power", dtick=1 if np.ptp(np.log10(shown)) < 7 else 2)
         if values.min() < 100 * floor:
-            mark_y(figure, floor)
+            figure.add_hline(floor, line={"width": 1, "dash": "dot"})
     figure.update_xaxes(title=f"rank by {plain(short(judge))}: 0 goes first, 1 last", range=[-0.03, 1.03])
     figure.update_yaxes(title=EFFECTS[effect])
     return figure.update_layout(height=360, showlegend=False)
