@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,19 +12,14 @@ import streamlit as st
 
 from sparsity_core.record import Provenance, RunSpec, Trace, command_line
 from ui.clicks import hear_clicks
+from ui.export import PROMPT_FILE, Draw, export_panel
 from ui.first_look import painted
-from ui.literal import literal
 from ui.session import seen
-from viz import paper, style
+from viz import style
 
-PROMPT_FILE = "prompt.txt"
-_TABLE_ROWS = 2000
 _HEIGHT = 450  # px of a figure that names none
-_SHAPES = {"usual": 0.62, "low": 0.33, "square": 1.0}  # a file's height over its width
-
 
 Runs = list[tuple[RunSpec, Trace]]
-Draw = Callable[[float], tuple[go.Figure, float | None]]  # (figure, its own height) for a width; inches
 
 
 def theme() -> Literal["light", "dark"]:
@@ -83,56 +77,7 @@ def offer_figure(
     if popover.open:
         with popover:
             made = sources if isinstance(sources, Provenance) else of_runs(sources)
-            _formats(draw, table, name, replace(made, caption=caption))
-
-
-def _formats(draw: Draw, table: pd.DataFrame, name: str, provenance: Provenance) -> None:
-    width = st.selectbox("Width", list(paper.WIDTHS), key=f"width_{name}", help="the exact width of the paper's column")
-    shape = st.selectbox("Height", list(_SHAPES), key=f"height_{name}", help="low for a curve with a few spikes")
-    chosen = st.checkbox(
-        "With the marks of what is chosen",
-        key=f"chosen_{name}",
-        help="the frame of the layer, the tip at the token, the step",
-    )
-    rendered = paper.can_render()
-    if not rendered:
-        st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML and CSV do not.")
-    elif missing := paper.missing_glyphs(draw(paper.WIDTHS[width])[0]):
-        st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
-
-    def export(form: str) -> bytes:
-        inches = paper.WIDTHS[width]
-        figure, height = draw(inches)
-        height = paper.natural_height(figure, inches, _SHAPES[shape]) if height is None else height
-        return paper.export(figure, table, form, provenance, width=inches, height=height, chosen=chosen)
-
-    for form in paper.FORMATS.values():
-        st.download_button(
-            form.label,
-            data=partial(export, form.name),
-            file_name=f"{name}.{form.name}",
-            mime=form.mime,
-            key=f"{form.name}_{name}",
-            disabled=form.rendered and not rendered,
-            on_click="ignore",
-            width="stretch",
-        )
-    st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
-    with st.expander("Table"):
-        st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
-        if len(table) > _TABLE_ROWS:
-            st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
-    st.code(provenance.command, language="bash")
-    if provenance.prompt is not None:
-        st.download_button(
-            f"{PROMPT_FILE}, which the command reads",
-            data=provenance.prompt.encode("utf-8", "surrogatepass"),
-            file_name=PROMPT_FILE,
-            mime="text/plain",
-            key=f"prompt_{name}",
-            on_click="ignore",
-            width="stretch",
-        )
+            export_panel(draw, table, name, replace(made, caption=caption))
 
 
 def of_runs(sources: Runs) -> Provenance:
@@ -146,13 +91,6 @@ def of_runs(sources: Runs) -> Provenance:
         view=seen(),
         facts={"tokens": str(trace.n_tokens), "generated": str(generated_tokens(spec, trace))},
     )
-
-
-def made_by(made: Provenance) -> str:
-    """The model and what was done with it, as a sentence."""
-    gamma = made.facts.get("gamma")
-    done = made.facts.get("method") or made.pipeline.replace(" | ", " against ") or (gamma and f"γ = {gamma}")
-    return f"{made.model}, {done}." if done else f"{made.model}."
 
 
 def generated_tokens(spec: RunSpec, trace: Trace) -> int:

@@ -38,4 +38,4 @@ def test_a_file_has_no_mark_of_what_was_chosen_and_all_the_rest() -> None:
 def test_an_export_leaves_them_out_unless_asked(monkeypatch: pytest.MonkeyPatch, chosen: bool) -> None:
     html = paper.export(plots(trace())["plot_atlas"], pd.DataFrame(), "html", Provenance(caption="c"), chosen=chosen)
     assert ("▼" in html.decode() or "\\u25bc" in html.decode()) == chosen
-    assert set(FORMATS) == {"pdf", "svg", "png", "html", "csv"}
+    assert set(FORMATS) == {"pdf", "svg", "png", "html", "csv", "json"}

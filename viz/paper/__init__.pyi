@@ -7,5 +7,8 @@ from .fonts import say_missing as say_missing
 from .height import natural_height as natural_height
 from .readers import read_csv as read_csv
 from .readers import read_pdf as read_pdf
-from .sheet import WIDTHS as WIDTHS
+from .sheet import check_size as check_size
 from .tables import TABLES as TABLES
+from .venues import VENUES as VENUES
+from .venues import Venue as Venue
+from .venues import venue_width as venue_width

@@ -12,16 +12,14 @@ import plotly.graph_objects as go
 from sparsity_core.record import Provenance
 from viz.theme import PX_PER_INCH
 
-WIDTHS: dict[str, float] = {
-    "NeurIPS / ICLR": 5.5,
-    "ICML column": 3.25,
-    "ICML page": 6.75,
-    "AAAI column": 3.3,
-    "AAAI page": 6.975,
-    "CVPR column": 3.25,
-    "ACL column": 3.03,
-}
 CREATOR = "SparseLens"
+_INCHES, _SCALES = (0.5, 40), (0.5, 20)
+
+
+def check_size(inches: float, name: str = "width") -> None:
+    """Raises ValueError, as a sentence, for a width or height that no file has."""
+    if not _INCHES[0] <= inches <= _INCHES[1]:
+        raise ValueError(f"{name} is {inches:g}; allowed is {_INCHES[0]} to {_INCHES[1]} inches")
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,10 @@ class Sheet:
     scale: float
 
     def __post_init__(self) -> None:
-        for name, low, high in (("width", 0.5, 40), ("height", 0.5, 40), ("scale", 0.5, 20)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                unit = "" if name == "scale" else " inches"
-                raise ValueError(f"{name} is {value}; allowed is {low} to {high}{unit}")
+        check_size(self.width)
+        check_size(self.height, "height")
+        if not _SCALES[0] <= self.scale <= _SCALES[1]:
+            raise ValueError(f"scale is {self.scale}; allowed is {_SCALES[0]} to {_SCALES[1]}")
 
     @property
     def pixels(self) -> dict[str, int]:

@@ -91,11 +91,14 @@ def _pdf(data: bytes) -> PdfReader:
     return PdfReader(io.BytesIO(data), strict=True)
 
 
-@pytest.mark.parametrize(("column", "points"), [("ICML column", 234), ("AAAI column", 237.6), ("AAAI page", 502.2)])
-def test_pdf_page_has_the_exact_width_of_the_column(
-    browser: None, heatmap: go.Figure, table: pd.DataFrame, column: str, points: float
+@pytest.mark.parametrize(
+    ("venue", "columns", "points"), [("icml", 1, 234), ("aaai", 1, 238.5), ("aaai", 2, 504), ("cvpr", 1, 236.25)]
+)
+def test_pdf_page_has_the_exact_width_of_the_venue(
+    browser: None, heatmap: go.Figure, table: pd.DataFrame, venue: str, columns: int, points: float
 ) -> None:
-    reader = _pdf(paper.export(heatmap, table, "pdf", PROVENANCE, width=paper.WIDTHS[column], height=2))
+    width = paper.venue_width(venue, columns)
+    reader = _pdf(paper.export(heatmap, table, "pdf", PROVENANCE, width=width, height=2))
     assert len(reader.pages) == 1
     for box in (reader.pages[0].mediabox, reader.pages[0].cropbox):
         assert [float(side) for side in box] == pytest.approx([0, 0, points, 144], abs=1e-6)

@@ -1,0 +1,110 @@
+"""The Export panel below a figure: at which size, in which form, and what goes with it into a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from sparsity_core.record import Provenance
+from ui.literal import literal
+from viz import paper
+
+PROMPT_FILE = "prompt.txt"
+OWN_WIDTH = "own"
+_TABLE_ROWS = 2000
+_SHAPES = {"usual": 0.62, "low": 0.33, "square": 1.0}  # a file's height over its width
+_COLUMNS = {1: "one column", 2: "two columns"}
+
+Draw = Callable[[float], tuple[go.Figure, float | None]]  # (figure, its own height) for a width; inches
+
+
+def export_panel(draw: Draw, table: pd.DataFrame, name: str, provenance: Provenance) -> None:
+    """What an opened Export shows for one figure."""
+    width = choose_width(name)
+    if width is None:
+        return
+    shape = st.selectbox("Height", list(_SHAPES), key=f"height_{name}", help="low for a curve with a few spikes")
+    chosen = st.checkbox(
+        "With the marks of what is chosen",
+        key=f"chosen_{name}",
+        help="the frame of the layer, the tip at the token, the step",
+    )
+    rendered = paper.can_render()
+    if not rendered:
+        st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML, CSV and JSON do not.")
+    elif missing := paper.missing_glyphs(draw(width)[0]):
+        st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
+
+    def export(form: str) -> bytes:
+        figure, height = draw(width)
+        height = paper.natural_height(figure, width, _SHAPES[shape]) if height is None else height
+        return paper.export(figure, table, form, provenance, width=width, height=height, chosen=chosen)
+
+    row = st.container(horizontal=True)
+    for form in paper.FORMATS.values():
+        row.download_button(
+            form.label,
+            data=partial(export, form.name),
+            file_name=f"{name}.{form.name}",
+            mime=form.mime,
+            key=f"{form.name}_{name}",
+            disabled=form.rendered and not rendered,
+            on_click="ignore",
+            width=92,
+        )
+    st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
+    with st.expander("Table"):
+        st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
+        if len(table) > _TABLE_ROWS:
+            st.caption(f"The first {_TABLE_ROWS:,} of {len(table):,} rows; CSV has them all.")
+    st.code(provenance.command, language="bash")
+    if provenance.prompt is not None:
+        st.download_button(
+            f"{PROMPT_FILE}, which the command reads",
+            data=provenance.prompt.encode("utf-8", "surrogatepass"),
+            file_name=PROMPT_FILE,
+            mime="text/plain",
+            key=f"prompt_{name}",
+            on_click="ignore",
+            width="stretch",
+        )
+
+
+def choose_width(name: str) -> float | None:
+    """Inches of a file, by a venue and its columns or as typed; None, and a sentence, for a width that no file can have."""
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    venue = row.selectbox(
+        "For",
+        [*paper.VENUES, OWN_WIDTH],
+        format_func=lambda key: paper.VENUES[key].title if key in paper.VENUES else "Another width",
+        key=f"width_{name}",
+        help="the exact width that the venue's style file sets",
+        width=150,
+    )
+    if venue == OWN_WIDTH:
+        inches = float(row.number_input("Inches", value=5.5, step=0.25, key=f"inches_{name}", width=150))
+    else:
+        found, columns = paper.VENUES[venue], 1
+        if found.column != found.page:
+            columns = row.selectbox(
+                "Across", list(_COLUMNS), format_func=_COLUMNS.__getitem__, key=f"columns_{name}", width=150
+            )
+        inches = paper.venue_width(venue, columns)
+        st.caption(literal(f"{inches:.4g} in wide ({found.source})."))
+    try:
+        paper.check_size(inches)
+    except ValueError as error:
+        st.warning(literal(f"There is no such file: {error}."))
+        return None
+    return inches
+
+
+def made_by(made: Provenance) -> str:
+    """The model and what was done with it, as a sentence."""
+    gamma = made.facts.get("gamma")
+    done = made.facts.get("method") or made.pipeline.replace(" | ", " against ") or (gamma and f"γ = {gamma}")
+    return f"{made.model}, {done}." if done else f"{made.model}."
