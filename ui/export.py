@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from sparsity_core.record import Provenance
+from ui.kit import Item, everything, show_kit
 from ui.literal import literal
 from viz import paper
+from viz.paper.kit import PROMPT_FILE as PROMPT_FILE
 
-PROMPT_FILE = "prompt.txt"
 OWN_WIDTH = "own"
 _TABLE_ROWS = 2000
 _SHAPES = {"usual": 0.62, "low": 0.33, "square": 1.0}  # a file's height over its width
 _COLUMNS = {1: "one column", 2: "two columns"}
 
-Draw = Callable[[float], tuple[go.Figure, float | None]]  # (figure, its own height) for a width; inches
 
-
-def export_panel(draw: Draw, table: pd.DataFrame, name: str, provenance: Provenance) -> None:
+def export_panel(item: Item) -> None:
     """What an opened Export shows for one figure."""
-    width = choose_width(name)
-    if width is None:
+    name, table, provenance = item.name, item.table, item.provenance
+    size = choose_width(name)
+    if size is None:
         return
+    width, across = size
     shape = st.selectbox("Height", list(_SHAPES), key=f"height_{name}", help="low for a curve with a few spikes")
     chosen = st.checkbox(
         "With the marks of what is chosen",
@@ -36,19 +34,14 @@ def export_panel(draw: Draw, table: pd.DataFrame, name: str, provenance: Provena
     rendered = paper.can_render()
     if not rendered:
         st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML, CSV and JSON do not.")
-    elif missing := paper.missing_glyphs(draw(width)[0]):
+    elif missing := paper.missing_glyphs(item.draw(width)[0]):
         st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
-
-    def export(form: str) -> bytes:
-        figure, height = draw(width)
-        height = paper.natural_height(figure, width, _SHAPES[shape]) if height is None else height
-        return paper.export(figure, table, form, provenance, width=width, height=height, chosen=chosen)
 
     row = st.container(horizontal=True)
     for form in paper.FORMATS.values():
         row.download_button(
             form.label,
-            data=partial(export, form.name),
+            data=partial(item.exported, form.name, width, _SHAPES[shape], chosen),
             file_name=f"{name}.{form.name}",
             mime=form.mime,
             key=f"{form.name}_{name}",
@@ -56,7 +49,17 @@ def export_panel(draw: Draw, table: pd.DataFrame, name: str, provenance: Provena
             on_click="ignore",
             width=92,
         )
+    st.download_button(
+        "All of it, with caption, LaTeX, BibTeX and script (zip)",
+        data=partial(everything, item, width, _SHAPES[shape], across),
+        file_name=f"{name}.zip",
+        mime="application/zip",
+        key=f"zip_{name}",
+        on_click="ignore",
+        width="stretch",
+    )
     st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
+    show_kit(item, width, _SHAPES[shape], across)
     with st.expander("Table"):
         st.dataframe(table.head(_TABLE_ROWS), hide_index=True)
         if len(table) > _TABLE_ROWS:
@@ -74,8 +77,11 @@ def export_panel(draw: Draw, table: pd.DataFrame, name: str, provenance: Provena
         )
 
 
-def choose_width(name: str) -> float | None:
-    """Inches of a file, by a venue and its columns or as typed; None, and a sentence, for a width that no file can have."""
+def choose_width(name: str) -> tuple[float, bool] | None:
+    """Inches of a file, by a venue and its columns or as typed, and whether that is across both columns of a page.
+
+    None, and a sentence, for a width that no file can have.
+    """
     row = st.container(horizontal=True, vertical_alignment="bottom")
     venue = row.selectbox(
         "For",
@@ -85,6 +91,7 @@ def choose_width(name: str) -> float | None:
         help="the exact width that the venue's style file sets",
         width=150,
     )
+    across = False
     if venue == OWN_WIDTH:
         inches = float(row.number_input("Inches", value=5.5, step=0.25, key=f"inches_{name}", width=150))
     else:
@@ -93,6 +100,7 @@ def choose_width(name: str) -> float | None:
             columns = row.selectbox(
                 "Across", list(_COLUMNS), format_func=_COLUMNS.__getitem__, key=f"columns_{name}", width=150
             )
+            across = columns == 2
         inches = paper.venue_width(venue, columns)
         st.caption(literal(f"{inches:.4g} in wide ({found.source})."))
     try:
@@ -100,7 +108,7 @@ def choose_width(name: str) -> float | None:
     except ValueError as error:
         st.warning(literal(f"There is no such file: {error}."))
         return None
-    return inches
+    return inches, across
 
 
 def made_by(made: Provenance) -> str:

@@ -12,8 +12,9 @@ import streamlit as st
 
 from sparsity_core.record import Provenance, RunSpec, Trace, command_line
 from ui.clicks import hear_clicks
-from ui.export import PROMPT_FILE, Draw, export_panel
+from ui.export import PROMPT_FILE, export_panel
 from ui.first_look import painted
+from ui.kit import Draw, Item
 from ui.session import seen
 from viz import style
 
@@ -77,7 +78,8 @@ def offer_figure(
     if popover.open:
         with popover:
             made = sources if isinstance(sources, Provenance) else of_runs(sources)
-            export_panel(draw, table, name, replace(made, caption=caption))
+            runs = () if isinstance(sources, Provenance) else tuple(sources)
+            export_panel(Item(name, draw, table, replace(made, caption=caption), runs))
 
 
 def of_runs(sources: Runs) -> Provenance:

@@ -12,9 +12,9 @@ from streamlit.errors import StreamlitAPIException
 from sparsity_core.record import Trace
 from ui.address import VIEW
 from ui.session import Shown
+from viz import again
 
 _PLAY_SECONDS = 0.5
-_WINDOW = 512  # tokens that an atlas or a strip shows at once; more cells than that are too small to click
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class View:
 
     def window(self, n_tokens: int) -> tuple[int, int]:
         """The tokens [a, b) around the chosen one that detailed figures draw."""
-        if n_tokens <= _WINDOW:
-            return 0, n_tokens
-        start = min(max(0, self.token - _WINDOW // 2), n_tokens - _WINDOW)
-        return start, start + _WINDOW
+        return again.window_around(self.token, n_tokens)
 
 
 _HEADS = {"first": "first head to drop", "last": "last head to drop"}

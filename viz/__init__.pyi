@@ -1,3 +1,4 @@
+from . import again as again
 from . import atlas as atlas
 from . import channels as channels
 from . import compare as compare

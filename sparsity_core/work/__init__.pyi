@@ -1,3 +1,5 @@
+from .app_folder import app_folder as app_folder
+from .app_folder import from_app as from_app
 from .archive import opened as opened
 from .archive import sealed as sealed
 from .cache import ASSETS as ASSETS

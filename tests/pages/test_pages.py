@@ -96,7 +96,7 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
         read = (
             {"prompt.txt, which the command reads"} if any("--file prompt.txt" in c.value for c in at.code) else set()
         )
-        assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV", "JSON"} | read
+        assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV", "JSON", WHOLE} | read
     assert len(at.dataframe) == len(names) + (page_name == "compare")  # whose table stands below its first figure
     of_model = app_module.PAGES[page_name].PAGE.needs == "model"
     if link and not of_model and page_name != "channels":  # there A and B differ in what they read alone
@@ -104,6 +104,9 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
         # B decides by position and has no scores of its own to draw; the regret of both is one figure
         assert own == ({"A"} if page_name == "scores" else {"A", "B"})
         assert ("regret" in names) == (page_name == "scores")
+
+
+WHOLE = "All of it, with caption, LaTeX, BibTeX and script (zip)"
 
 
 def open_exports(at: AppTest) -> set[str]:

@@ -1,9 +1,12 @@
+from . import kit as kit
 from .browser import NoBrowser as NoBrowser
 from .browser import can_render as can_render
+from .drawing import drawn as drawn
 from .export import FORMATS as FORMATS
 from .export import export as export
 from .export import missing_glyphs as missing_glyphs
 from .fonts import say_missing as say_missing
+from .formats.json import plain as plain
 from .height import natural_height as natural_height
 from .readers import read_csv as read_csv
 from .readers import read_pdf as read_pdf

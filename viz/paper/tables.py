@@ -28,7 +28,7 @@ def latex_bytes(table: pd.DataFrame, provenance: Provenance) -> bytes:
     form = "".join("r" if pd.api.types.is_numeric_dtype(dtype) else "l" for dtype in table.dtypes)
     made = _commented("\n".join(f"{name}: {value}" for name, value in provenance.fields.items()))
     text = styled.to_latex(
-        hrules=True, column_format=form, caption=_escaped(provenance.caption), position_float="centering"
+        hrules=True, column_format=form, caption=latex_text(provenance.caption), position_float="centering"
     )
     return (made + text.replace("÷", "$\\div$")).encode("utf-8", "backslashreplace")
 
@@ -47,7 +47,8 @@ def _commented(text: str) -> str:
     return "".join(f"% {line}\n" for line in text.splitlines())
 
 
-def _escaped(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Text as LaTeX sets it, sign for sign."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 

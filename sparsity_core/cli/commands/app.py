@@ -6,10 +6,9 @@ import argparse
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
-import sparsity_core
 from sparsity_core.cli import options as shared
+from sparsity_core.work import app_folder
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +34,3 @@ def answer(options: argparse.Namespace) -> shared.Answer:
     command += ["--server.headless=true"] if options.headless else []
     sys.stdout.flush()
     os.execv(sys.executable, command)  # this process becomes the server: what ends it ends the server
-
-
-def app_folder() -> Path:
-    """The folder of app.py, and of `viz` that it imports: `sparselens_app` where installed, a clone's root otherwise."""
-    beside = Path(sparsity_core.__file__).resolve().parents[1]
-    installed = beside / "sparselens_app"
-    return installed if installed.is_dir() else beside

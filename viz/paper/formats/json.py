@@ -26,19 +26,19 @@ def _write(sheet: Sheet) -> bytes:
         "table": columns,
         "figure": drawn(sheet.figure, **sheet.pixels),
     }
-    return (json.dumps(_plain(whole), allow_nan=False) + "\n").encode()
+    return (json.dumps(plain(whole), allow_nan=False) + "\n").encode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same as JSON has it: arrays are lists, and what is no finite number is null."""
     if isinstance(value, dict):
         if value.keys() >= {"dtype", "bdata"}:
-            return _plain(_unpacked(value))
-        return {str(key): _plain(item) for key, item in value.items()}
+            return plain(_unpacked(value))
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | bool | int) else _told(value)
