@@ -10,7 +10,8 @@ from sparsity_core.record import Provenance
 from ui.kit import Item, everything, show_kit
 from ui.literal import literal
 from viz import paper
-from viz.paper.kit import PROMPT_FILE as PROMPT_FILE
+
+PROMPT_FILE = paper.kit.PROMPT_FILE
 
 OWN_WIDTH = "own"
 _TABLE_ROWS = 2000

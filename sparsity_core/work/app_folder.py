@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import sparsity_core
-
 
 def app_folder() -> Path:
     """The folder of app.py, and of `viz` that it imports: `sparselens_app` where installed, a clone's root otherwise."""
-    beside = Path(sparsity_core.__file__).resolve().parents[1]
+    beside = Path(__file__).resolve().parents[2]
     installed = beside / "sparselens_app"
     return installed if installed.is_dir() else beside
 
