@@ -18,30 +18,41 @@ def another(texts: list[str]) -> str:
     """The pipeline that is added to a list: an eviction method that is not in it yet, at the first one's budget."""
     if _FIRST not in texts:
         return _FIRST
-    found = evictions(Pipeline.parse(texts[0]))
+    base = Pipeline.parse(texts[0])
+    found = [*evictions(base), *prompt_cuts(base)]
     return next((text for text in found if text not in texts), texts[-1])
 
 
 def evictions(base: Pipeline) -> list[str]:
-    """Every eviction method that fits, at this pipeline's budget; its other stages stay."""
-    budget = base.eviction.budget if base.eviction else _BUDGET
-    return _all_of("eviction", base, {"budget": budget})
+    """Every eviction method that drops as it reads and fits, at this pipeline's budget; its other stages stay."""
+    return _evictions(base, cut_once=False)
+
+
+def prompt_cuts(base: Pipeline) -> list[str]:
+    """Every eviction method that cuts when the prompt ends and fits, at this pipeline's budget; its other stages stay."""
+    return _evictions(base, cut_once=True)
+
+
+def _evictions(base: Pipeline, *, cut_once: bool) -> list[str]:
+    found = _all_of("eviction", base, {"budget": base.eviction.budget if base.eviction else _BUDGET})
+    first = found[: 1 if base.eviction else 0]
+    return _unlike([*first, *(text for text in found if Pipeline.parse(text).eviction.cuts_once == cut_once)])
 
 
 def reads(base: Pipeline) -> list[str]:
     """Every decode method that reads a share of the context, at this pipeline's share; its other stages stay."""
     share = getattr(base.decode, "tokens", _TOKENS)
-    return _all_of("decode", base, {"tokens": share})
+    return _unlike(_all_of("decode", base, {"tokens": share}))
 
 
 def patterns(base: Pipeline) -> list[str]:
     """Every prefill method with its own settings; the pipeline's other stages stay."""
-    return _all_of("prefill", base, {})
+    return _unlike(_all_of("prefill", base, {}))
 
 
 def cuts(base: Pipeline) -> list[str]:
     """Every method that cuts a ratio of the weights and needs no file, at this pipeline's ratio; its other stages stay."""
-    return _all_of("weights", base, {"ratio": getattr(base.weights, "ratio", _RATIO)})
+    return _unlike(_all_of("weights", base, {"ratio": getattr(base.weights, "ratio", _RATIO)}))
 
 
 def budgets(base: Pipeline) -> list[str]:
@@ -70,7 +81,7 @@ def _all_of(stage: str, base: Pipeline, knobs: dict[str, Any]) -> list[str]:
     own = getattr(base, stage)
     first = [_with(base, stage, own.name, _knobs(own))] if own else []
     fit = [name for name in methods.names(stage) if set(knobs) <= {knob.name for knob in methods.get(name).knobs()}]
-    return _unlike([*first, *(_with(base, stage, name, knobs) for name in fit if own is None or name != own.name)])
+    return _each([*first, *(_with(base, stage, name, knobs) for name in fit if own is None or name != own.name)])
 
 
 def _knobs(method: Any) -> dict[str, Any]:
@@ -88,9 +99,14 @@ def _with(base: Pipeline, stage: str, name: str, knobs: dict[str, Any]) -> str |
         return None
 
 
+def _each(texts: Iterable[str | None]) -> list[str]:
+    """What there is of the texts, each once."""
+    return list(dict.fromkeys(text for text in texts if text is not None))
+
+
 def _unlike(texts: Iterable[str | None]) -> list[str]:
-    """What there is of the texts, each once, as many as a page holds."""
-    return list(dict.fromkeys(text for text in texts if text is not None))[: len(LETTERS)]
+    """As `_each`, as many as a page holds."""
+    return _each(texts)[: len(LETTERS)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,8 @@ class Preset:
 
 
 _PRESETS = {
-    "evictions": Preset("All evictions at this budget", "eviction", evictions),
+    "evictions": Preset("Evictions as the text is read, at this budget", "eviction", evictions),
+    "prompt_cuts": Preset("Evictions when the prompt ends, at this budget", "eviction", prompt_cuts),
     "budgets": Preset("This eviction at four budgets", "eviction", budgets),
     "between": Preset("This eviction between floor and ceiling", "eviction", between),
     "reads": Preset("All decode reads at this share", "decode", reads),

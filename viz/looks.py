@@ -19,7 +19,8 @@ _LIGHT_GREY, _DARK_GREY = "#A0A0A0", "#707070"  # of references: random choices 
 # in pixels: Plotly's named dashes are too long for a line of 1.2 pt
 SOLID, DASHED, DOTTED, DASH_DOT = "solid", "5px,2px", "1.5px,1.5px", "5px,2px,1.5px,2px"
 LONG, LONG_DOT = "9px,2px", "9px,2px,1.5px,2px"
-DASHES = (SOLID, DASHED, DOTTED, DASH_DOT, LONG, LONG_DOT)
+SPARSE, DASH_DOTS, FAINT = "3px,4px", "5px,2px,1.5px,2px,1.5px,2px", "1.5px,5px"
+DASHES = (SOLID, DASHED, DOTTED, DASH_DOT, LONG, LONG_DOT, SPARSE, DASH_DOTS, FAINT)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon", "hexagram", "star")
 
 
@@ -41,6 +42,11 @@ _METHODS = {
     "local_window": Look(ORANGE, LONG_DOT, "triangle-down"),
     "snapkv": Look(SKY, SOLID, "hexagon"),
     "random": Look(_LIGHT_GREY, DOTTED, "x"),
+    "knorm": Look(GREEN, SPARSE, "cross"),
+    "keydiff": Look(BLUE, SPARSE, "triangle-left"),
+    "r_kv": Look(ORANGE, SPARSE, "hexagram"),
+    "expected_attention": Look(VERMILLION, LONG_DOT, "hexagon"),
+    "pyramid_kv": Look(SKY, LONG_DOT, "triangle-up"),
     "dcp": Look(SKY, LONG, "circle"),
     "double_sparsity": Look(PURPLE, SOLID, "circle"),
     "oracle_top_k": Look(_DARK_GREY, DASHED, "star"),
@@ -74,14 +80,14 @@ _METHODS = {
 def look_of(name: str) -> Look:
     """The look of a method, the same in every figure, theme and process."""
     code = zlib.crc32(name.encode())  # hash() differs from process to process
-    by_name = Look(HUES[code % 6], DASHES[code // 6 % 6], SYMBOLS[code // 36 % len(SYMBOLS)])
+    by_name = Look(HUES[code % 6], DASHES[code // 6 % len(DASHES)], SYMBOLS[code // 54 % len(SYMBOLS)])
     return _METHODS.get(name) or by_name
 
 
 def distinct_looks(names: Sequence[str]) -> list[Look]:
     """A look for each series of one figure, by its method's name: the method's own, or the next that no other series has.
 
-    Several pipelines of one method keep its colour as long as there are dashes left. There are 36 looks.
+    Several pipelines of one method keep its colour as long as there are dashes left. There are 54 looks.
     """
     lines: set[tuple[str, str]] = set()
     marks: set[tuple[str, str]] = set()

@@ -6,14 +6,15 @@ The dense model is the rule that keeps everything; its scores are recorded too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import LATE, NEVER, KeyMask, evict_scan, flash_column_score, masked_attention
-from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
+from sparselens_kernels import NEVER, KeyMask, evict_scan, flash_column_score, masked_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from sparsity_core.attention.cutting import LayerScores, best_lost, highest, in_order, limits_of, pooled_votes
+from sparsity_core.attention.ranked import RankedScan, held_keys
 from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
 from sparsity_core.kinds import (
     DENSE,
@@ -28,8 +29,6 @@ from sparsity_core.kinds import (
 )
 from sparsity_core.models import AttentionCall, Model
 from sparsity_core.record import EvictionRecord
-
-UNLIMITED = NEVER  # a budget that no text reaches
 
 
 def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> list[ScanRule | PrefillRule]:
@@ -60,22 +59,6 @@ def parts_heads(rule: ScanRule | PrefillRule) -> bool:
     return rule.budget is not None or later is not None
 
 
-def limits_of(budget: Budget, n_kv: int) -> list[int]:
-    """The budget of each KV head as a number."""
-    return [UNLIMITED if own is None else own for own in budgets_of(budget, n_kv)]
-
-
-@dataclass
-class _LayerScores:
-    """What one layer's rule remembers of B texts."""
-
-    score: torch.Tensor  # [B, Hkv, held]
-    threshold: torch.Tensor  # float32 [B, Hkv, T]
-    steps: list[int]  # [S]: queries after which the scores are copied
-    snapshots: torch.Tensor  # float32 [B, Hkv, S, T + 1], by position as LayerKeys has it
-    window: int | None = None  # where keys leave the cache once the layer's window has passed them
-
-
 class EvictionStage(Stage):
     """Runs one rule per layer over some equally long texts, most often one.
 
@@ -99,7 +82,7 @@ class EvictionStage(Stage):
         self.snapshot_steps = list(snapshot_steps)
         self.protected = protected  # bool [1 or B, T]
         self.backends: set[str] = set()
-        self._layers: dict[int, _LayerScores] = {}
+        self._layers: dict[int, LayerScores] = {}
         self._keys: dict[int, LayerKeys] = {}
         self._check_room()
 
@@ -108,7 +91,7 @@ class EvictionStage(Stage):
         heads, device = keys.positions.shape[:2], keys.positions.device
         steps = self.snapshot_steps if self._only_layer in (None, layer) else []
         self._keys[layer] = keys
-        self._layers[layer] = _LayerScores(
+        self._layers[layer] = LayerScores(
             score=torch.empty(*heads, 0, device=device),
             threshold=torch.full((*heads, self._n_tokens), float("nan"), device=device),
             steps=steps,
@@ -205,15 +188,22 @@ class EvictionStage(Stage):
             keys.positions, own.score = positions, result.score
             self._compact(step, n)
             return result.out
-        votes = _pooled(result.score, rule, n)
-        ranked = self._ranked(votes, rule, until, n)
-        stays = _highest(ranked, limits)
+        votes = self._votes(rule, call, positions, until, result.score)
+        ranked = in_order(
+            votes,
+            positions,
+            n,
+            n_sink=rule.n_sink,
+            recent=rule.recent,
+            protected=self._protected_at(positions),
+            until=until,
+        )
+        stays = highest(ranked, limits)
         keys.evicted_at[..., :n] = torch.where(stays, NEVER, n).int().minimum(keys.evicted_at[..., :n])
         for i in slots:
             if own.steps[i] == n - 1:
                 own.snapshots[:, :, i, :n] = votes.float().masked_fill(~stays, float("nan"))
-        lowest = ranked.masked_fill(stays, float("-inf")).amax(dim=2).float()
-        own.threshold[..., n - 1] = lowest.masked_fill(lowest.isinf() | (lowest >= LATE), float("nan"))
+        own.threshold[..., n - 1] = best_lost(ranked, stays)
         step.left = keys.keep(positions, stays)
         own.score = result.score.gather(2, step.left)
         return result.out
@@ -232,22 +222,28 @@ class EvictionStage(Stage):
         self._compact(step, n)
         return result.out
 
-    def _ranked(self, votes: torch.Tensor, rule: PrefillRule, until: torch.Tensor | None, n: int) -> torch.Tensor:
-        """The order in which one cut keeps the prompt's keys [B, Hkv, n]: the highest stay."""
-        ranked = votes.clone()
-        # Above every vote and below what is protected, the oldest first to go where there is no room for all.
-        ranked[..., n - rule.recent :] = LATE * (1 + torch.arange(rule.recent, device=votes.device) / n)
-        ranked[..., : rule.n_sink] = float("inf")
-        if self.protected is not None:
-            ranked.masked_fill_(self.protected[:, None, :n].to(ranked.device), float("inf"))
-        if until is not None:
-            ranked.masked_fill_(until < n, float("-inf"))  # but not what a later query will drop
-        return ranked
+    def _votes(
+        self,
+        rule: PrefillRule,
+        call: AttentionCall,
+        positions: torch.Tensor,
+        until: torch.Tensor | None,
+        received: torch.Tensor,
+    ) -> torch.Tensor:
+        """[B, Hkv, n]: what one cut ranks the prompt's keys by: the attention `received`, or the method's own."""
+        n = call.n_queries
+        if rule.rank is None:
+            return pooled_votes(received, rule, n)
+        how = {"until": until, "end": n, "frequencies": self._model.rotary_frequencies}
+        votes: torch.Tensor = rule.rank(held_keys(call, q=call.q, k=call.k, v=call.v, positions=positions, **how))
+        return votes
 
     def _scan(self, step: Step, rule: ScanRule, call: AttentionCall, start: int) -> torch.Tensor:
         """Attention of each query over what the one before it left, which drops at most one key of each head."""
         n, end, keys, own = call.n_queries, start + call.n_queries, step.keys, self._layers[call.layer]
         new = torch.arange(start, end, device=call.k.device).expand(*call.k.shape[:2], n)
+        if rule.rank is not None:
+            return self._scan_ranked(step, rule, call, start)
         positions = torch.cat([keys.positions, new], dim=2)
         plain = rule.budget is None and call.softcap is None and call.window is None
         if n == 1 and plain and not own.steps and keys.alike and not keys.uneven and step.generating:
@@ -273,6 +269,7 @@ class EvictionStage(Stage):
             weight=_norms(call.v) if rule.value_norm else None,
             initial=0.0 if rule.noise is None else self._noise(call.layer, positions, rule.noise),
             reduction=rule.reduction,
+            shared=rule.shared,
             sink_q=re_rotated(call.q, start, rule.budget, self._model) if rule.re_rotate else None,
             positions=keys.positions,
             score=own.score,
@@ -295,6 +292,17 @@ class EvictionStage(Stage):
             step.left = keys.keep(positions, result.evicted_at == NEVER)
             own.score = result.score.gather(2, step.left)
         return result.out
+
+    def _scan_ranked(self, step: Step, rule: ScanRule, call: AttentionCall, start: int) -> torch.Tensor:
+        """As `_scan`, where a method's own ranking says what goes."""
+        own, frequencies = self._layers[step.layer], self._model.rotary_frequencies
+        scan = RankedScan(step, rule, call, start, own, protected=self.protected, frequencies=frequencies)
+        out = scan.attend()
+        self.backends |= scan.backends
+        own.score = torch.zeros_like(step.keys.positions, dtype=torch.float32)
+        if scan.cut:
+            step.left = scan.columns
+        return out
 
     def _compact(self, step: Step, end: int) -> None:
         """Takes out of the cache what query `end` would not see, where all heads hold the same keys.
@@ -357,24 +365,6 @@ def re_rotated(q: torch.Tensor, start: int, budget: Budget, model: Model) -> tor
     first, second = turning.chunk(2, dim=-1)
     turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([turned, q[..., cos.shape[-1] :]], dim=-1)
-
-
-def _pooled(score: torch.Tensor, rule: PrefillRule, n: int) -> torch.Tensor:
-    """The votes [B, Hkv, n], pooled for the keys before the window, to which the window's own do not count."""
-    votes = score.clone()
-    if rule.pool > 1:
-        votes[..., n - rule.recent :] = 0.0
-        votes = avg_pool1d(votes, rule.pool, stride=1, padding=rule.pool // 2)
-        votes[..., n - rule.recent :] = score[..., n - rule.recent :]
-    return votes
-
-
-def _highest(ranked: torch.Tensor, limits: Sequence[int]) -> torch.Tensor:
-    """bool like `ranked` [B, Hkv, n]: the highest of each head, as many as its limit."""
-    most = min(ranked.shape[2], max(limits))
-    top = ranked.topk(most, dim=2).indices
-    within = torch.arange(most, device=top.device) < torch.tensor(limits, device=top.device)[:, None]
-    return torch.zeros_like(ranked, dtype=torch.bool).scatter_(2, top, within.expand_as(top))
 
 
 def _grouped_attention(call: AttentionCall) -> torch.Tensor:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from sparselens_kernels import EMPTY, NEVER, KeyMask, evict_scan
 
-from sparsity_core.attention.eviction import UNLIMITED, EvictionStage, parts_heads
+from sparsity_core.attention.cutting import UNLIMITED
+from sparsity_core.attention.eviction import EvictionStage, parts_heads
 from sparsity_core.attention.gate import GateStage
 from sparsity_core.attention.prefill import PrefillStage
 from sparsity_core.attention.reading import ReadingStage

@@ -30,6 +30,9 @@ from .pipeline import Pipeline as Pipeline
 from .pipeline import spelled_stages as spelled_stages
 from .prefill import PrefillMethod as PrefillMethod
 from .prefill import PromptView as PromptView
+from .ranked import HeldKeys as HeldKeys
+from .ranked import RankedEviction as RankedEviction
+from .ranked import wide as wide
 from .registry import get as get
 from .registry import names as names
 from .registry import register as register

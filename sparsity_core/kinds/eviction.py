@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,11 @@ def least_of(*budgets: Budget) -> int | None:
 
 @dataclass(frozen=True)
 class ScanRule:
-    """One query in, at most one key out: the numbers of `sparselens_kernels.evict_scan` for one layer."""
+    """One query in, at most one key out: the numbers of `sparselens_kernels.evict_scan` for one layer.
+
+    With `rank`, of `ranked.HeldKeys`, no attention is summed: once a query leaves more than the budget, the cache is ranked and
+    cut so far that `every` more keys bring it there again.
+    """
 
     budget: Budget
     decay: ForgettingFactor = 1.0  # a number, one per KV head, or one per token class
@@ -56,6 +60,14 @@ class ScanRule:
     reduction: str = "sum"
     noise: int | None = None  # the seed of the random score that a key arrives with
     re_rotate: bool = False
+    shared: bool = False  # all heads of the layer choose together
+    rank: Callable[[Any], Any] | None = None  # HeldKeys → [B, Hkv, n]
+    every: int = 1
+    ranking_queries: int = 0  # how many of the last queries `rank` looks at
+
+    def left(self, budget: int) -> int:
+        """How many keys a head of this budget holds right after a cut."""
+        return budget + 1 - self.every
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,9 @@ class PrefillRule:
     recent: int = 0
     value_norm: bool = False
     reduction: str = "sum"
+    rank: Callable[[Any], Any] | None = (
+        None  # HeldKeys, all queries of the prompt among them → [B, Hkv, n]; None: as above
+    )
     then: ScanRule = ScanRule(budget=None)
 
 
@@ -100,6 +115,11 @@ class EvictionMethod(Ruled):
         """Whether no token of the prompt may go: those that are read at once, of a run half of its text."""
         return False
 
+    @property
+    def cuts_once(self) -> bool:
+        """Whether the prompt is read densely and cut when it ends, not as it is read."""
+        return isinstance(self.rule_within(self.budget, LayerShape(0, 1, 1)), PrefillRule)
+
     def budget_of(self, layer: LayerShape) -> int:
         if self.layer_budget == "uniform" or layer.n_layers == 1 or self.budget == 1:
             return self.budget
@@ -118,6 +138,8 @@ class EvictionMethod(Ruled):
                 f"{self.name}: layer {layer.index} has budgets for {n_budgets} heads and the model has "
                 f"{layer.n_kv_heads} KV heads"
             )
+        if least is not None and isinstance(rule, ScanRule):
+            least = rule.left(least)
         if least is not None and rule.n_sink + rule.recent > least:
             raise ValueError(
                 f"{self.name}: layer {layer.index} keeps {least} keys, fewer than the {rule.n_sink} sinks + "

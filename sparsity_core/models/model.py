@@ -212,16 +212,16 @@ class Model:
             block = hidden[start : start + rows]
             yield start, start + block.shape[0], self.logits(block)
 
-    def rotary_frequencies(self) -> torch.Tensor:
+    def rotary_frequencies(self, needed_by: str = "re_rotate") -> torch.Tensor:
         """Radians per position of each rotary pair. Raises ValueError where positions are not rotary."""
         rotary = getattr(backbone(self.hf), "rotary_emb", None)
         if rotary is None:
             raise ValueError(
-                f"{self.name} ({self.arch.family}) has no rotary positions to re-rotate: leave re_rotate off"
+                f"{self.name} ({self.arch.family}) has no rotary positions, which {needed_by} needs: leave it out"
             )
         if not self.family.rotated_by_halves:
             raise ValueError(
-                f"re_rotate does not know how {self.name} ({self.arch.family}) lays out its rotary channels: leave it off"
+                f"{needed_by} does not know how {self.name} ({self.arch.family}) lays out its rotary channels: leave it out"
             )
         return rotary.inv_freq
 

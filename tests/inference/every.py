@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparsity_core import Pipeline, generate, methods, run
-from sparsity_core.kinds.eviction import LayerShape, PrefillRule
+from sparsity_core.kinds.eviction import LayerShape, PrefillRule, ScanRule
 from tests import tiny
 
 BUDGET, PROMPT, NEW = 12, 30, 14
@@ -46,6 +46,9 @@ VARIANTS = [
     "h2o(budget=12, reduction=max, recent_share=0.0)",
     "h2o(budget=12, recent_share=1.0)",
     "tova(budget=12, reduction=mean)",
+    "tova(budget=12, shared_heads=True)",
+    "tova(budget=12, shared_heads=True, value_norm=True, reduction=max)",
+    "pyramid_kv(budget=12, observation_window=3, beta=5.0)",
     "snapkv(budget=12, observation_window=3, pool=1, reduction=max)",
     "snapkv(budget=12, observation_window=12, pool=5)",
     "streaming_llm(budget=12, re_rotate=True)",
@@ -53,6 +56,12 @@ VARIANTS = [
     "streaming_llm(budget=12, n_sink=12)",
     "random(budget=12, n_sink=2, recent=2)",
     "a2sf(budget=12, protect='3-5, 20')",
+    "knorm(budget=12, every=1, n_sink=2)",
+    "keydiff(budget=12, every=1, recent=2)",
+    "keydiff(budget=12, every=4)",
+    "r_kv(budget=12, every=1, recent=3)",
+    "r_kv(budget=12, every=3, recent=3, pool=3, layer_budget=pyramid)",
+    "expected_attention(budget=12, every=3)",
 ]
 EVERY = [*(small(name) for name in methods.names("eviction")), *VARIANTS]
 SOME = ["a2sf(budget=12)", "snapkv(budget=12, observation_window=4)", "streaming_llm(budget=12)"]
@@ -69,6 +78,15 @@ def resized(method: str, budget: int) -> Pipeline:
 
 def rules(method: str) -> list:
     return [pipeline(method).eviction.rule(LayerShape(i, 3, 2)) for i in range(3)]
+
+
+def held_after(rule: ScanRule, n: int) -> np.ndarray:
+    """[n]: how many keys a head of this rule holds after each query; several go at once where it cuts by blocks."""
+    held = [0]
+    for _ in range(n):
+        more = held[-1] + 1
+        held.append(more if rule.budget is None or more <= rule.budget else rule.budget + 1 - rule.every)
+    return np.array(held[1:])
 
 
 def one_cut(method: str) -> bool:

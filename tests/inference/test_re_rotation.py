@@ -70,7 +70,7 @@ def test_a_re_rotated_query_is_the_models_own_query_at_the_budgets_position(fami
 
 
 def test_re_rotation_is_refused_where_it_would_be_wrong():
-    with pytest.raises(ValueError, match=r"gpt2.* has no rotary positions to re-rotate: leave re_rotate off"):
+    with pytest.raises(ValueError, match=r"gpt2.* has no rotary positions, which re_rotate needs: leave it out"):
         run(tiny.model("gpt2"), text(), pipeline("streaming_llm(budget=12, re_rotate=True)"))
     with pytest.raises(ValueError, match=r"does not know how tiny-gemma3 .* lays out its rotary channels"):
         run(tiny.model("gemma3"), text(), pipeline("streaming_llm(budget=12, re_rotate=True)"))

@@ -86,3 +86,11 @@ def test_flash_column_score_refuses_what_it_cannot_do(numbers, message):
 def test_shapes_that_do_not_fit_are_named(op, shapes, message):
     with pytest.raises(ValueError, match=message):
         op(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_heads_that_choose_together_have_one_budget_and_no_triton_kernel():
+    q, k = torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    with pytest.raises(ValueError, match="heads that choose together have one budget; got 2, 3"):
+        evict_scan(q, k, k, budget=(2, 3), shared=True)
+    with pytest.raises(ValueError, match="cannot run this call: heads that choose together"):
+        evict_scan(q, k, k, budget=2, shared=True, backend="triton")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsity_core import Pipeline, run
+from sparsity_core import Pipeline, methods, run
 from sparsity_core.kinds.rules import parse_rules, ruled
 from tests import tiny
-from tests.inference.every import same
+from tests.inference.every import same, small
 from tests.methods.gates import check_simulation, gate_file, gated
 from viz.strip import strip_table
 
@@ -65,19 +65,15 @@ def test_places_are_characters_whatever_their_bytes():
     assert ruled("/12/", ["é🙂", "12", "é"], [0, 1, 2], 3).tolist() == [False, True, False]
 
 
-EVICTIONS = ["a2sf", "h2o", "tova", "snapkv", "streaming_llm", "local_window", "random"]
-
-
-@pytest.mark.parametrize("name", EVICTIONS)
+@pytest.mark.parametrize("name", methods.names("eviction"))
 def test_every_eviction_method_keeps_what_is_protected_and_drops_what_is_forced(name):
-    small = ", observation_window=4" if name == "snapkv" else ""
-    pipeline = Pipeline.parse(f"eviction={name}(budget=12{small}, protect='5, 17', drop='8-9')")
+    pipeline = Pipeline.parse(f"eviction={small(name)[:-1]}, protect='5, 17', drop='8-9')")
     check_simulation(tiny.model(), pipeline)
     trace = run(tiny.model(), tiny.ids(44), pipeline, n_prefill=30)
     assert (trace.evicted_at[..., [5, 17]] == 44).all()
     same(trace.evicted_at[..., 8], np.full((3, 2), 9))
     same(trace.evicted_at[..., 9], np.full((3, 2), 10))
-    if name != "snapkv":  # which cuts once
+    if not pipeline.eviction.cuts_once:
         assert (trace.keep(0)[:, 31:].sum(-1) <= 13).all()
 
 

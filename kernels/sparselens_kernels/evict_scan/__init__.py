@@ -33,6 +33,7 @@ def evict_scan(
     weight: torch.Tensor | None = None,
     initial: float | torch.Tensor = 0.0,
     reduction: str = "sum",
+    shared: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
     window: int | None = None,
@@ -64,6 +65,7 @@ def evict_scan(
         budget: one number, or one per KV head.
         decay: the forgetting factor in [0, 1]; a number, or a tensor that broadcasts to [B, Hkv, Tk].
         scored: False leaves every score at its `initial` value; a scored key arrives with nought.
+        shared: all KV heads choose together, by the mean of weight · R_g P over them; they then hold the same keys.
         weight, initial: broadcast to [B, Hkv, Tk]; `weight` multiplies what a key is attended.
         sink_q: [B, H, Tq, D], the queries as the first `n_sink` keys see them (StreamingLLM's re-rotation); q where None.
         until: int32 [B, 1 or Hkv, Tk], the query position from which on a key is hidden, by a gate or a rule; its slot is
@@ -92,10 +94,14 @@ def evict_scan(
         positions = torch.zeros(*k.shape[:2], 0, dtype=torch.int64, device=k.device)
         score = torch.zeros(*k.shape[:2], 0, dtype=torch.float32, device=k.device)
     _check_held(positions, budgets)
+    if shared and len(set(budgets)) > 1:
+        raise ValueError(f"heads that choose together have one budget; got {', '.join(map(str, budgets))}")
     start = n_past if start is None else start
     unsupported = None
     if until is not None or protected is not None:
         unsupported = "hidden or protected keys"
+    elif shared:
+        unsupported = "heads that choose together"
     elif q.dtype == torch.float64:
         unsupported = "float64"
     chosen = choose(backend, q.device, unsupported)
@@ -124,7 +130,8 @@ def evict_scan(
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
     from sparselens_kernels.evict_scan import reference
 
-    return EvictScan(*reference.evict_scan(q, k, v, **numbers, until=until, protected=protected), chosen)
+    hidden = {"until": until, "protected": protected}
+    return EvictScan(*reference.evict_scan(q, k, v, **numbers, **hidden, shared=shared), chosen)
 
 
 def _of_each_head(budget: int | Sequence[int], n_kv: int) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ def evict_scan(
     snapshot_steps: Sequence[int],
     until: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
+    shared: bool = False,
     walk: Callable[[Block, int, int, bool], Walked] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`walk` takes a block's rows one after the other; `Block.by_score`, on the CPU, where None."""
@@ -102,6 +103,7 @@ def evict_scan(
             positions=positions.gather(2, columns),
             until=spread(until, columns),
             protected=spread(protected, columns),
+            shared=shared,
         )
         if sink_q is not None:
             first = min(n_kept + rows, int(block.n_empty.max()) + n_sink)
@@ -171,7 +173,9 @@ class Block:
         positions: torch.Tensor,
         until: torch.Tensor | None,
         protected: torch.Tensor | None,
+        shared: bool,
     ) -> None:
+        self.shared = shared
         self.logits = logits  # [B, Hkv, G, R, C]
         self.n_empty, self.n_free = n_empty, n_free  # [B, Hkv]
         self.has_empty = bool(n_empty.any())
@@ -258,8 +262,10 @@ class Block:
                 added = own.max(2) if self.reduction == "max" else own.sum(2)
                 if self.reduction == "mean":
                     added /= own.shape[2]
+                if weight is not None:
+                    added = added * weight
                 score *= decay
-                score += added if weight is None else added * weight
+                score += added.mean(1, keepdims=True) if self.shared else added
             np.add(score, gone, out=choice)
             seen = self.n_kept + i + 1
             if order is None:
@@ -330,6 +336,8 @@ class Block:
             scores = decayed_sums(
                 self.score, p[:, :, None], stops, decay=self.decay, reduction=self.reduction, weight=self.weight
             ).unbind(2)
+            if self.shared:  # all heads began alike, and the sums are linear
+                scores = [score.mean(1, keepdim=True).expand_as(score) for score in scores]
         self.score = scores[-1]
         for stop, score in zip(stops, scores, strict=True):
             if stop - 1 in steps:

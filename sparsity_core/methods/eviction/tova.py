@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import LayerShape, ScanRule, ScoredEviction, register
+from sparsity_core.kinds import LayerShape, ScanRule, ScoredEviction, knob, register
 
 
 @register
@@ -11,12 +11,18 @@ from sparsity_core.kinds import LayerShape, ScanRule, ScoredEviction, register
 class TOVA(ScoredEviction):
     """Token omission via attention: A[n, k] = S[n, k], the last query's attention alone; the lowest goes.
 
-    The paper averages over all heads of a layer; here each KV head decides for itself.
+    The paper averages over all heads of a layer, which then drop the same key (`shared_heads`); here each KV head decides for
+    itself by default.
     """
 
     name: ClassVar[str] = "tova"
     source: ClassVar[str] = "arXiv:2401.06104"
     equation: ClassVar[str] = r"A_{n,k} = S_{n,k}"
 
+    shared_heads: bool = knob(
+        False, help="all heads of a layer drop the same key, by their mean attention, as in the paper"
+    )
+
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
-        return ScanRule(budget=budget, decay=0.0, value_norm=self.value_norm, reduction=self.reduction)
+        how = {"value_norm": self.value_norm, "reduction": self.reduction, "shared": self.shared_heads}
+        return ScanRule(budget=budget, decay=0.0, **how)
