@@ -36,7 +36,8 @@ def prompt_cuts(base: Pipeline) -> list[str]:
 def _evictions(base: Pipeline, *, cut_once: bool) -> list[str]:
     found = _all_of("eviction", base, {"budget": base.eviction.budget if base.eviction else _BUDGET})
     first = found[: 1 if base.eviction else 0]
-    return _unlike([*first, *(text for text in found if Pipeline.parse(text).eviction.cuts_once == cut_once)])
+    chosen = [(text, Pipeline.parse(text).eviction) for text in found]
+    return _unlike([*first, *(text for text, method in chosen if method and method.cuts_once == cut_once)])
 
 
 def reads(base: Pipeline) -> list[str]:

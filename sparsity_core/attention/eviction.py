@@ -234,7 +234,7 @@ class EvictionStage(Stage):
         n = call.n_queries
         if rule.rank is None:
             return pooled_votes(received, rule, n)
-        how = {"until": until, "end": n, "frequencies": self._model.rotary_frequencies}
+        how: dict[str, Any] = {"until": until, "end": n, "frequencies": self._model.rotary_frequencies}
         votes: torch.Tensor = rule.rank(held_keys(call, q=call.q, k=call.k, v=call.v, positions=positions, **how))
         return votes
 

@@ -39,7 +39,7 @@ class HeldKeys:
     def logits(self, last: int) -> torch.Tensor:
         """[B, Hkv, G, min(w, last), n] of the last queries; −∞ where a query cannot see the key."""
         q = wide(self.q[:, :, -last:]).unflatten(1, (self.k.shape[1], -1))
-        found = q @ self.keys().mT[:, :, None] * self.scale
+        found: torch.Tensor = q @ self.keys().mT[:, :, None] * self.scale
         if self.softcap is not None:
             found = (found / self.softcap).tanh() * self.softcap
         query = self.positions.new_tensor(range(self.end - q.shape[3], self.end))[:, None]

@@ -130,7 +130,7 @@ def evict_scan(
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
     from sparselens_kernels.evict_scan import reference
 
-    hidden = {"until": until, "protected": protected}
+    hidden: dict[str, Any] = {"until": until, "protected": protected}
     return EvictScan(*reference.evict_scan(q, k, v, **numbers, **hidden, shared=shared), chosen)
 
 

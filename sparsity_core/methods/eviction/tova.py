@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sparsity_core.kinds import LayerShape, ScanRule, ScoredEviction, knob, register
 
@@ -24,5 +24,5 @@ class TOVA(ScoredEviction):
     )
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
-        how = {"value_norm": self.value_norm, "reduction": self.reduction, "shared": self.shared_heads}
+        how: dict[str, Any] = {"value_norm": self.value_norm, "reduction": self.reduction, "shared": self.shared_heads}
         return ScanRule(budget=budget, decay=0.0, **how)
