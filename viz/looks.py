@@ -46,6 +46,7 @@ _METHODS = {
     "keydiff": Look(BLUE, SPARSE, "triangle-left"),
     "r_kv": Look(ORANGE, SPARSE, "hexagram"),
     "expected_attention": Look(VERMILLION, LONG_DOT, "hexagon"),
+    "ada_kv": Look(SKY, SPARSE, "star"),
     "pyramid_kv": Look(SKY, LONG_DOT, "triangle-up"),
     "dcp": Look(SKY, LONG, "circle"),
     "double_sparsity": Look(PURPLE, SOLID, "circle"),

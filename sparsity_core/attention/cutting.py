@@ -23,6 +23,7 @@ class LayerScores:
     steps: list[int]  # [S]: queries after which the scores are copied
     snapshots: torch.Tensor  # float32 [B, Hkv, S, T + 1], by position as LayerKeys has it
     window: int | None = None  # where keys leave the cache once the layer's window has passed them
+    limits: torch.Tensor | None = None  # int64 [B, Hkv]: the budgets, where the votes set them
     queries: torch.Tensor | None = None  # [B, H, w, D]: the last ones, where a ranking looks at them
 
 

@@ -126,10 +126,13 @@ class EvictionStage(Stage):
         """What it did over the first n tokens of one text of the batch."""
         steps = [s for s in self.snapshot_steps if s < n]
         snapshots = np.stack([self.layer_snapshots(i, text) for i in sorted(self._layers)])
-        budgets = [budgets_of(rule.budget, self._model.arch.n_kv_heads) for rule in self.rules]
+        budgets: list[Any] = [budgets_of(rule.budget, self._model.arch.n_kv_heads) for rule in self.rules]
+        for layer, own in self._layers.items():
+            if own.limits is not None:
+                budgets[layer] = own.limits[text].tolist()
         return EvictionRecord(
             n_prefill=self.n_prefill if cuts_once(self.rules) else 0,
-            budgets=np.asarray([[n if own is None else own for own in layer] for layer in budgets], np.int32),
+            budgets=np.asarray([[n if each is None else each for each in layer] for layer in budgets], np.int32),
             n_sink=np.asarray([rule.n_sink for rule in self.rules], np.int32),
             recent=np.asarray([rule.recent for rule in self.rules], np.int32),
             threshold=stacked({i: own.threshold[text] for i, own in self._layers.items()})[..., :n],
@@ -198,7 +201,9 @@ class EvictionStage(Stage):
             protected=self._protected_at(positions),
             until=until,
         )
-        stays = highest(ranked, limits)
+        if rule.allot is not None:
+            own.limits = rule.allot(ranked, limits[0])
+        stays = highest(ranked, limits if own.limits is None else own.limits)
         keys.evicted_at[..., :n] = torch.where(stays, NEVER, n).int().minimum(keys.evicted_at[..., :n])
         for i in slots:
             if own.steps[i] == n - 1:

@@ -82,9 +82,10 @@ class PrefillRule:
     recent: int = 0
     value_norm: bool = False
     reduction: str = "sum"
-    rank: Callable[[Any], Any] | None = (
-        None  # HeldKeys, all queries of the prompt among them → [B, Hkv, n]; None: as above
-    )
+    # HeldKeys, all queries of the prompt among them → [B, Hkv, n]; None: the attention received, as above
+    rank: Callable[[Any], Any] | None = None
+    # (the ranked votes [B, Hkv, n], the budget of a head) → int64 [B, Hkv]: what each keeps, the layer's sum alike
+    allot: Callable[[Any, int], Any] | None = None
     then: ScanRule = ScanRule(budget=None)
 
 

@@ -24,6 +24,8 @@ def small(name: str) -> str:
         whole = isinstance(knob.default, int) and not isinstance(knob.default, bool)
         if whole and knob.name != "budget" and knob.default > BUDGET:
             knobs[knob.name] = int(knob.metadata["low"])
+        if knob.name == "base":
+            knobs["base"] = small(str(knob.default)).replace(f"budget={BUDGET}, ", "")
     return str(cls(**knobs))
 
 
@@ -56,6 +58,8 @@ VARIANTS = [
     "streaming_llm(budget=12, n_sink=12)",
     "random(budget=12, n_sink=2, recent=2)",
     "a2sf(budget=12, protect='3-5, 20')",
+    "ada_kv(budget=12, base='knorm(n_sink=2)', safeguard=0.0)",
+    "ada_kv(budget=12, base='a2sf(forgetting_factor=0.75, variant=prefill_only, recent=3)', dense_layers=1)",
     "knorm(budget=12, every=1, n_sink=2)",
     "keydiff(budget=12, every=1, recent=2)",
     "keydiff(budget=12, every=4)",

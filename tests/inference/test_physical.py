@@ -32,7 +32,11 @@ def test_masked_simulation_equals_physical_eviction(method):
     assert (real.evicted_at < TOTAL).any()
     torch.testing.assert_close(hidden, physical, rtol=0, atol=1e-9)
     same_traces(masked, real, rtol=2e-6, atol=1e-8)
-    assert masked.kv_bytes == real.kv_bytes
+    if "ada_kv" in method:  # the cache is as wide as the head that holds most
+        widest = (real.evicted_at == TOTAL).sum(-1).max(-1)
+        assert masked.kv_bytes < real.kv_bytes == int(widest.sum()) * 2 * 2 * 16 * 8
+    else:
+        assert masked.kv_bytes == real.kv_bytes
     assert masked.kv_bytes_dense == real.kv_bytes_dense == TOTAL * 3 * 2 * 2 * 16 * 8
     assert (masked.texts, masked.groups.tolist(), masked.classes) == (real.texts, real.groups.tolist(), real.classes)
 
