@@ -45,7 +45,9 @@ def check_simulation(model, pipeline, decodes=False):
     torch.testing.assert_close(seen[-1], physical, rtol=0, atol=1e-9)
     assert (real.evicted_at < real.n_tokens).any()
     same_traces(masked, real, rtol=2e-6, atol=1e-8)
-    assert masked.kv_bytes == real.kv_bytes < real.kv_bytes_dense * 1.5
+    uneven = bool((real.budgets != real.budgets[:, :1]).any())  # then the cache is as wide as its longest head
+    assert masked.kv_bytes < real.kv_bytes if uneven else masked.kv_bytes == real.kv_bytes
+    assert real.kv_bytes < real.kv_bytes_dense * 1.5
 
 
 SETTINGS = Training(steps=6, length=24, rank=4, learning_rate=0.02)
