@@ -63,7 +63,7 @@ def mean_ranks(scores: np.ndarray) -> np.ndarray:
 def _evicting(model: Model, ids: Sequence[int], method: EvictionMethod) -> np.ndarray:
     if "budget" not in {field.name for field in fields(method)}:
         raise ValueError(f"{method.name} has no budget to decide by")
-    by_one: dict[str, Any] = {"every": 1} if getattr(method, "every", 0) else {}  # a cut that makes room for more drops more
+    by_one: dict[str, Any] = {"every": 1} if getattr(method, "every", 0) else {}  # else more go
     pipeline = Pipeline(eviction=replace(method, budget=len(ids) - 1, **by_one))
     trace = run(model, list(ids), pipeline, n_prefill=len(ids), snapshots=1, against_dense=False)
     scores: np.ndarray = trace.snapshots[:, :, -1].astype(np.float32)
