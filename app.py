@@ -22,6 +22,7 @@ from ui.history import one_entry_a_choice
 from ui.literal import literal
 from ui.model_bar import model_bar
 from ui.page import remember_pages
+from ui.restore import restore
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
 from ui.spectra import hold_choices
@@ -57,7 +58,9 @@ def main() -> None:
         for at, (name, module) in enumerate(PAGES.items())
     }
     chosen = st.navigation(list(listed.values()))
-    remember_pages({PAGES[name].PAGE.explains: page for name, page in listed.items() if PAGES[name].PAGE.explains})
+    remember_pages(
+        listed, {PAGES[name].PAGE.explains: page for name, page in listed.items() if PAGES[name].PAGE.explains}
+    )
     if problem:
         st.warning(literal(problem))
     st.session_state.page = chosen.url_path or next(iter(PAGES))  # the first page's address is empty
@@ -77,6 +80,7 @@ def main() -> None:
     with st.sidebar:
         shared.notice()
         bar()  # after the page: that is what a visitor came to see
+        restore()
     if failed is not None:
         raise failed
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import streamlit as st
 
 from sparsity_core.record import Provenance
+from sparsity_core.work import keep_prompt
 from ui.kit import Item, everything, show_kit
 from ui.literal import literal
 from viz import paper
@@ -32,6 +34,16 @@ def export_panel(item: Item) -> None:
         key=f"chosen_{name}",
         help="the frame of the layer, the tip at the token, the step",
     )
+    if "text" in provenance.link and not st.checkbox(
+        "With the prompt's text",
+        value=True,
+        key=f"text_{name}",
+        help="a file that holds it brings the view back on any machine: upload it under Open a figure's file",
+    ):
+        link = {part: value for part, value in provenance.link.items() if part != "text"}
+        item = replace(
+            item, provenance=replace(provenance, link={**link, "prompt": keep_prompt(provenance.link["text"])})
+        )
     rendered = paper.can_render()
     if not rendered:
         st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML, CSV and JSON do not.")

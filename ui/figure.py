@@ -15,7 +15,7 @@ from ui.clicks import hear_clicks
 from ui.export import PROMPT_FILE, export_panel
 from ui.first_look import painted
 from ui.kit import Draw, Item
-from ui.session import seen
+from ui.session import link_of_view, seen
 from viz import style
 
 _HEIGHT = 450  # px of a figure that names none
@@ -79,7 +79,7 @@ def offer_figure(
         with popover:
             made = sources if isinstance(sources, Provenance) else of_runs(sources)
             runs = () if isinstance(sources, Provenance) else tuple(sources)
-            export_panel(Item(name, draw, table, replace(made, caption=caption), runs))
+            export_panel(Item(name, draw, table, replace(made, caption=caption, link=link_of_view()), runs))
 
 
 def of_runs(sources: Runs) -> Provenance:

@@ -32,11 +32,17 @@ class Page:
     explains: str = ""
 
 
-def remember_pages(by_stage: dict[str, StreamlitPage]) -> None:
-    """Keeps which page of the navigation explains each stage, for links to it."""
-    st.session_state["page of a stage"] = by_stage
+def remember_pages(listed: dict[str, StreamlitPage], by_stage: dict[str, StreamlitPage]) -> None:
+    """Keeps the pages of the navigation by their addresses, and which explains each stage, for links to them."""
+    st.session_state["pages"], st.session_state["page of a stage"] = listed, by_stage
 
 
 def page_of(stage: str) -> StreamlitPage | None:
     """The page that explains a stage, if there is one."""
     return st.session_state.get("page of a stage", {}).get(stage)
+
+
+def page_at(address: str) -> StreamlitPage:
+    """The page of an address, or the first one."""
+    pages: dict[str, StreamlitPage] = st.session_state["pages"]
+    return pages.get(address, next(iter(pages.values())))

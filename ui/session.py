@@ -34,6 +34,7 @@ _SETTINGS = (
     "dtype",
     "add_bos",
 )
+_MOST_LETTERS_IN_A_FILE = 100_000  # of a prompt in a figure's file; a longer one is found again where it was run
 _MOST_TRACE_BYTES = 512 * 1024**2  # in memory, of all sessions together
 
 
@@ -121,6 +122,13 @@ def follow_address() -> str | None:
     return st.session_state.get("problem")
 
 
+def follow(parameters: Mapping[str, str]) -> None:
+    """Takes the settings of a link that a file brought. Raises ValueError, as a sentence, where it asks for what cannot be."""
+    _take(parameters)
+    st.session_state.problem = None
+    st.session_state.pop("followed", None)
+
+
 def _take(parameters: Mapping[str, str]) -> None:
     asked = read_address(parameters)
     for spec in asked.specs:
@@ -197,9 +205,19 @@ def keep_address(also: Mapping[str, str]) -> None:
         link = _address_of(wanted, view if same else {})
     else:
         link = _address_of(specs(), st.session_state.view | view)
+    st.session_state["link of the page"] = dict(also)
     link |= also
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
+
+
+def link_of_view() -> dict[str, str]:
+    """What a figure's file holds to bring this view back: the address, with its page and the prompt's own text."""
+    view = {name: st.session_state[name] for name in VIEW if name in st.session_state}
+    link = _address_of(specs(), st.session_state.view | view) | st.session_state.get("link of the page", {})
+    if link.get("prompt", "").startswith("long-") and len(specs()[0].prompt) <= _MOST_LETTERS_IN_A_FILE:
+        link = {**{name: value for name, value in link.items() if name != "prompt"}, "text": specs()[0].prompt}
+    return {"page": st.session_state.get("page", ""), **link}
 
 
 def _address_of(wanted: list[RunSpec], view: Mapping[str, str]) -> dict[str, str]:

@@ -63,6 +63,12 @@ def drawable() -> dict[str, FoundFigure]:
     }
 
 
+def shows_several(name: str) -> bool:
+    """Whether a figure of `drawable()` is of several runs, and not of one."""
+    found = drawable()[name]
+    return _takes(found.table, "traces") or _takes(found.table, "b") or _takes(found.plot, "tables")
+
+
 def draw(
     name: str,
     traces: Mapping[str, Trace],

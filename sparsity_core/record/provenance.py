@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ._-]{0,63}")  # what every file format can hold as a key
@@ -38,7 +38,7 @@ class View:
 class Provenance:
     """Where a trace or a figure comes from; empty is what is not known or does not apply.
 
-    A run fills the first part, a figure adds the second. A figure's file holds `caption` and `fields`.
+    A run fills the first part, a figure adds the second. A figure's file holds `caption`, `fields` and `link`.
     """
 
     model: str = ""
@@ -56,9 +56,12 @@ class Provenance:
 
     caption: str = ""
     command: str = ""  # computes what the figure shows again
-    prompt: str | None = None  # the text that the command reads; no file holds it
+    prompt: str | None = None  # the text that the command reads; of a figure's file only `link` may hold it
     view: View | None = None
     facts: dict[str, str] = field(default_factory=dict)  # whatever else the figure's file tells, by name
+    link: dict[str, str] = field(
+        default_factory=dict
+    )  # the address that brings the figure's view back, with its "page"
 
     def __post_init__(self) -> None:
         for key, value in {**self.inputs, **self.facts}.items():
@@ -101,7 +104,8 @@ class Provenance:
 
     def to_json(self) -> str:
         """What a figure's file holds, as ASCII JSON, which every container can hold."""
-        return json.dumps({"caption": self.caption, "fields": self.fields})
+        link = {"link": self.link} if self.link else {}
+        return json.dumps({"caption": self.caption, "fields": self.fields, **link})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Provenance:
@@ -111,7 +115,10 @@ class Provenance:
             raise ValueError("provenance is a JSON object with the keys 'caption' and 'fields'")
         if not isinstance(record.get("fields"), dict):
             raise ValueError("provenance 'fields' is an object of text by name")
-        return cls.of_fields(record["caption"], record["fields"])
+        link = record.get("link", {})
+        if not isinstance(link, dict) or not all(isinstance(value, str) for value in link.values()):
+            raise ValueError("provenance 'link' is an object of text by name")
+        return replace(cls.of_fields(record["caption"], record["fields"]), link=link)
 
     def to_plain(self) -> dict[str, Any]:
         """What a stored trace holds: what a run fills, and whatever else is filled."""

@@ -363,7 +363,7 @@ def test_a_code_span_ends_where_its_text_does(text: str) -> None:
 
 def test_a_figures_file_tells_the_view_that_it_shows(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Provenance] = []
-    monkeypatch.setattr(figure, "_formats", lambda draw, table, name, provenance: made.append(provenance))
+    monkeypatch.setattr(figure, "export_panel", lambda item: made.append(item.provenance))
     for name, value in {"layer": "3", "head": "last", "token": "20", "step": "100"}.items():
         app.query_params[name] = value
     app.run()

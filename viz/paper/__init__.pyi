@@ -10,6 +10,7 @@ from .formats.json import plain as plain
 from .height import natural_height as natural_height
 from .readers import read_csv as read_csv
 from .readers import read_pdf as read_pdf
+from .readers import read_provenance as read_provenance
 from .sheet import check_size as check_size
 from .tables import TABLES as TABLES
 from .venues import VENUES as VENUES

@@ -32,7 +32,10 @@ def can_render() -> bool:
 
 def render(sheet: Sheet, form: str, scale: float = 1) -> bytes:
     """The figure of a sheet in the paper look, as the browser draws it in whole pixels. Raises NoBrowser."""
-    return _renderer.render(drawn(sheet.figure, **sheet.pixels), {"format": form, "scale": scale, **sheet.pixels})
+    figure = drawn(sheet.figure, **sheet.pixels)
+    for at, trace in enumerate(figure["data"]):
+        trace["uid"] = f"{at:06}"  # or Plotly draws one at random: equal figures are to be equal files
+    return _renderer.render(figure, {"format": form, "scale": scale, **sheet.pixels})
 
 
 class Renderer:

@@ -17,6 +17,7 @@ _FORMULA = r"[=+\-@\t\r\n＝＋－＠]"
 _ACTS = re.compile(f"^(?='*{_FORMULA})")
 _ESCAPED = re.compile(f"^'(?='*{_FORMULA})")
 _ACTS_IN_COMMENT = re.compile(f"(?<=[,;\t])(?={_FORMULA})")
+_ACTS_IN_JSON = re.compile(r"(?<=[,;])[=+\-@]")  # only within a string: elsewhere a space follows the comma
 _NOTE = "text that begins with = + - @ or a line end has an apostrophe before it, so that no spreadsheet computes it"
 
 
@@ -28,6 +29,8 @@ def csv_bytes(table: pd.DataFrame, provenance: Provenance) -> bytes:
     header = {"columns": json.dumps(types), "caption": provenance.caption, **provenance.fields}
     if not safe.equals(table):
         header["text"] = _NOTE
+    if provenance.link:
+        header["provenance"] = _ACTS_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", provenance.to_json())
     comments = "".join(f"# {key}: {_comment(value)}\n" for key, value in header.items())
     # text is always quoted: a cell or column that starts with '#' must not read as a comment
     cells = safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")

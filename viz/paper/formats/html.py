@@ -44,6 +44,7 @@ dd {{ margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }}
 {fields}
 </dl>
 </details>
+<script type="application/json" id="provenance">{record}</script>
 </body>
 </html>
 """
@@ -72,6 +73,7 @@ def _write(sheet: Sheet) -> bytes:
         caption=caption,
         csv=base64.b64encode(csv_bytes(sheet.table, provenance)).decode(),
         fields=fields,
+        record=provenance.to_json().replace("<", "\\u003c"),
     )
     return page.encode()
 

@@ -10,6 +10,8 @@ from viz.paper.browser import render
 from viz.paper.sheet import CREATOR, Format, Sheet
 from viz.theme import PX_PER_INCH
 
+_LONG = 2000  # letters above which a text is compressed
+
 
 def _write(sheet: Sheet) -> bytes:
     """The picture at its size, with the provenance in text chunks."""
@@ -17,7 +19,7 @@ def _write(sheet: Sheet) -> bytes:
     about = PngImagePlugin.PngInfo()
     notes = {"Title": provenance.caption, "Software": CREATOR, **provenance.fields, "provenance": provenance.to_json()}
     for key, value in notes.items():
-        about.add_text(key, value.encode("utf-8", "replace").decode())
+        about.add_text(key, value.encode("utf-8", "replace").decode(), zip=len(value) > _LONG)
     image = Image.open(io.BytesIO(render(sheet, "png", sheet.scale))).convert("RGB")
     image = image.crop((0, 0, round(sheet.width * dpi), round(sheet.height * dpi)))
     out = io.BytesIO()

@@ -20,6 +20,7 @@ def _write(sheet: Sheet) -> bytes:
     """The SVG in inches (a pixel is 1/96 inch in some programs and 1/72 in others), described, with sharp cells."""
     rendered, provenance = render(sheet, "svg").decode(), sheet.provenance
     text = re.sub(r'xlink:href="data:image/png;base64,([^"]+)"', lambda m: f'xlink:href="{_sharp_png(m[1])}"', rendered)
+    text = _without_chance(text)
     opening, drawing = text[: text.index(">") + 1], text[text.index(">") + 1 :]
     for name, value in (("width", f"{sheet.width:g}in"), ("height", f"{sheet.height:g}in")):
         opening = re.sub(rf'\s{name}="[^"]*"', f' {name}="{value}"', opening, count=1)
@@ -29,6 +30,12 @@ def _write(sheet: Sheet) -> bytes:
     fields = html.escape(printable("\n".join(f"{key}: {value}" for key, value in provenance.fields.items())))
     about = f"<title>{caption}</title><desc>{fields}</desc><metadata>{record}</metadata>"
     return (opening + about + drawing).encode()
+
+
+def _without_chance(text: str) -> str:
+    """Plotly draws six hexadecimal digits for the names within a drawing; equal figures are to be equal files."""
+    drawn = re.search(r'id="defs-([0-9a-f]{6})"', text)
+    return text.replace(drawn[1], "figure") if drawn else text
 
 
 def _sharp_png(encoded: str) -> str:
