@@ -34,43 +34,14 @@ def export_panel(item: Item) -> None:
         key=f"chosen_{name}",
         help="the frame of the layer, the tip at the token, the step",
     )
-    if "text" in provenance.link and not st.checkbox(
-        "With the prompt's text",
-        value=True,
-        key=f"text_{name}",
-        help="a file that holds it brings the view back on any machine: upload it under Open a figure's file",
-    ):
-        link = {part: value for part, value in provenance.link.items() if part != "text"}
-        item = replace(
-            item, provenance=replace(provenance, link={**link, "prompt": keep_prompt(provenance.link["text"])})
-        )
+    item = _with_or_without_text(item)
     rendered = paper.can_render()
     if not rendered:
         st.caption("PDF, SVG and PNG need Chromium or Chrome on this machine; HTML, CSV and JSON do not.")
     elif missing := paper.missing_glyphs(item.draw(width)[0]):
         st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
 
-    row = st.container(horizontal=True)
-    for form in paper.FORMATS.values():
-        row.download_button(
-            form.label,
-            data=partial(item.exported, form.name, width, _SHAPES[shape], chosen),
-            file_name=f"{name}.{form.name}",
-            mime=form.mime,
-            key=f"{form.name}_{name}",
-            disabled=form.rendered and not rendered,
-            on_click="ignore",
-            width=92,
-        )
-    st.download_button(
-        "All of it, with caption, LaTeX, BibTeX and script (zip)",
-        data=partial(everything, item, width, _SHAPES[shape], across),
-        file_name=f"{name}.zip",
-        mime="application/zip",
-        key=f"zip_{name}",
-        on_click="ignore",
-        width="stretch",
-    )
+    _downloads(item, width, _SHAPES[shape], across, chosen)
     st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
     show_kit(item, width, _SHAPES[shape], across)
     with st.expander("Table"):
@@ -88,6 +59,45 @@ def export_panel(item: Item) -> None:
             on_click="ignore",
             width="stretch",
         )
+
+
+def _with_or_without_text(item: Item) -> Item:
+    """The item, and without the prompt's own text in its files where that is unchecked."""
+    link = item.provenance.link
+    if "text" not in link or st.checkbox(
+        "With the prompt's text",
+        value=True,
+        key=f"text_{item.name}",
+        help="a file that holds it brings the view back on any machine: upload it under Open a figure's file",
+    ):
+        return item
+    kept = {**{part: value for part, value in link.items() if part != "text"}, "prompt": keep_prompt(link["text"])}
+    return replace(item, provenance=replace(item.provenance, link=kept))
+
+
+def _downloads(item: Item, width: float, shape: float, across: bool, chosen: bool) -> None:
+    """A button a format, and one for all of them."""
+    row = st.container(horizontal=True)
+    for form in paper.FORMATS.values():
+        row.download_button(
+            form.label,
+            data=partial(item.exported, form.name, width, shape, chosen),
+            file_name=f"{item.name}.{form.name}",
+            mime=form.mime,
+            key=f"{form.name}_{item.name}",
+            disabled=form.rendered and not paper.can_render(),
+            on_click="ignore",
+            width=92,
+        )
+    st.download_button(
+        "All of it, with caption, LaTeX, BibTeX and script (zip)",
+        data=partial(everything, item, width, shape, across),
+        file_name=f"{item.name}.zip",
+        mime="application/zip",
+        key=f"zip_{item.name}",
+        on_click="ignore",
+        width="stretch",
+    )
 
 
 def choose_width(name: str) -> tuple[float, bool] | None:
