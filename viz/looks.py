@@ -54,6 +54,7 @@ _METHODS = {
     "oracle_top_p": Look(_DARK_GREY, DASH_DOT, "hexagram"),
     "quest": Look(GREEN, SOLID, "square"),
     "sparq": Look(ORANGE, SOLID, "pentagon"),
+    "twilight": Look(VERMILLION, SPARSE, "triangle-down"),
     "assa": Look(VERMILLION, DOTTED, "square"),
     "sliding_window": Look(BLUE, DASH_DOT, "diamond"),
     "longformer": Look(GREEN, LONG_DOT, "circle"),

@@ -16,5 +16,6 @@ from .probing import smallest_set as smallest_set
 from .reading import ReadingStage as ReadingStage
 from .recorder import Recorder as Recorder
 from .recorder import Stages as Stages
+from .selection import best_keys as best_keys
 from .selection import decode_selected as decode_selected
 from .selection import spread_visible as spread_visible

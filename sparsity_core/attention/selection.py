@@ -99,8 +99,8 @@ def attend_selected(
             everything = torch.arange(start + begin, start + end, device=q.device) % dense_every == 0
             n_read = torch.where(everything, visible.sum(-1), n_read)
         if partial:
-            read = _best(approximate.masked_fill(~visible[:, None], float("-inf")), n_read[:, None])
-            ideal = _best(reduce_group(p, "sum")[0].masked_fill(~visible, -1.0), n_read)
+            read = best_keys(approximate.masked_fill(~visible[:, None], float("-inf")), n_read[:, None])
+            ideal = best_keys(reduce_group(p, "sum")[0].masked_fill(~visible, -1.0), n_read)
         else:
             read, ideal = visible[:, None], visible
         mass = (p[0] * read).sum(-1)  # [KV heads, G, R]
@@ -243,7 +243,7 @@ def _largest(scores: torch.Tensor, n: int) -> torch.Tensor:
     return scores.topk(n, dim=-1, sorted=False).indices
 
 
-def _best(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+def best_keys(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """bool like scores [..., R, C]: the `count` [..., R] largest of each row, exactly so many where they tie."""
     most = int(count.max())
     top = scores.topk(most, dim=-1).indices

@@ -10,7 +10,7 @@ import torch
 from sparselens_kernels import quantise
 
 from sparsity_core import Pipeline, Trace, generate, methods, run
-from sparsity_core.attention.selection import Selected, _best, attend_selected, decode_selected
+from sparsity_core.attention.selection import Selected, attend_selected, best_keys, decode_selected
 from sparsity_core.kinds import SelectionMethod
 from sparsity_core.methods.decode.double_sparsity.labels import LabelSelector
 from sparsity_core.methods.decode.quest.selector import PageSelector
@@ -222,7 +222,7 @@ def test_a_dense_step_every_third_reads_everything_then_and_only_then(name):
 
 
 def test_ties_are_broken_to_exactly_the_count():
-    assert _best(torch.zeros(2, 5), torch.tensor([2, 4])).sum(-1).tolist() == [2, 4]
+    assert best_keys(torch.zeros(2, 5), torch.tensor([2, 4])).sum(-1).tolist() == [2, 4]
 
 
 def test_better_channels_read_more_of_the_attention():
