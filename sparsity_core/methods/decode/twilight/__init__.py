@@ -57,7 +57,7 @@ class Twilight(ReadingMethod):
             raise ValueError(
                 f"{self.name}: base is a method that reads a share of the context, as quest; got {self.base}"
             )
-        if base.corrects_mean or base.keeps_cache_on_host or getattr(base, "rerank", 0):
+        if base.corrects_mean or base.keeps_cache_on_host or getattr(base, "rerank", 0) > 0:
             raise ValueError(
                 f"{self.name}: the base chooses keys alone: turn mean_value, offload and rerank off; got {self.base}"
             )
