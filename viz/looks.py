@@ -47,6 +47,7 @@ _METHODS = {
     "r_kv": Look(ORANGE, SPARSE, "hexagram"),
     "expected_attention": Look(VERMILLION, LONG_DOT, "hexagon"),
     "ada_kv": Look(SKY, SPARSE, "star"),
+    "duo_attention": Look(BLUE, DASH_DOTS, "hourglass"),
     "pyramid_kv": Look(SKY, LONG_DOT, "triangle-up"),
     "dcp": Look(SKY, LONG, "circle"),
     "double_sparsity": Look(PURPLE, SOLID, "circle"),

@@ -34,7 +34,7 @@ from sparsity_core.record import EvictionRecord
 def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> list[ScanRule | PrefillRule]:
     """The rule of each layer. Raises ValueError where a layer's budget cannot hold what the method protects."""
     arch = model.arch
-    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed) for i in range(arch.n_layers)]
+    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed, model) for i in range(arch.n_layers)]
     rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
     if not model.caches:
         return rules

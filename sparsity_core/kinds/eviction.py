@@ -27,6 +27,7 @@ class LayerShape:
     n_layers: int
     n_kv_heads: int
     seed: int = 0
+    model: Any = None  # for a method that measures on it
 
 
 Budget = int | tuple[int | None, ...] | None  # keys that stay: in every KV head, or in each its own; None: all of them

@@ -85,6 +85,7 @@ def test_knobs_that_name_files_say_so():
     assert {name: files for name, files in named.items() if files} == {
         "prunenet": ["policy"],
         "dcp": ["adapter"],
+        "duo_attention": ["pattern"],
         "double_sparsity": ["calibration"],
     }
     assert methods.PruneNet().inputs() == {}  # what ships is no file of the user's
