@@ -20,7 +20,7 @@ from ui.first_look import end_first_look
 from ui.headers import MIDDLEWARE, opened
 from ui.history import one_entry_a_choice
 from ui.literal import literal
-from ui.model_bar import model_bar
+from ui.model_bar import keep_run_settings, model_bar
 from ui.page import remember_pages
 from ui.restore import restore
 from ui.run_bar import follow_link, run_bar
@@ -66,9 +66,9 @@ def main() -> None:
     st.session_state.page = chosen.url_path or next(iter(PAGES))  # the first page's address is empty
     module = PAGES[st.session_state.page]
     st.session_state.stage = module.PAGE.explains
-    of_model = module.PAGE.needs == "model"
+    of_model = module.PAGE.needs != "run"
     hold_choices(of_model)
-    bar = model_bar if of_model else run_bar
+    bar = {"run": run_bar, "model": model_bar, "nothing": keep_run_settings}[module.PAGE.needs]
     failed = None
     try:
         if of_model:

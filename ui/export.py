@@ -11,6 +11,7 @@ from sparsity_core.record import Provenance
 from sparsity_core.work import keep_prompt
 from ui.kit import Item, everything, show_kit
 from ui.literal import literal
+from ui.pins import pin
 from viz import paper
 
 PROMPT_FILE = paper.kit.PROMPT_FILE
@@ -41,6 +42,8 @@ def export_panel(item: Item) -> None:
     elif missing := paper.missing_glyphs(item.draw(width)[0]):
         st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
 
+    if st.button("Pin to Figures", icon=":material/keep:", key=f"pin_{name}", width="stretch"):
+        st.toast(pin(item, width))
     _downloads(item, width, _SHAPES[shape], across, chosen)
     st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
     show_kit(item, width, _SHAPES[shape], across)

@@ -13,14 +13,19 @@ _OF_RUNS = ("model", "prompt_choice", "prompt_text", "generate", "seed", "device
 
 
 def model_bar() -> None:
-    """Names the model, and holds what was set for runs, which Streamlit forgets where its widgets are not drawn."""
+    """Names the model, and holds what was set for runs."""
     spec = specs()[0]
+    keep_run_settings()
+    st.markdown(literal(f"Model {spec.model}, {spec.dtype} on {spec.device}"))
+    st.caption(
+        "This page reads the model's weights; no prompt and no run go into it. Another model is chosen beside the other pages."
+    )
+
+
+def keep_run_settings() -> None:
+    """Holds what was set for runs, which Streamlit forgets where its widgets are not drawn."""
     for letter in LETTERS:
         keep_settings(letter)
     for key in _OF_RUNS:
         if key in st.session_state:
             st.session_state[key] = st.session_state[key]
-    st.markdown(literal(f"Model {spec.model}, {spec.dtype} on {spec.device}"))
-    st.caption(
-        "This page reads the model's weights; no prompt and no run go into it. Another model is chosen beside the other pages."
-    )

@@ -20,13 +20,13 @@ class Page:
     """A page's title and icon in the navigation, what it needs, and its place there.
 
     A page that needs a "run" is a function of the runs shown and the view, and has the run bar beside it. One that needs a
-    "model" alone takes no arguments, and no prompt, method or Run stand beside it. `link` gives the page's own part of the
-    address. `explains` is the stage of a pipeline that the page is about.
+    "model" alone, or "nothing", takes no arguments, and no prompt, method or Run stand beside it. `link` gives the page's own
+    part of the address. `explains` is the stage of a pipeline that the page is about.
     """
 
     title: str
     icon: str
-    needs: Literal["run", "model"] = "run"
+    needs: Literal["run", "model", "nothing"] = "run"
     order: int = 100
     link: Callable[[], dict[str, str]] = no_choices
     explains: str = ""

@@ -85,6 +85,9 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
     at = opened(tmp_path, **link)
     open_page(at, "" if page_name == "tokens" else page_name)
     assert not at.exception
+    if page_name == "figures":  # which shows what is pinned, and nothing is
+        assert at.info and not at.get("plotly_chart")
+        return
     charts = at.get("plotly_chart")
     assert charts
     assert all(chart.proto.alt and chart.proto.theme == "" for chart in charts)

@@ -8,6 +8,10 @@ from .export import missing_glyphs as missing_glyphs
 from .fonts import say_missing as say_missing
 from .formats.json import plain as plain
 from .height import natural_height as natural_height
+from .panels import MOST as MOST
+from .panels import Panel as Panel
+from .panels import compose as compose
+from .panels import together as together
 from .readers import read_csv as read_csv
 from .readers import read_pdf as read_pdf
 from .readers import read_provenance as read_provenance

@@ -21,13 +21,13 @@ _PER_CHARACTER, _SYMBOL, _LINE = (
 def natural_height(figure: go.Figure, width: float, shape: float = USUAL) -> float:
     """Inches of a file `width` inches wide, `shape` times as high and more: a legend must not eat the plot, names need room."""
     styled = style(figure, "paper")
-    lines = _legend_lines(styled, width * PX_PER_INCH)
+    lines = legend_lines(styled, width * PX_PER_INCH)
     text = styled.layout.template.layout.legend.font.size
     named = sum(note.name == LABEL for note in figure.layout.annotations)
     return max(shape * width + max(0, lines - 1) * _LINE * text / PX_PER_INCH, named * _LABEL)
 
 
-def _legend_lines(figure: go.Figure, width: float) -> int:
+def legend_lines(figure: go.Figure, width: float) -> int:
     """Lines of text of the legend: all entries in one row if they fit, otherwise columns as wide as the widest."""
     if not has_legend(figure):
         return 0

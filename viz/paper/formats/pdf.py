@@ -23,8 +23,8 @@ _CELL_DPI = 300
 def _write(sheet: Sheet) -> bytes:
     writer = compat.writer_of(PdfReader(io.BytesIO(render(sheet, "pdf"))))
     writer.pdf_header = "%PDF-1.7"
-    _cut_to_size(writer.pages[0], sheet)
-    _describe(writer, sheet.provenance)
+    cut_to_size(writer.pages[0], sheet)
+    describe(writer, sheet.provenance)
     writer.add_attachment("data.csv", csv_bytes(sheet.table, sheet.provenance))
     writer.add_attachment("provenance.json", sheet.provenance.to_json().encode())
     out = io.BytesIO()
@@ -32,7 +32,7 @@ def _write(sheet: Sheet) -> bytes:
     return out.getvalue()
 
 
-def _cut_to_size(page: PageObject, sheet: Sheet) -> None:
+def cut_to_size(page: PageObject, sheet: Sheet) -> None:
     """The page at its exact size, its bitmaps with repeated cells."""
     width, height = sheet.width, sheet.height
     across, down = width * _PT_PER_INCH, height * _PT_PER_INCH
@@ -44,7 +44,7 @@ def _cut_to_size(page: PageObject, sheet: Sheet) -> None:
         _sharpen(item.get_object(), width, height)
 
 
-def _describe(writer: PdfWriter, provenance: Provenance) -> None:
+def describe(writer: PdfWriter, provenance: Provenance) -> None:
     """Title, keywords, a field for each fact, and the caption as the figure's text for screen readers."""
     for item in compat.objects_of(writer):
         if isinstance(item, DictionaryObject) and item.get("/S") == "/Figure":

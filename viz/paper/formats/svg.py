@@ -10,6 +10,7 @@ import re
 
 from PIL import Image
 
+from sparsity_core.record import Provenance
 from viz.paper.browser import render
 from viz.paper.sheet import Format, Sheet
 from viz.text import printable
@@ -17,25 +18,37 @@ from viz.theme import PX_PER_INCH
 
 
 def _write(sheet: Sheet) -> bytes:
-    """The SVG in inches (a pixel is 1/96 inch in some programs and 1/72 in others), described, with sharp cells."""
-    rendered, provenance = render(sheet, "svg").decode(), sheet.provenance
-    text = re.sub(r'xlink:href="data:image/png;base64,([^"]+)"', lambda m: f'xlink:href="{_sharp_png(m[1])}"', rendered)
-    text = _without_chance(text)
+    drawing = drawn_svg(sheet)
+    at = drawing.index(">") + 1
+    return (drawing[:at] + about(sheet.provenance) + drawing[at:]).encode()
+
+
+def drawn_svg(sheet: Sheet, name: str = "figure", place: str = "") -> str:
+    """The SVG in inches (a pixel is 1/96 inch in some programs and 1/72 in others), with sharp cells.
+
+    name: what the ids within begin with, and place: further attributes, where it is to be a part of another SVG.
+    """
+    text = render(sheet, "svg").decode()
+    text = re.sub(r'xlink:href="data:image/png;base64,([^"]+)"', lambda m: f'xlink:href="{_sharp_png(m[1])}"', text)
+    text = _without_chance(text, name)
     opening, drawing = text[: text.index(">") + 1], text[text.index(">") + 1 :]
-    for name, value in (("width", f"{sheet.width:g}in"), ("height", f"{sheet.height:g}in")):
-        opening = re.sub(rf'\s{name}="[^"]*"', f' {name}="{value}"', opening, count=1)
-    box = f' viewBox="0 0 {sheet.width * PX_PER_INCH:.6g} {sheet.height * PX_PER_INCH:.6g}"'
-    opening = re.sub(r'\sviewBox="[^"]*"', box, opening, count=1)
+    for side, value in (("width", f"{sheet.width:g}in"), ("height", f"{sheet.height:g}in")):
+        opening = re.sub(rf'\s{side}="[^"]*"', f' {side}="{value}"', opening, count=1)
+    box = f' viewBox="0 0 {sheet.width * PX_PER_INCH:.6g} {sheet.height * PX_PER_INCH:.6g}"{place}'
+    return re.sub(r'\sviewBox="[^"]*"', box, opening, count=1) + drawing
+
+
+def about(provenance: Provenance) -> str:
+    """Title, description and record, as they stand at the beginning of a file."""
     record, caption = html.escape(provenance.to_json()), html.escape(printable(provenance.caption))
     fields = html.escape(printable("\n".join(f"{key}: {value}" for key, value in provenance.fields.items())))
-    about = f"<title>{caption}</title><desc>{fields}</desc><metadata>{record}</metadata>"
-    return (opening + about + drawing).encode()
+    return f"<title>{caption}</title><desc>{fields}</desc><metadata>{record}</metadata>"
 
 
-def _without_chance(text: str) -> str:
+def _without_chance(text: str, name: str) -> str:
     """Plotly draws six hexadecimal digits for the names within a drawing; equal figures are to be equal files."""
     drawn = re.search(r'id="defs-([0-9a-f]{6})"', text)
-    return text.replace(drawn[1], "figure") if drawn else text
+    return text.replace(drawn[1], name) if drawn else text
 
 
 def _sharp_png(encoded: str) -> str:

@@ -1,0 +1,77 @@
+"""Figures that were pinned on any page, in their order, and what is made of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import streamlit as st
+
+from ui.kit import Item, kit_files
+from viz import paper
+
+MOST = 48
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A figure as it was when it was pinned: nothing that happens on its page later changes it."""
+
+    number: int  # of this session's pins, from 1
+    item: Item
+    texts: dict[str, bytes]  # caption, LaTeX, BibTeX, script and prompt, by file name
+
+
+def pins() -> list[Pin]:
+    found: list[Pin] = st.session_state.setdefault("pins", [])
+    return found
+
+
+def pin(item: Item, width: float) -> str:
+    """Adds a figure; returns what came of it, as a sentence."""
+    if len(pins()) >= MOST:
+        return f"{MOST} figures are pinned, which is the most: take some off on the page Figures."
+    number = st.session_state["pins made"] = st.session_state.get("pins made", 0) + 1
+    texts = kit_files(item, "pdf", width)
+    st.session_state["pins"] = [*pins(), Pin(number, replace(item, runs=()), texts)]
+    return f"Pinned as figure {len(pins())} of the page Figures."
+
+
+def move(number: int, by: int) -> None:
+    """Moves a pin towards the first (by −1) or the last (by 1)."""
+    found = pins()
+    at = next(i for i, own in enumerate(found) if own.number == number)
+    to = min(max(0, at + by), len(found) - 1)
+    found.insert(to, found.pop(at))
+
+
+def remove(number: int) -> None:
+    st.session_state["pins"] = [own for own in pins() if own.number != number]
+
+
+def panels() -> list[paper.Panel]:
+    return [paper.Panel(own.item.draw, own.item.table, own.item.provenance) for own in pins()]
+
+
+def zip_of_all(width: float, columns: int, progress: Callable[[float, str], None]) -> bytes:
+    """Every pinned figure as PDF and CSV in a folder of its own with its texts, and the sheet of all where it holds them."""
+    files: dict[str, bytes] = {}
+    found = pins()
+    for done, (folder, own) in enumerate(_folders()):
+        progress(done / (len(found) + 1), f"{own.item.name}, {done + 1} of {len(found)}")
+        for form in ("pdf", "csv") if paper.can_render() else ("html", "csv"):
+            files[f"{folder}/{own.item.name}.{form}"] = own.item.exported(form, width)
+        files |= {f"{folder}/{name}": data for name, data in own.texts.items()}
+    if paper.can_render() and len(found) <= paper.MOST:
+        progress(len(found) / (len(found) + 1), "the sheet of all")
+        files["sheet.pdf"] = paper.compose(panels(), "pdf", width=width, columns=columns)
+    made = paper.together([own.item.provenance for own in found])
+    files["sheet.tex"] = paper.kit.latex(made, "sheet.pdf", width).encode()
+    files["references.bib"] = paper.kit.references(made).encode()
+    progress(1.0, "done")
+    return paper.kit.zipped(files)
+
+
+def _folders() -> Iterator[tuple[str, Pin]]:
+    for at, own in enumerate(pins(), 1):
+        yield f"{at:02}-{own.item.name}", own
