@@ -9,7 +9,7 @@ import streamlit as st
 
 from sparsity_core.record import Provenance
 from sparsity_core.work import keep_prompt
-from ui.kit import Item, everything, show_kit
+from ui.kit import Item, everything, kit_files, show_kit
 from ui.literal import literal
 from ui.pins import pin
 from viz import paper
@@ -43,7 +43,7 @@ def export_panel(item: Item) -> None:
         st.warning(literal(paper.say_missing(missing)), icon=":material/font_download:")
 
     if st.button("Pin to Figures", icon=":material/keep:", key=f"pin_{name}", width="stretch"):
-        st.toast(pin(item, width))
+        st.toast(pin(item, kit_files(item, "pdf", width, _SHAPES[shape], across)))
     _downloads(item, width, _SHAPES[shape], across, chosen)
     st.caption(literal(f"{provenance.caption} {made_by(provenance)}"))
     show_kit(item, width, _SHAPES[shape], across)

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from sparsity_core.record import Provenance, RunSpec, Trace
+from sparsity_core.record import RunSpec, Trace
 from ui.address import LETTERS
+from ui.item import Draw as Draw
+from ui.item import Item as Item
 from ui.session import name_of, seen, shown, specs
 from viz import again, cost, paper
-
-Draw = Callable[[float], tuple[go.Figure, float | None]]  # (figure, its own height) for a width; inches
-
-
-@dataclass(frozen=True)
-class Item:
-    """A figure as it may be taken from a page: what draws it, its table, where it comes from, and its runs if it has any."""
-
-    name: str
-    draw: Draw
-    table: pd.DataFrame
-    provenance: Provenance
-    runs: tuple[tuple[RunSpec, Trace], ...] = ()
-
-    def exported(self, form: str, width: float, shape: float = 0.62, chosen: bool = False) -> bytes:
-        """The figure's file at a width, and as high as its lines take or `shape` times as high; inches."""
-        figure, height = self.sized(width, shape)
-        return paper.export(figure, self.table, form, self.provenance, width=width, height=height, chosen=chosen)
-
-    def sized(self, width: float, shape: float = 0.62) -> tuple[go.Figure, float]:
-        figure, height = self.draw(width)
-        return figure, paper.natural_height(figure, width, shape) if height is None else height
 
 
 def kit_files(item: Item, form: str, width: float, shape: float = 0.62, across: bool = False) -> dict[str, bytes]:

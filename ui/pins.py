@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from ui.kit import Item, kit_files
+from ui.item import Item
 from viz import paper
 
 MOST = 48
@@ -27,12 +27,11 @@ def pins() -> list[Pin]:
     return found
 
 
-def pin(item: Item, width: float) -> str:
-    """Adds a figure; returns what came of it, as a sentence."""
+def pin(item: Item, texts: dict[str, bytes]) -> str:
+    """Adds a figure with what goes with it; returns what came of it, as a sentence."""
     if len(pins()) >= MOST:
         return f"{MOST} figures are pinned, which is the most: take some off on the page Figures."
     number = st.session_state["pins made"] = st.session_state.get("pins made", 0) + 1
-    texts = kit_files(item, "pdf", width)
     st.session_state["pins"] = [*pins(), Pin(number, replace(item, runs=()), texts)]
     return f"Pinned as figure {len(pins())} of the page Figures."
 
