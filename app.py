@@ -22,6 +22,7 @@ from ui.history import one_entry_a_choice
 from ui.literal import literal
 from ui.model_bar import keep_run_settings, model_bar
 from ui.page import remember_pages
+from ui.pins import begin_page
 from ui.restore import restore
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
@@ -86,6 +87,8 @@ def main() -> None:
 
 
 def open_model_page(chosen: StreamlitPage, module: ModuleType) -> None:
+    if module.PAGE.needs == "model":
+        begin_page(module.PAGE.title)
     chosen.run()
     end_first_look()
     session.keep_address(module.PAGE.link())
@@ -116,6 +119,7 @@ def why_nothing() -> str:
 def look(name: str, shown: list[Shown]) -> None:
     """A page of runs below its steppers; a choice made in it draws this much again, and not what no choice changes."""
     module = next(module for module in PAGES.values() if module.__name__ == name)
+    begin_page(module.PAGE.title)
     at = view_bar(shown)
     module.page(shown, at)
     end_view()

@@ -14,6 +14,7 @@ PAGE = Page("Figures", ":material/dashboard:", needs="nothing", order=200)
 
 def page() -> None:
     st.subheader("Figures pinned for a paper", anchor=False)
+    ui.pin_page()
     if not pins():
         st.info("Nothing is pinned yet: open Export below a figure of any page and press Pin to Figures.")
         return

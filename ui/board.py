@@ -8,16 +8,36 @@ import streamlit as st
 
 from ui.export import choose_width
 from ui.figure import theme
+from ui.kit import kit_files
 from ui.literal import literal
-from ui.pins import Pin, move, panels, pins, remove, zip_of_all
+from ui.pins import Pin, move, offered, panels, pin, pins, remove, zip_of_all
 from viz import paper, style
 from viz.paper import Panel
 
 _IN_A_ROW = 3
+_WIDTH = 5.5  # inches that the texts of a page's figures tell
 _HEIGHT = 260  # px of a pinned figure on the page
 _NARROW = 1.9  # inches for which a text of the screen's size is broken into lines as wide as a third of the page
 _LINES = 9
 _FORMS = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
+
+
+def pin_page() -> None:
+    """Pins every figure of the page that was looked at last."""
+    title, items = offered()
+    if not items or not st.button(
+        f"Pin all {len(items)} figures of {title}",
+        icon=":material/keep:",
+        key="pin_page",
+        help="as that page shows them",
+    ):
+        return
+    bar = st.progress(0.0)
+    for done, item in enumerate(items):
+        bar.progress(done / len(items), text=literal(item.name))
+        told = pin(item, kit_files(item, "pdf", _WIDTH))
+    st.toast(told)
+    st.rerun()
 
 
 def pinned() -> None:

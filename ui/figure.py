@@ -15,6 +15,7 @@ from ui.clicks import hear_clicks
 from ui.export import PROMPT_FILE, export_panel
 from ui.first_look import painted
 from ui.kit import Draw, Item
+from ui.pins import offer
 from ui.session import link_of_view, seen
 from viz import style
 
@@ -75,11 +76,13 @@ def offer_figure(
         popover = st.popover(
             "Export", icon=":material/download:", width="content", key=f"export_{name}", on_change="rerun"
         )
+    made = sources if isinstance(sources, Provenance) else of_runs(sources)
+    runs = () if isinstance(sources, Provenance) else tuple(sources)
+    item = Item(name, draw, table, replace(made, caption=caption, link=link_of_view()), runs)
+    offer(item)
     if popover.open:
         with popover:
-            made = sources if isinstance(sources, Provenance) else of_runs(sources)
-            runs = () if isinstance(sources, Provenance) else tuple(sources)
-            export_panel(Item(name, draw, table, replace(made, caption=caption, link=link_of_view()), runs))
+            export_panel(item)
 
 
 def of_runs(sources: Runs) -> Provenance:

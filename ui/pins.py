@@ -36,6 +36,22 @@ def pin(item: Item, texts: dict[str, bytes]) -> str:
     return f"Pinned as figure {len(pins())} of the page Figures."
 
 
+def begin_page(title: str) -> None:
+    """Forgets what the page before this one, or this one with another view, offered."""
+    st.session_state["offered"] = (title, {})
+
+
+def offer(item: Item) -> None:
+    """Remembers a figure of the page that is looked at, so that all of them can be pinned at once."""
+    st.session_state.setdefault("offered", ("", {}))[1][item.name] = item
+
+
+def offered() -> tuple[str, list[Item]]:
+    """The title of the page that was looked at last, and its figures in their order."""
+    title, items = st.session_state.get("offered", ("", {}))
+    return title, list(items.values())
+
+
 def move(number: int, by: int) -> None:
     """Moves a pin towards the first (by −1) or the last (by 1)."""
     found = pins()

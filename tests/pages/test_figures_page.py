@@ -53,6 +53,18 @@ def test_pinned_figures_are_ordered_taken_off_and_outlive_another_page(tmp_path:
     assert captions(at) == ["atlas_A"]
 
 
+def test_all_figures_of_the_page_seen_last_are_pinned_at_once_with_its_view(tmp_path: Path) -> None:
+    at = opened(tmp_path, layer="7")
+    open_page(at, "figures")
+    at.button(key="pin_page").click().run()
+    assert not at.exception
+    assert captions(at) == ["atlas_A", "strip_figure_A", "loss"]
+    for own in at.session_state.pins:
+        assert own.item.provenance.link["page"] == "tokens" and own.item.provenance.link["layer"] == "7"
+        assert own.item.provenance.view.page == "tokens"
+        assert any("again.draw(" in data.decode() for name, data in own.texts.items() if name.endswith(".py"))
+
+
 def test_the_zip_has_a_folder_a_figure_and_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper, "can_render", lambda: False)
     at = pinned(tmp_path, "atlas_A", "loss")
