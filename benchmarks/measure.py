@@ -61,8 +61,8 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def peak_memory(function: Callable[[], Any]) -> int:

@@ -233,3 +233,10 @@ def test_reductions_are_spelled_as_the_kernels_spell_them():
     from sparsity_core import kinds
 
     assert kinds.REDUCTIONS == dispatch.REDUCTIONS
+
+
+def test_one_file_knows_what_is_of_cuda_alone():
+    asks = re.compile(r"torch\.cuda|torch\.version\.(cuda|hip)|torch\.mps|\.is_cuda\b|\.type [!=]= .cuda.")
+    assert all(asks.search(text) for text in ("torch.cuda.Event()", "x.is_cuda", 'device.type == "cuda"'))
+    found = [file.relative_to(ROOT) for package in ORDER for file in sources(package) if asks.search(file.read_text())]
+    assert found == [Path("kernels/sparselens_kernels/device.py")], "ask sparselens_kernels.device"

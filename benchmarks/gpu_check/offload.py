@@ -85,7 +85,7 @@ def _step(model: Model, prompt: list[int], new: int, offload: bool, ahead: bool)
 
 def _seconds(model: Model, prompt: list[int], new: int, offload: bool) -> tuple[float, Any]:
     if model.device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize(model.device)
     began = time.perf_counter()
     out = generate(
         model,
@@ -111,8 +111,7 @@ class _Clock:
         def timed_fetch(own: Offloaded, *given: Any) -> Any:
             began = time.perf_counter()
             found = fetch(own, *given)
-            if own._stream is not None:
-                own._stream.synchronize()  # in the worker, whose time it is
+            own._side.finish()  # in the worker, whose time it is
             self.fetching += time.perf_counter() - began
             return found
 

@@ -4,6 +4,7 @@ Each operation is a folder: `reference.py` reads as the equation and runs anywhe
 and `__init__.py` checks the arguments and chooses between them.
 """
 
+from sparselens_kernels.device import Card, Side, cards, is_card
 from sparselens_kernels.dispatch import LATE, NEVER
 from sparselens_kernels.evict_scan import EvictScan, evict_scan
 from sparselens_kernels.flash_column_score import ColumnScore, flash_column_score
@@ -23,6 +24,7 @@ __all__ = [
     "BlockColumns",
     "Blocks",
     "Buckets",
+    "Card",
     "ColumnScore",
     "Columns",
     "Diagonals",
@@ -31,14 +33,17 @@ __all__ = [
     "KeyMask",
     "Labels",
     "MaskedAttention",
+    "Side",
     "Window",
     "attend",
+    "cards",
     "causal_rows",
     "dequantise",
     "evict_scan",
     "flash_column_score",
     "gate_drops",
     "gated_attention",
+    "is_card",
     "label_scores",
     "logits",
     "masked_attention",

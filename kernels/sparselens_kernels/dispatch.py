@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from sparselens_kernels.device import takes_triton
+
 Backend = Literal["auto", "reference", "triton"]
 BACKENDS = ("auto", "reference", "triton")
 REDUCTIONS = ("sum", "mean", "max")
@@ -15,7 +17,7 @@ NEVER = 2**31 - 1  # of a key that no query drops; not the length: a key that th
 
 
 def choose(backend: Backend, device: torch.device, unsupported: str | None) -> Literal["reference", "triton"]:
-    """The backend to run: `auto` takes Triton on CUDA where the call is supported, else the reference.
+    """The backend to run: `auto` takes Triton on a card that it compiles for where the call is supported, else the reference.
 
     `unsupported` says why Triton cannot take this call, or None. Asking for Triton where it cannot run raises.
     """
@@ -24,7 +26,7 @@ def choose(backend: Backend, device: torch.device, unsupported: str | None) -> L
     if backend == "reference":
         return "reference"
     if backend == "auto":
-        return "triton" if device.type == "cuda" and unsupported is None else "reference"
+        return "triton" if unsupported is None and takes_triton(device) else "reference"
     if unsupported is not None:
         raise ValueError(f"the Triton kernel cannot run this call: {unsupported}. Use backend='reference'")
     return "triton"

@@ -7,16 +7,14 @@ sides are the same memory and the code is the same.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import sparse_decode
+from sparselens_kernels import Side, is_card, sparse_decode
 from transformers.cache_utils import DynamicLayer
 
 from sparsity_core.attention.selection import corrected, top_keys
@@ -32,7 +30,7 @@ class HostLayer(DynamicLayer):
         self.capacity, self.n = capacity, 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        pin = key_states.device.type == "cuda"
+        pin = is_card(key_states.device)
         shape = (*key_states.shape[:2], self.capacity)
         self._keys = torch.empty(*shape, key_states.shape[3], dtype=key_states.dtype, pin_memory=pin)
         self._values = torch.empty(*shape, value_states.shape[3], dtype=value_states.dtype, pin_memory=pin)
@@ -87,7 +85,7 @@ class _Slot:
     layer: int = -1
     index: torch.Tensor | None = None  # int64 [Hkv, S], ascending
     rows: Future[tuple[torch.Tensor, torch.Tensor]] | None = None
-    written: Any = None  # CUDA events
+    written: Any = None  # events
     read: Any = None
 
 
@@ -99,7 +97,7 @@ class Offloaded:
         self.moved = Moved([0] * len(layers), [0] * len(layers))
         self._slots = (_Slot(), _Slot())
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side = Side(device)
 
     def is_host(self, layer: int) -> bool:
         return layer < len(self.layers) and isinstance(self.layers[layer], HostLayer)
@@ -112,7 +110,7 @@ class Offloaded:
         host, slot = self.layers[layer], self._slots[layer % 2]
         index = top_keys(q, host.shape(q), selector, share=share, scale=scale).columns[0].sort(-1).values
         slot.layer, slot.index = layer, index
-        ready = self._event()  # the selection, on the stream that computes
+        ready = self._side.event()  # the selection, on the stream that computes
         slot.rows = self._worker.submit(self._fetch, host, index, slot, ready)
 
     def attend(
@@ -139,12 +137,12 @@ class Offloaded:
         missing = past.clone()
         if slot.layer == layer and slot.index is not None and slot.rows is not None and slot.index.shape[1]:
             found_keys, found_values = slot.rows.result()
-            self._wait(slot.written)
+            self._side.wait(slot.written)
             at = torch.searchsorted(slot.index, wanted).clamp_max(slot.index.shape[1] - 1)
             hit = past & (slot.index.gather(1, at) == wanted)
             heads = torch.arange(n_kv, device=wanted.device)[:, None].expand_as(at)
             keys[hit], values[hit] = found_keys[heads[hit], at[hit]], found_values[heads[hit], at[hit]]
-            slot.read = self._event()
+            slot.read = self._side.event()
             missing &= ~hit
             self.moved.ready[layer] += int(hit.sum())
         slot.layer = -1
@@ -162,35 +160,16 @@ class Offloaded:
     def _fetch(
         self, host: HostLayer, index: torch.Tensor, slot: _Slot, ready: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.inference_mode(), self._aside(ready, slot.read):
+        with torch.inference_mode(), self._side.after(ready, slot.read):
             rows = host.rows(index.cpu())
             self.moved.bytes_ahead += index.numel() * self._row_bytes(host)
-            if self._stream is None:
+            if not self._side.exists:
                 return rows
             sent = tuple(x.pin_memory().to(self.device, non_blocking=True) for x in rows)
-            slot.written = self._event()
+            slot.written = self._side.event()
             return sent[0], sent[1]
 
     @staticmethod
     def _row_bytes(host: HostLayer) -> int:
         assert host.keys is not None and host.values is not None
         return (host.keys.shape[3] + host.values.shape[3]) * host.keys.element_size()
-
-    @contextlib.contextmanager
-    def _aside(self, *events: Any) -> Iterator[None]:
-        """On the side stream, once these events have come to pass."""
-        if self._stream is None:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            for event in events:
-                if event is not None:
-                    self._stream.wait_event(event)
-            yield
-
-    def _event(self) -> Any:
-        return None if self._stream is None else torch.cuda.current_stream(self.device).record_event()
-
-    def _wait(self, event: Any) -> None:
-        if event is not None:
-            torch.cuda.current_stream(self.device).wait_event(event)

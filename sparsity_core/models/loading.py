@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from sparselens_kernels import Card, cards, is_card
 
 from sparsity_core.models.compat import is_causal_lm, quiet, values_of
 from sparsity_core.models.gguf import plain
@@ -64,23 +65,28 @@ def load(
 
 def resolve_device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if cards() else "cpu")
     try:
         place = torch.device(device)
     except RuntimeError:
         place = None
     if place is None or place.type not in ("cpu", "cuda"):
         raise ModelError(f"there is no device {device!r}: use auto, cpu or cuda")
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("this machine has no CUDA device: use device=cpu or auto")
+    if is_card(place):
+        there = len(cards())
+        if not there:
+            raise ModelError("this machine has no CUDA device: use device=cpu or auto")
+        if (place.index or 0) >= there:
+            known = ", ".join(f"cuda:{i}" for i in range(there))
+            raise ModelError(f"there is no device {device!r} among this machine's {there}: use {known}, cpu or auto")
     return place
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> str:
     if dtype == "auto":
-        if device.type != "cuda":
+        if not is_card(device):
             return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if cards()[device.index or 0].bfloat16 else "float16"
     if dtype not in (*DTYPES, INT8):
         raise ModelError(f"there is no dtype {dtype!r}: use auto, {', '.join(DTYPES)}, {INT8}")
     return dtype
@@ -165,7 +171,7 @@ def _from_pretrained(source: Source, name: str, device: torch.device, dtype: tor
             experts_implementation=None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that _check_complete can name them
-            **_placement(config, device, dtype),
+            **_placement(config, name, device, dtype),
             **extra,
         )
     hf, found = loaded
@@ -201,20 +207,44 @@ def _others(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
-def _placement(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """from_pretrained's device arguments: one device, or all GPUs where one cannot hold the weights."""
-    if device.type != "cuda":
-        return {"device_map": {"": "cpu"}}
-    if device.index is None and torch.cuda.device_count() > 1:
-        from transformers import AutoModelForCausalLM
+def _placement(config: Any, name: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """from_pretrained's device arguments: one device, or all GPUs where one cannot hold the weights.
 
-        with torch.device("meta"):
-            n_parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-        if spreads(n_parameters * dtype.itemsize, torch.cuda.mem_get_info(0)[0]):
-            return {"device_map": "auto"}
-    return {"device_map": {"": str(device)}}
+    Raises ModelError where they cannot all together.
+    """
+    if not is_card(device):
+        return {"device_map": {"": "cpu"}}
+    place, found = {"device_map": {"": str(device)}}, cards()
+    if getattr(config, "quantization_config", None) is not None:  # takes less than its parameters' number says
+        return place
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    held = found if device.index is None else found[device.index : device.index + 1]
+    reason = too_large(n_parameters, dtype, held)
+    if reason is not None:
+        raise ModelError(f"{name} {reason}")
+    if len(held) > 1 and spreads(n_parameters * dtype.itemsize, held[0].free):
+        return {"device_map": "auto"}
+    return place
 
 
 def spreads(weight_bytes: int, free_bytes: int) -> bool:
     """Whether weights need more than one GPU: a fifth of its free memory is left to activations and the cache."""
     return weight_bytes > 0.8 * free_bytes
+
+
+def too_large(n_parameters: int, dtype: torch.dtype, held: list[Card]) -> str | None:
+    """Why the weights do not fit into these cards together, and what would; None where they do."""
+    free, gib = sum(card.free for card in held), 2**30
+    if n_parameters * dtype.itemsize <= free:
+        return None
+    names = " and ".join(card.name for card in held)
+    halves = dtype.itemsize > 2 and n_parameters * 2 <= free
+    smaller = f"dtype=float16 ({n_parameters * 2 / gib:.1f} GiB), " if halves else ""
+    return (
+        f"takes {n_parameters * dtype.itemsize / gib:.1f} GiB for its weights in {str(dtype).removeprefix('torch.')}, and "
+        f"{names} {'has' if len(held) == 1 else 'have'} {free / gib:.1f} GiB free: use {smaller}device=cpu, or a model of at "
+        f"most {0.8 * free / 2 / 1e9:.1f} billion parameters in half precision"
+    )

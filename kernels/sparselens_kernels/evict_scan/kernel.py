@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sparselens_kernels.device import guard
 from sparselens_kernels.dispatch import NEVER
 from sparselens_kernels.evict_scan import reference
 from sparselens_kernels.evict_scan.walk import walk
@@ -249,7 +250,7 @@ def _scanned(
 
     block_g, block_d, block_v = (triton.next_power_of_2(n) for n in (group, dim, dim_v))
     block_s = min(max(4, triton.next_power_of_2(n_slots)), slots_of_block(block_g, max(block_d, block_v)))
-    with torch.cuda.device_of(q):
+    with guard(q):
         _scan[(batch * n_kv,)](
             q, k, v, per_key(decay), per_key(1.0 if weight is None else weight), per_key(initial),
             _budgets(budget, device), held, snapshot_of,

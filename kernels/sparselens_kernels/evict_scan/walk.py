@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sparselens_kernels.device import guard
+
 if TYPE_CHECKING:
     from sparselens_kernels.evict_scan.reference import Block, Walked
 
@@ -100,7 +102,7 @@ def walk(block: Block, n_sink: int, recent: int, scored: bool) -> Walked:
     dropped_in = torch.empty(batch, n_kv, columns, dtype=torch.int32, device=device)
     lowest = torch.full((batch, n_kv, rows), float("nan"), device=device)
     block_g, block_c = triton.next_power_of_2(group), triton.next_power_of_2(columns)
-    with torch.cuda.device_of(p):
+    with guard(p):
         _walk[(batch * n_kv,)](
             p, block.logits.contiguous(), score, per_key(block.decay), per_key(block.weight),
             per_head(block.n_empty), per_head(block.n_free), choices, dropped_in, lowest,

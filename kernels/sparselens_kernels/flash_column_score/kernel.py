@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sparselens_kernels.device import guard
+
 _LENGTHS = ["past", "n_queries", "n_keys", "first_query"]  # no compilation of their own for 1 or multiples of 16
 
 
@@ -131,7 +133,7 @@ def flash_rows(
     q, k, v = _readable(q), _readable(k), _readable(v)
     lse = torch.empty(batch, n_heads, n_queries, dtype=torch.float32, device=q.device)
     block, block_d, block_v = _blocks(q, dim, dim_v)
-    with torch.cuda.device_of(q):
+    with guard(q):
         _rows[(triton.cdiv(n_queries, block), batch * n_heads)](
             q, k, v, until, out, lse,
             *q.stride(), *k.stride(), *v.stride(), *_strides(until, batch, n_kv, n_keys),
@@ -171,7 +173,7 @@ def flash_column_score(
     log2_decay = per_key(decay).log2().float().contiguous()
     weight = per_key(1.0 if weight is None else weight).float().contiguous()
     block, block_d, _ = _blocks(q, dim, dim_v)
-    with torch.cuda.device_of(q):
+    with guard(q):
         _columns[(triton.cdiv(n_keys, block), batch * n_kv)](
             q, k, until, lse, log2_decay, weight, score,
             *q.stride(), *k.stride(), *_strides(until, batch, n_kv, n_keys),

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sparselens_kernels.device import guard
 from sparselens_kernels.dispatch import NEVER
 from sparselens_kernels.flash_column_score.kernel import flash_rows
 
@@ -53,7 +54,7 @@ def gate_drops(gate_q: torch.Tensor, gate_k: torch.Tensor, bias: float, start: i
     if interpreted and gate_q.dtype == torch.bfloat16:  # its tl.dot takes bfloat16 for the integers it is stored in
         gate_q, gate_k = gate_q.float(), gate_k.float()
     block = 64 if gate_q.element_size() == 2 else 32
-    with torch.cuda.device_of(gate_q):
+    with guard(gate_q):
         _drops[(triton.cdiv(n_keys, block), batch)](
             gate_q, gate_k, dropped_at,
             *gate_q.stride(), *gate_k.stride(),

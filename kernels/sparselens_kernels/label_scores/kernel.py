@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sparselens_kernels.device import guard
 from sparselens_kernels.label_scores.labels import Labels
 
 _REDUCTIONS = {"sum": 0, "mean": 1, "max": 2, "none": 3, "softmax": 4}
@@ -119,7 +120,7 @@ def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: floa
 
     def scores(kind: int, lse: torch.Tensor, *shape: int) -> torch.Tensor:
         out = torch.empty(batch, *shape, dtype=torch.float32, device=q.device)
-        with torch.cuda.device_of(q):
+        with guard(q):
             _scores[(n_blocks, batch * n_kv)](
                 q, values, token_scale, lse, out,
                 *values.stride(), *token_scale.stride(),
@@ -133,7 +134,7 @@ def label_scores(q: torch.Tensor, labels: Labels, *, reduction: str, scale: floa
     if reduction == "softmax":  # the labels are read twice: a fifth of the bytes of a softmax over every head's scores
         parts = scores(_LOG_SUM, q, n_heads, n_blocks)
         lse = torch.empty(batch, n_heads, dtype=torch.float32, device=q.device)
-        with torch.cuda.device_of(q):
+        with guard(q):
             _log_sum[(batch * n_heads,)](parts, lse, n_blocks, BLOCK=_BLOCK)
         return scores(_REDUCTIONS[reduction], lse, n_kv, n_tokens)
     return scores(_REDUCTIONS[reduction], q, n_heads if reduction == "none" else n_kv, n_tokens)

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from sparselens_kernels.device import takes_triton
 from sparselens_kernels.dispatch import check_attention_shapes
 from sparselens_kernels.masks import KeyMask
 
@@ -57,7 +58,7 @@ def masked_attention(
     if backend not in ("auto", "gathered", "flex"):
         raise ValueError(f"backend is auto, gathered or flex; got {backend!r}")
     if backend == "auto":
-        backend = "flex" if q.device.type == "cuda" and mask.in_blocks else "gathered"
+        backend = "flex" if mask.in_blocks and takes_triton(q.device) else "gathered"
     if backend == "flex":
         from sparselens_kernels.masked_attention.flex import masked_attention as attend
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from sparselens_kernels.device import is_card
 from sparselens_kernels.masks import KeyMask, Window
 
 _BLOCK = 128  # the side of a block, in tokens; smaller ones are advised against
@@ -27,7 +28,7 @@ def masked_attention(
 ) -> tuple[torch.Tensor, int]:
     blocks = block_mask(mask, q.shape[1], q.device, window, until)
     score = None if softcap is None else functools.partial(_capped, softcap)
-    attend = _compiled() if q.device.type == "cuda" else flex_attention
+    attend = _compiled() if is_card(q.device) else flex_attention
     out = attend(q, k, v, score_mod=score, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     whole = blocks.full_kv_num_blocks
     assert whole is not None  # `block_mask` gives both kinds

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sparselens_kernels.device import guard
+
 _LENGTHS = ["n_index", "n_splits", "per_split"]
 _PROGRAMS = 512  # that keep any card busy; with fewer, each reads a smaller part
 _BLOCK = 64  # keys
@@ -113,7 +115,7 @@ def sparse_decode(
     n_splits = max(1, triton.cdiv(n_index, per_split))
     part = torch.empty(batch, n_kv, n_splits, group, dim_v, dtype=torch.float32, device=q.device)
     lse = torch.empty(batch, n_kv, n_splits, group, dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):
+    with guard(q):
         _split[(n_splits, batch * n_kv)](
             q.contiguous(), k, v, index.contiguous(), n_selected.int().contiguous(), part, lse,
             *k.stride(), *v.stride(),

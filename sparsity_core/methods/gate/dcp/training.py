@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from sparselens_kernels import is_card
 from torch.optim.lr_scheduler import LambdaLR
 
 from sparsity_core.methods.gate.dcp.adapter import Gate
@@ -189,7 +190,7 @@ class _Run:
         return torch.nn.functional.kl_div(log_p, wanted, reduction="batchmean", log_target=True)
 
     def _mixed(self) -> torch.autocast:
-        on = self.model.device.type == "cuda" and self.model.dtype == torch.float32
+        on = is_card(self.model.device) and self.model.dtype == torch.float32
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=on)
 
     def told(self) -> str:
