@@ -16,6 +16,9 @@ from sparsity_core.kinds.eviction import FORGETTING_CLASSES, EvictionMethod, Lay
 from sparsity_core.kinds.knobs import RULES, knob
 
 
+BASES = ["knorm(n_sink=3)", "keydiff(every=0)", "'snapkv'", "sparq", "quest(tokens=0.5, page=8)", "dense"]
+
+
 def _numbers(meta, default):
     low = meta["at_least"] if meta["at_least"] is not None else meta["low"] or -10
     if isinstance(default, float):
@@ -33,6 +36,8 @@ def _values(knob):
         return st.sampled_from(["", "0-3", "17, 5-9", r"/[0-9]+ 'a' \d/, 4", '/"(x|y)"/'])
     if knob.name in ("layer_tokens", "layer_channels"):
         return st.sampled_from(["", "1", "32, 16" if "channels" in knob.name else "1, 0.5, 0.25"])
+    if knob.name == "base":
+        return st.sampled_from([knob.default, *BASES])
     if knob.metadata["choices"]:
         return st.sampled_from(knob.metadata["choices"])
     if isinstance(knob.default, str):

@@ -97,7 +97,7 @@ def test_the_keys_that_estimate_are_counted():
     [
         ("mass=0.0", "twilight: mass is a share of the attention, above 0 to 1; got 0"),
         ("mass=1.5", "twilight: mass is at most 1.0; got 1.5"),
-        ("mass=-0.5", "above 0 to 1; got -0.5"),
+        ("mass=-0.5", "mass is at least 0; got -0.5"),
         ("base=oracle_top_k", "base is a method that reads a share of the context, as quest; got oracle_top_k"),
         ("base='sparq(mean_value=True)'", "turn mean_value, offload and rerank off"),
         ("base=questt", "quest"),

@@ -31,6 +31,7 @@ class Twilight(ReadingMethod):
         0.95,
         low=0.5,
         high=1.0,
+        at_least=0,
         at_most=1.0,
         always=True,
         help="p: share of the chosen keys' attention that is read: 0.95 for LLaMA-2 in the paper, 0.85 for LLaMA-3.1",
@@ -77,6 +78,9 @@ class Twilight(ReadingMethod):
 
     def tokens_of(self, layer: int) -> float:
         return self.chooser.tokens_of(layer)
+
+    def files(self) -> dict[str, str]:
+        return self.chooser.files()
 
     def inputs(self) -> dict[str, str]:
         return self.chooser.inputs()
