@@ -1,19 +1,23 @@
-"""Makes what ships, with which the pages open: `python -m ui.bundle [traces|spectra|channels]` (`make assets`)."""
+"""Makes what ships, with which the pages open: `python -m ui.bundle [traces|spectra|channels|claims]` (`make assets`)."""
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 from sparsity_core import studies
 from sparsity_core.inference import execute
 from sparsity_core.methods.decode.double_sparsity.channels import ASSETS
+from sparsity_core.models import evaluation_text
 from sparsity_core.record import Store, key_of
 from sparsity_core.work import write_whole
 from ui.session import EXAMPLE, FIVE_STAGES
 from ui.spectra import RATIOS, example_method
 from ui.sweeps import swept
 
+_PASSAGES, _LETTERS = 16, 1600  # about 384 tokens each
 BESIDE = replace(EXAMPLE, pipeline="eviction=streaming_llm(budget=64)")
 
 
@@ -77,14 +81,30 @@ def make_channels() -> None:
     print(f"{model.fingerprint}  {found.recipe['stability']['shared']}")
 
 
+def make_claims() -> None:
+    """The passages that claims are measured on, and each claim's rows."""
+    text, folder = evaluation_text(), studies.CLAIMS
+    starts = [text.index("\n", at * len(text) // _PASSAGES) + 1 for at in range(_PASSAGES)]
+    written = (json.dumps({"text": text[start : start + _LETTERS]}) for start in starts)
+    write_whole(folder / "passages.jsonl", "".join(f"{line}\n" for line in written).encode())
+    for claim in studies.claims():
+        rows = studies.measure_claim(claim)
+        versions = ", ".join(f"{name} {version(name)}" for name in ("sparselens", "torch", "transformers"))
+        table = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_whole(folder / f"{claim.name}.csv", f"# {EXAMPLE.model}, float32, {versions}\n{table}".encode())
+        print(f"{claim.name}  {studies.direction_of(claim, rows)}")
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or ["traces", "spectra", "channels"]
+    wanted = sys.argv[1:] or ["traces", "spectra", "channels", "claims"]
     if "traces" in wanted:
         make_traces()
     if "spectra" in wanted:
         make_studies()
     if "channels" in wanted:
         make_channels()
+    if "claims" in wanted:
+        make_claims()
 
 
 if __name__ == "__main__":

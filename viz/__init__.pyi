@@ -10,6 +10,7 @@ from . import paper as paper
 from . import patterns as patterns
 from . import pipeline as pipeline
 from . import removed as removed
+from . import reproduced as reproduced
 from . import scores as scores
 from . import spectra as spectra
 from . import strip as strip

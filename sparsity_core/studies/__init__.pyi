@@ -6,6 +6,17 @@ from .channel_records import channel_counts as channel_counts
 from .channels import read_at as read_at
 from .channels import stability as stability
 from .channels import study_channels as study_channels
+from .claims import CLAIMS as CLAIMS
+from .claims import Claim as Claim
+from .claims import claim_named as claim_named
+from .claims import claims as claims
+from .claims import direction_of as direction_of
+from .claims import losses_of as losses_of
+from .claims import measure_claim as measure_claim
+from .claims import own_rows as own_rows
+from .claims import pairs_of as pairs_of
+from .claims import shipped_rows as shipped_rows
+from .claims import shipped_with as shipped_with
 from .gate import look_at_gate as look_at_gate
 from .gate_look import GateLook as GateLook
 from .judge_study import ALL_LAYERS as ALL_LAYERS

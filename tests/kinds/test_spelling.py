@@ -15,7 +15,6 @@ from sparsity_core import Pipeline, methods
 from sparsity_core.kinds.eviction import FORGETTING_CLASSES, EvictionMethod, LayerShape
 from sparsity_core.kinds.knobs import RULES, knob
 
-
 BASES = ["knorm(n_sink=3)", "keydiff(every=0)", "'snapkv'", "sparq", "quest(tokens=0.5, page=8)", "dense"]
 
 

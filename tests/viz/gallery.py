@@ -27,6 +27,7 @@ from viz import (
     patterns,
     pipeline,
     removed,
+    reproduced,
     scores,
     shares,
     spectra,
@@ -223,7 +224,13 @@ def _of_judges(made: Trace) -> dict[str, go.Figure]:
         ranks=np.tile(drops / 4, (3, 3, 1)).astype(np.float32),
         left_out=(),
     )
+    names = ["dense", "eviction=a2sf(budget=8)", "gate=dcp"]
+    rows = pd.DataFrame(
+        [(name, line, 9.0 + at + line, 100, 1.0) for at, name in enumerate(names) for line in (1, 2, 3)],
+        columns=["pipeline", "line", "value", "n", "kv_share"],
+    )
     return {
+        "plot_reproduced": reproduced.plot_reproduced(reproduced.reproduced_table(rows)),
         "plot_verdicts": judges.plot_verdicts(judges.verdicts_table(study, -1)),
         "plot_judge_layers": judges.plot_judge_layers(judges.judge_layers_table(study, study.judges), 1),
         "plot_drops": judges.plot_drops(judges.drops_table(study, made.tokens, study.judges[0], 0)),
