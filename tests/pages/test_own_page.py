@@ -42,5 +42,6 @@ def test_a_file_with_a_page_is_a_page_of_the_app(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().splitlines()[-1] == (
-        "['', 'compare', 'scores', 'gate', 'channels', 'patterns', 'spectra', 'reproduce', 'mine', 'figures'] a page of my own False"
+        "['', 'compare', 'scores', 'gate', 'channels', 'patterns', 'spectra', 'reproduce', 'mine', 'figures'] "
+        "a page of my own False"
     )
