@@ -19,6 +19,9 @@ from viz import reproduced as viz
 
 _MARKS = {"same direction": "✓", "other direction": "✗", "cannot be told apart": "~"}
 
+_ROW = 72  # px: three lines
+_WIDTHS = {"claim": 300, "here": 150, "its numbers": 210, "its setting": 240, "paper": 260, "n": 50, "measured": 90}
+
 
 def overview() -> None:
     """A row per claim: what the paper says, in which setting, with which numbers, and whether it holds here."""
@@ -29,10 +32,10 @@ def overview() -> None:
         found.append(
             {
                 "claim": claim.says,
-                "paper": claim.paper,
-                "its setting": claim.setting,
-                "its numbers": _reported(claim),
                 "here": f"{_MARKS.get(direction, '·')} {direction}",
+                "its numbers": _reported(claim),
+                "its setting": claim.setting,
+                "paper": claim.paper,
                 "n": rows["line"].nunique(),
                 "measured": "on this machine" if here else "ships",
             }
@@ -40,11 +43,9 @@ def overview() -> None:
     st.dataframe(
         pd.DataFrame(found),
         hide_index=True,
-        row_height=96,
-        column_config={
-            "claim": st.column_config.TextColumn(width="large"),
-            "n": st.column_config.NumberColumn(width="small"),
-        },
+        row_height=_ROW,
+        height=_ROW * len(found) + 40,
+        column_config={name: st.column_config.Column(width=width) for name, width in _WIDTHS.items()},
     )
     st.caption(
         f"Here is {EMBEDDED}, a small model, and the loss on passages of Python's language reference that no method was fitted "
@@ -69,7 +70,7 @@ def one_claim() -> None:
         real = test.verdict in ("better", "worse")
         st.markdown(
             f"{code(a)} {'is ' if real else ''}**{test.verdict}** {'than' if real else 'from'} {code(b)} here: "
-            f"{test.difference:+.3f} nats a token (95 % of resamples: {test.low:+.3f} to {test.high:+.3f}; n = {test.n})."
+            f"{test.difference:+.3f} nats a token (95 % of resamples: {test.low:+.3f} to {test.high:+.3f})."
         )
     made = "on this machine" if here else f"with {studies.shipped_with(claim)}"
     show_figure(
