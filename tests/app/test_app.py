@@ -89,7 +89,8 @@ def test_every_page_draws_the_bundled_example_without_a_model(app: AppTest, page
     if page != "tokens":
         open_page(app, page)
     assert not app.exception
-    least = 1 if page == "patterns" else 3 if beside else 2  # Patterns has one figure, in which A and B are panels
+    # Patterns has one figure, in which A and B are panels; Reproduce has one, of the chosen claim.
+    least = 1 if page in ("patterns", "reproduce") else 3 if beside else 2
     assert len(figures(app)) >= least
     assert all(figure["layout"]["template"]["layout"]["font"]["family"] for figure in figures(app))
 

@@ -100,7 +100,8 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
             {"prompt.txt, which the command reads"} if any("--file prompt.txt" in c.value for c in at.code) else set()
         )
         assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV", "JSON", WHOLE} | read
-    assert len(at.dataframe) == len(names) + (page_name == "compare")  # whose table stands below its first figure
+    # Compare has a table below its first figure, and Reproduce one above it.
+    assert len(at.dataframe) == len(names) + (page_name in ("compare", "reproduce"))
     of_model = app_module.PAGES[page_name].PAGE.needs == "model"
     if link and not of_model and page_name != "channels":  # there A and B differ in what they read alone
         own = {name[-1] for name in names if name.endswith(("_A", "_B"))}

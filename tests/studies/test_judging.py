@@ -21,10 +21,7 @@ STEP = 25
 
 def eager(family: str) -> Any:
     """The same weights in transformers' own eager attention, out of reach of our hook."""
-    hf = tiny.model(family).hf
-    plain = type(hf)._from_config(hf.config, attn_implementation="eager").eval()
-    plain.load_state_dict(hf.state_dict())
-    return plain
+    return tiny.transformer(family)
 
 
 def log_probabilities(family: str, drop: Drop) -> torch.Tensor:
