@@ -145,7 +145,10 @@ def test_a_list_takes_the_place_of_all_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ("spectra", "figures")])
-def test_every_page_draws_eight_pipelines_of_one_text(tmp_path: Path, page: str) -> None:
+def test_every_page_draws_eight_pipelines_of_one_text(
+    tmp_path: Path, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ui.patterns.looks._AT_ONCE", 0)  # no look at the real model, whose heads the traces have not
     found = [f"eviction={name}(budget={n})" for name in ("a2sf", "h2o", "tova", "streaming_llm") for n in (40, 80)]
     for text in found:
         made = traces.trace(provenance=replace(traces.trace().provenance, pipeline=text))
