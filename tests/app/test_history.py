@@ -16,7 +16,7 @@ from tests.app.test_app import ROOT, visitor
 from tests.app.visit import MODEL_SECONDS, OWN, ask, no_exception, opened, set_number
 from tests.server import cache_with_models, settle
 
-PATIENCE = 180  # s: a connection that was lost on a busy machine is noticed after 60 and made again
+PATIENCE = 180  # s, on a busy machine
 
 
 def asked(page: Any) -> dict[str, str]:
