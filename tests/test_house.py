@@ -240,3 +240,14 @@ def test_one_file_knows_what_is_of_cuda_alone():
     assert all(asks.search(text) for text in ("torch.cuda.Event()", "x.is_cuda", 'device.type == "cuda"'))
     found = [file.relative_to(ROOT) for package in ORDER for file in sources(package) if asks.search(file.read_text())]
     assert found == [Path("kernels/sparselens_kernels/device.py")], "ask sparselens_kernels.device"
+
+
+def test_every_method_has_a_card_and_the_docs_hold_it():
+    from sparsity_core import methods
+    from sparsity_core.cli.commands.methods import page
+
+    for name in methods.names():
+        card = methods.get(name).card
+        assert card is not None and all(card.rows().values()), f"{name} has no card: see kinds/card.py"
+    held = (ROOT / "docs" / "cards.md").read_text()
+    assert held == page() + "\n", "run `python -m sparsity_core methods --markdown > docs/cards.md`"

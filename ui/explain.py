@@ -28,4 +28,6 @@ def explain_method(method: Method) -> None:
         with opened:
             st.latex(method.equation)
             st.markdown((type(method).__doc__ or "").strip())
+            if method.card is not None:
+                st.markdown("\n".join(f"- **{asked}**: {said}" for asked, said in method.card.rows().items()))
             st.caption(f"Source: {method.source}")

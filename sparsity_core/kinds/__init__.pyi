@@ -1,3 +1,4 @@
+from .card import Card as Card
 from .decode import ReadingMethod as ReadingMethod
 from .decode import SelectionMethod as SelectionMethod
 from .eviction import DENSE as DENSE

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sparsity_core.kinds.card import Card
 from sparsity_core.kinds.knobs import RULES, canonical, knob
 from sparsity_core.kinds.rules import parse_rules
 from sparsity_core.kinds.spelling import spell
@@ -19,6 +20,7 @@ class Method:
     name: ClassVar[str]
     source: ClassVar[str]
     equation: ClassVar[str]  # LaTeX; shown on the pages
+    card: ClassVar[Card | None] = None
 
     def __post_init__(self) -> None:
         for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]

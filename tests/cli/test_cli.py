@@ -62,6 +62,7 @@ def test_methods_and_their_knobs_are_listed(capsys):
     status, out, _ = call(capsys, "methods")
     assert status == 0
     assert all(f"={name}  " in out for name in found)
+    assert found["a2sf"]["card"]["fails"] in call(capsys, "methods", "--markdown")[1]
 
 
 def test_models_says_how_the_embedded_one_is_found(capsys):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, ReadingMethod, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, ReadingMethod, knob, register
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -24,6 +24,15 @@ class OracleTopK(ReadingMethod):
     source: ClassVar[str] = "baseline"
     equation: ClassVar[str] = (
         r"S_q = \operatorname{top}_{\text{keys}} \sum_h \operatorname{softmax}(q_h K^\top / \sqrt D)"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the exact attention of the current query to every cached key",
+        costs="as much as dense attention: it saves nothing",
+        defaults="64 keys; a ceiling has no paper's setting",
+        fails=(
+            "what it reads is best for the mean over a KV head's queries, not for the loss: a method may do better by "
+            "luck"
+        ),
     )
 
     keys: int = knob(

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from sparsity_core.kinds import (
     MOST_TOKENS,
+    Card,
     ForgettingFactor,
     LayerShape,
     PrefillRule,
@@ -30,6 +31,21 @@ class A2SF(ScoredEviction):
     name: ClassVar[str] = "a2sf"
     source: ClassVar[str] = "arXiv:2407.20485; Dirac-Notation/A2SF"
     equation: ClassVar[str] = r"A_{n,k} = \sum_{q=k}^{n} \alpha^{\,n-q}\, S_{q,k} = \alpha\,A_{n-1,k} + S_{n,k}"
+    card: ClassVar[Card] = Card(
+        sees="the attention that the queries so far gave to each held key",
+        costs=(
+            "one multiply-add for each held key, query and KV head, on attention that is computed anyway; a float32 a "
+            "held key"
+        ),
+        defaults=(
+            "α = 0.3, the upper end of the paper's best at a cache ratio of 0.3; nothing is protected, as in the "
+            "paper. The 2026 code: 0.95, 16 recent keys, one cut"
+        ),
+        fails=(
+            "a small α forgets the start of the text: what was read long ago and is asked for at the end is gone by "
+            "then; no sinks are protected"
+        ),
+    )
 
     forgetting_factor: ForgettingFactor = knob(
         0.3,

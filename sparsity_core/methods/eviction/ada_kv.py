@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import EvictionMethod, LayerShape, Pipeline, PrefillRule, knob, register
+from sparsity_core.kinds import Card, EvictionMethod, LayerShape, Pipeline, PrefillRule, knob, register
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,15 @@ class AdaKV(EvictionMethod):
     source: ClassVar[str] = "arXiv:2407.11550; FFY0/AdaKV; NVIDIA/kvpress"
     equation: ClassVar[str] = (
         r"\{(h, k)\} = \operatorname{top}_{H \cdot \text{budget}} A_{h,k},\quad |K_h| \ge \alpha \cdot \text{budget}"
+    )
+    card: ClassVar[Card] = Card(
+        sees="what `base` looks at, over all heads of a layer at once",
+        costs="what `base` costs, and one sort of a layer's votes",
+        defaults="safeguard 0.2 as in kvpress; for small budgets 0.05 is advised",
+        fails=(
+            "heads' caches differ in length: a kernel that wants a rectangle pads to the longest, and saves less than "
+            "is counted"
+        ),
     )
 
     base: str = knob(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, HeldKeys, RankedEviction, knob, register, wide
+from sparsity_core.kinds import MOST_TOKENS, Card, HeldKeys, RankedEviction, knob, register, wide
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,14 @@ class ExpectedAttention(RankedEviction):
     equation: ClassVar[str] = (
         r"A_k = \Big(\tfrac1G \sum_h \operatorname{softmax}_k\Big(\tfrac{(\bar R\mu_h)^\top k}{\sqrt d}"
         r" + \tfrac{k^\top \bar R\Sigma_h\bar R^\top k}{2d}\Big) + \varepsilon\Big)\lVert v_k\rVert"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the mean and covariance of the past queries, before their rotary embedding",
+        costs="D² products for each key and query head at the cut, and the queries' second moments",
+        defaults="512 positions to come, 4 sinks, as in kvpress; ε = 0 where its leaderboard has 0.01 and Ada-KV",
+        fails=(
+            "where queries to come are unlike the past ones, as at a question after a document; needs rotary positions"
+        ),
     )
 
     n_sink: int = knob(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import LayerShape, ScanRule, ScoredEviction, knob, register
+from sparsity_core.kinds import Card, LayerShape, ScanRule, ScoredEviction, knob, register
 
 
 @register
@@ -17,6 +17,17 @@ class H2O(ScoredEviction):
     name: ClassVar[str] = "h2o"
     source: ClassVar[str] = "arXiv:2306.14048; FMInference/H2O"
     equation: ClassVar[str] = r"A_{n,k} = \sum_{q=k}^{n} S_{q,k}"
+    card: ClassVar[Card] = Card(
+        sees="the attention that the queries so far gave to each held key",
+        costs=(
+            "one add for each held key, query and KV head, on attention that is computed anyway; a float32 a held key"
+        ),
+        defaults="half of the budget for the last tokens, as in the authors' code",
+        fails=(
+            "old keys have been summed longest, so that early tokens stay whether or not they still matter: the "
+            "unfairness that A2SF names"
+        ),
+    )
 
     recent_share: float = knob(
         0.5, low=0.0, high=1.0, at_least=0, at_most=1, help="share of the budget that the last tokens hold"

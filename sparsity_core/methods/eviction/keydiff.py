@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, HeldKeys, RankedEviction, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, HeldKeys, RankedEviction, knob, register
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,15 @@ class KeyDiff(RankedEviction):
     source: ClassVar[str] = "arXiv:2504.15364; NVIDIA/kvpress"
     equation: ClassVar[str] = (
         r"A_k = -\cos\Big(k_k,\ \tfrac1n \sum_{j} \frac{k_j}{\lVert k_j \rVert}\Big),\ j \text{ over the held keys}"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the keys' directions alone",
+        costs="D products for each held key at each cut; no attention is needed",
+        defaults="blocks of 16, where the paper has 128 beside budgets of thousands",
+        fails=(
+            "text of one theme, whose keys are all alike; it looks at no query, so that what is asked for does not "
+            "count"
+        ),
     )
 
     every: int = knob(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import EvictionMethod, LayerShape, ScanRule, register
+from sparsity_core.kinds import Card, EvictionMethod, LayerShape, ScanRule, register
 
 
 @register
@@ -13,6 +13,15 @@ class LocalWindow(EvictionMethod):
 
     source: ClassVar[str] = "baseline"
     equation: ClassVar[str] = r"K_n = \{k > n - \text{budget}\}"
+    card: ClassVar[Card] = Card(
+        sees="positions alone",
+        costs="nothing",
+        defaults="the baseline has no numbers but its budget",
+        fails=(
+            "the first tokens, which models use as attention sinks, are lost: perplexity rises sharply once they "
+            "leave the window"
+        ),
+    )
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule:
         return ScanRule(budget=budget, recent=budget, scored=False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import LayerShape, knob, register
+from sparsity_core.kinds import Card, LayerShape, knob, register
 from sparsity_core.methods.eviction.snapkv import SnapKV
 
 
@@ -19,6 +19,12 @@ class PyramidKV(SnapKV):
     name: ClassVar[str] = "pyramid_kv"
     source: ClassVar[str] = "arXiv:2406.02069; Zefan-Cai/KVCache-Factory"
     equation: ClassVar[str] = r"b_l = 2b - \tfrac{b}{\beta} - l\,\frac{2b - 2b/\beta}{L - 1}"
+    card: ClassVar[Card] = Card(
+        sees="the attention of the prompt's last 32 queries",
+        costs="as `snapkv`",
+        defaults="β = 20, the paper's; window and pooling as in SnapKV",
+        fails="as `snapkv`; and with a small budget the upper layers keep little more than the window",
+    )
 
     layer_budget: str = knob("pyramid", choices=("pyramid", "uniform"), help="uniform: SnapKV")
     beta: float = knob(

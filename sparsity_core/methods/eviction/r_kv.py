@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, HeldKeys, RankedEviction, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, HeldKeys, RankedEviction, knob, register
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,18 @@ class RKV(RankedEviction):
     name: ClassVar[str] = "r_kv"
     source: ClassVar[str] = "arXiv:2505.24133; Zefan-Cai/R-KV"
     equation: ClassVar[str] = r"A_k = \lambda\, I_k - (1 - \lambda)\, R_k"
+    card: ClassVar[Card] = Card(
+        sees="the attention of the last 8 queries, and the cosines of the held keys to one another",
+        costs="n² · D products a KV head at each cut (every 16 tokens), and the rows of 8 queries",
+        defaults=(
+            "λ 0.07, window 8 and pooling over 7 keys are the authors' code's; it cuts after every 128 tokens, ours "
+            "after 16"
+        ),
+        fails=(
+            "made for long reasoning that repeats itself: in a prompt without repetition redundancy weighs 93 % and "
+            "says little"
+        ),
+    )
 
     every: int = knob(
         16,

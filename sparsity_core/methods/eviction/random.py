@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, EvictionMethod, LayerShape, ScanRule, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, EvictionMethod, LayerShape, ScanRule, knob, register
 
 
 @register
@@ -17,6 +17,12 @@ class Random(EvictionMethod):
 
     source: ClassVar[str] = "baseline"
     equation: ClassVar[str] = r"A_k \sim U(0, 1),\ \text{drawn once when } k \text{ arrives}"
+    card: ClassVar[Card] = Card(
+        sees="nothing",
+        costs="a draw for each key",
+        defaults="nothing is protected; with `protect_prompt` as in arXiv:2609.03430, where the prompt stays",
+        fails="sinks and recent tokens go like all others; it is the floor to beat",
+    )
 
     n_sink: int = knob(0, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")
     recent: int = knob(0, low=0, high=256, at_least=0, at_most=MOST_TOKENS, help="last tokens, never dropped")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, LayerShape, PrefillRule, ScoredEviction, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, LayerShape, PrefillRule, ScoredEviction, knob, register
 
 
 @register
@@ -18,6 +18,15 @@ class SnapKV(ScoredEviction):
     name: ClassVar[str] = "snapkv"
     source: ClassVar[str] = "arXiv:2404.14469; FasterDecoding/SnapKV"
     equation: ClassVar[str] = r"A_k = \operatorname{pool}\Big(\sum_{q=T-w}^{T-1} S_{q,k}\Big)"
+    card: ClassVar[Card] = Card(
+        sees="the attention of the prompt's last 32 queries",
+        costs="the rows of those queries, T · 32 · H products of D, again beside a fused kernel; no state afterwards",
+        defaults="window 32 as in the paper; average pooling over 5 keys, as in the paper's code",
+        fails=(
+            "where the question is not among the last queries: what it will ask about has no votes. What is generated "
+            "is never dropped"
+        ),
+    )
 
     observation_window: int = knob(
         32, low=4, high=128, at_least=1, at_most=MOST_TOKENS, help="last prompt queries, which vote and stay"

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, EvictionMethod, LayerShape, ScanRule, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, EvictionMethod, LayerShape, ScanRule, knob, register
 
 
 @register
@@ -17,6 +17,14 @@ class StreamingLLM(EvictionMethod):
 
     source: ClassVar[str] = "arXiv:2309.17453; mit-han-lab/streaming-llm"
     equation: ClassVar[str] = r"K_n = \{k < n_{\text{sink}}\} \cup \{k > n - (\text{budget} - n_{\text{sink}})\}"
+    card: ClassVar[Card] = Card(
+        sees="positions alone",
+        costs="nothing",
+        defaults="4 sinks, as in the paper; positions in the text, where the authors' code re-rotates",
+        fails=(
+            "everything between the sinks and the window is gone: no fact from the middle of the text can be answered"
+        ),
+    )
 
     n_sink: int = knob(4, low=0, high=64, at_least=0, at_most=MOST_TOKENS, help="first tokens, never dropped")
     re_rotate: bool = knob(False, help="rotary positions within the cache in place of those in the text")

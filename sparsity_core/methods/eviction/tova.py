@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sparsity_core.kinds import LayerShape, ScanRule, ScoredEviction, knob, register
+from sparsity_core.kinds import Card, LayerShape, ScanRule, ScoredEviction, knob, register
 
 
 @register
@@ -18,6 +18,15 @@ class TOVA(ScoredEviction):
     name: ClassVar[str] = "tova"
     source: ClassVar[str] = "arXiv:2401.06104"
     equation: ClassVar[str] = r"A_{n,k} = S_{n,k}"
+    card: ClassVar[Card] = Card(
+        sees="the last query's attention alone",
+        costs="nothing beside the attention that is computed anyway; no state",
+        defaults=(
+            "no sinks and no window, as in the paper; each KV head for itself, where the paper lets all heads of a "
+            "layer choose together"
+        ),
+        fails="one query that looks elsewhere is enough to lose a key for good",
+    )
 
     shared_heads: bool = knob(
         False, help="all heads of a layer drop the same key, by their mean attention, as in the paper"

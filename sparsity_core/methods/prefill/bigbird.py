@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -22,6 +22,14 @@ class BigBird(PrefillMethod):
     name: ClassVar[str] = "bigbird"
     source: ClassVar[str] = "arXiv:2007.14062"
     equation: ClassVar[str] = r"M = M_{\text{window}} \lor M_{\text{global}} \lor M_{\text{random}}"
+    card: ClassVar[Card] = Card(
+        sees="positions and a draw",
+        costs="nothing",
+        defaults=(
+            "blocks of 64, three of a window, three at random, as in the paper (whose two global blocks are here one)"
+        ),
+        fails="a model that was not trained with the mask: random blocks take the place of ones that matter",
+    )
 
     block: int = knob(64, low=16, high=256, at_least=1, at_most=10**6, help="tokens of a block")
     window_blocks: int = knob(

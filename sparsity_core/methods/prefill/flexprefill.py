@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,12 @@ class FlexPrefill(PrefillMethod):
     equation: ClassVar[str] = (
         r"\sqrt{\mathrm{JSD}(\bar a \,\|\, \hat a)} < \tau:\; \min |S| \text{ with }"
         r"\textstyle\sum_{(i,j) \in S} \hat A_{ij} \ge \gamma"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the attention of the prompt's last block and the mean query and key of every block, which looks ahead",
+        costs="a block's rows of T, and (T / block)² products of D a query head",
+        defaults="γ = 0.9 and τ = 0.1 as in the paper; blocks of 64, where theirs are 128",
+        fails="blocks whose keys differ, which their mean does not show",
     )
 
     coverage: float = knob(

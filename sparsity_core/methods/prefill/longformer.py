@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -20,6 +20,14 @@ class Longformer(PrefillMethod):
 
     source: ClassVar[str] = "arXiv:2004.05150"
     equation: ClassVar[str] = r"M_{q,k} = [\,q - w < k\,] \lor [\,k < g\,] \lor [\,q < g\,]"
+    card: ClassVar[Card] = Card(
+        sees="positions alone",
+        costs="nothing",
+        defaults=(
+            "a window of 256 and 16 global tokens, where the paper has 512 and chooses its global ones by the task"
+        ),
+        fails="a model that was not trained with the mask sees no fact between its first tokens and the window",
+    )
 
     window: int = knob(
         256, low=16, high=2048, at_least=1, at_most=10**9, help="last keys that a query sees, its own too"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -22,6 +22,15 @@ class LSH(PrefillMethod):
     name: ClassVar[str] = "lsh"
     source: ClassVar[str] = "arXiv:2001.04451"
     equation: ClassVar[str] = r"h(x) = \arg\max\,[\,xR;\,-xR\,],\quad M_{q,k} = [\,h(q) = h(k)\,]"
+    card: ClassVar[Card] = Card(
+        sees="the directions of queries and keys under random rotations",
+        costs="rounds · buckets / 2 · D products for each query and key",
+        defaults="16 buckets and 2 rounds, where Reformer has up to 8 rounds and chunks",
+        fails=(
+            "a model whose queries and keys were not trained to share a space: a query's bucket seldom holds the keys "
+            "it wants"
+        ),
+    )
 
     buckets: int = knob(16, low=2, high=128, at_least=2, at_most=10**4, help="buckets of a round, an even number")
     rounds: int = knob(2, low=1, high=8, at_least=1, at_most=64, help="independent hashes; one match is enough")

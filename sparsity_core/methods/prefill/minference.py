@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -24,6 +24,18 @@ class MInference(PrefillMethod):
         r"A = \operatorname{softmax}(Q_{-w:} K^\top / \sqrt{D}),\quad"
         r"M_{q,k} = [\,k \in \operatorname{top}_v \textstyle\sum_q A_{q,k}\,] \lor"
         r"[\,q - k \in \operatorname{top}_s \textstyle\sum_q A_{q,q-d}\,]"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the attention of the prompt's last 64 queries, which looks ahead",
+        costs="64 · T products of D a query head, and the sums along columns and diagonals",
+        defaults=(
+            "64 last queries and 30 first keys, as in the authors' code; theirs searches the widths for each head, "
+            "ours are 256 and 256"
+        ),
+        fails=(
+            "where the last queries are not typical of the prompt; a loss of the prompt's own text would be "
+            "flattered, and is not given"
+        ),
     )
 
     vertical: int = knob(256, low=16, high=4096, at_least=1, at_most=10**9, help="keys that all queries see")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -16,6 +16,12 @@ class SlidingWindow(PrefillMethod):
 
     source: ClassVar[str] = "baseline"
     equation: ClassVar[str] = r"M_{q,k} = [\,q - w < k \le q\,]"
+    card: ClassVar[Card] = Card(
+        sees="positions alone",
+        costs="nothing",
+        defaults="256 keys; the baseline has no paper's setting",
+        fails="the first tokens are lost and with them the sinks; no fact from further back is seen",
+    )
 
     window: int = knob(
         256, low=16, high=2048, at_least=1, at_most=10**9, help="last keys that a query sees, its own too"

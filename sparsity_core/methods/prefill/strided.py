@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -19,6 +19,12 @@ class Strided(PrefillMethod):
 
     source: ClassVar[str] = "arXiv:1904.10509"
     equation: ClassVar[str] = r"M_{q,k} = [\,q - k < l\,] \lor [\,(q - k) \bmod l = 0\,]"
+    card: ClassVar[Card] = Card(
+        sees="positions alone",
+        costs="nothing",
+        defaults="a stride of 64, where the paper has 128 and gives the two parts to different heads",
+        fails="text, whose structure has no period: the paper says so and has a fixed pattern for it",
+    )
 
     stride: int = knob(
         64, low=8, high=512, at_least=1, at_most=10**9, help="l: of the window and of the comb behind it"

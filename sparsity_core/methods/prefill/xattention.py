@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import PrefillMethod, PromptView, knob, register
+from sparsity_core.kinds import Card, PrefillMethod, PromptView, knob, register
 
 if TYPE_CHECKING:
     from sparselens_kernels import KeyMask
@@ -23,6 +23,12 @@ class XAttention(PrefillMethod):
     equation: ClassVar[str] = (
         r"\hat A_{i,i'} = \operatorname{softmax}_{i'} \Big( \tfrac{1}{s\sqrt D} \textstyle\sum_{j<s}"
         r"q_{si+s-1-j} \cdot k_{si'+j} \Big)"
+    )
+    card: ClassVar[Card] = Card(
+        sees="sums along antidiagonals of strided queries and keys, which looks ahead within its block",
+        costs="T² / (2 · stride) products of D a query head",
+        defaults="stride 16 and coverage 0.9 as in the paper; blocks of 64, where theirs are 128",
+        fails="a single key that matters in a block of others: its sum drowns",
     )
 
     coverage: float = knob(

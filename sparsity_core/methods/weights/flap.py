@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import knob, register
+from sparsity_core.kinds import Card, knob, register
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.methods.weights.neurons import NeuronMethod
 from sparsity_core.work import Progress
@@ -29,6 +29,15 @@ class FLAP(Calibrated, NeuronMethod):
     equation: ClassVar[str] = (
         r"s_i = \operatorname{Var}(X_i)\,\lVert W_{\text{down}}[:, i] \rVert_2^2,\quad "
         r"b \mathrel{+}= \sum_{i\ \text{cut}} W_{\text{down}}[:, i]\,\overline{X}_i"
+    )
+    card: ClassVar[Card] = Card(
+        sees="activations' variance and the down projection",
+        costs="a forward over the text",
+        defaults="a quarter removed, uniform over layers, where the authors share it out by standardised scores",
+        fails=(
+            "families without a bias in the down projection (Qwen, Mistral, Gemma), where nothing makes up for what "
+            "is cut"
+        ),
     )
 
     compensate: bool = knob(True, help="add the lost neurons' mean output to the bias, where the family has one")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import WeightMethod, knob, register, removed
+from sparsity_core.kinds import Card, WeightMethod, knob, register, removed
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.work import Progress, silent
 
@@ -39,6 +39,15 @@ class HeadPruning(Calibrated, _Heads):
     equation: ClassVar[str] = (
         r"s_g = \mathbb{E}_x \Bigl\lvert \sum_{h \in g} \frac{\partial L(x)}{\partial \xi_h} \Bigr\rvert"
         r"\quad\text{or}\quad s_g = \Bigl( \sum_{h \in g} \lVert W_O^{(h)} W_V^{(g)} \rVert_F^2 \Bigr)^{1/2}"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the loss's gradient to a mask on each head, on calibration text",
+        costs="a forward and a backward over the text",
+        defaults=(
+            "a quarter of the heads of each layer, rounded to KV groups; Michel et al. rank all layers together and "
+            "cut in steps"
+        ),
+        fails="models with few KV heads, whose groups are large: one of three is a third of the layer",
     )
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import register
+from sparsity_core.kinds import Card, register
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.methods.weights.neurons import NeuronMethod
 from sparsity_core.work import Progress
@@ -29,6 +29,12 @@ class LLMPruner(Calibrated, NeuronMethod):
     equation: ClassVar[str] = (
         r"s_i = \Bigl\lvert \sum_j W_{\text{down}}[j, i]\, \frac{\partial L}{\partial W_{\text{down}}[j, i]} \Bigr\rvert"
         r" = \Bigl\lvert \xi_i \frac{\partial L}{\partial \xi_i} \Bigr\rvert_{\xi = 1}"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the loss's gradient on calibration text",
+        costs="a forward and a backward over the text",
+        defaults="a quarter removed in every layer, where the authors spare the first and last ones and fine-tune",
+        fails="large cuts: a first-order estimate holds for small ones",
     )
 
     def rank(self, model: Model, blocks: Sequence[FeedForward], progress: Progress) -> Sequence[Ranking]:

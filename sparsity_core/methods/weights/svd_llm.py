@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import register
+from sparsity_core.kinds import Card, register
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.methods.weights.svd_truncation import SVDTruncation
 from sparsity_core.work import Progress
@@ -29,6 +29,15 @@ class SVDLLM(Calibrated, SVDTruncation):
     source: ClassVar[str] = "Wang et al., arXiv:2403.07378"
     equation: ClassVar[str] = (
         r"\hat W = \operatorname{trunc}_k(W S)\,S^{-1},\quad S S^\top = \tfrac1T \textstyle\sum_t x_t x_t^\top"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the weights and the second moment of their inputs on calibration text",
+        costs="a forward over the text and a decomposition of each matrix",
+        defaults=(
+            "a quarter of the parameters; not the attention's matrices, and no fine-tuning, both of which the authors "
+            "have"
+        ),
+        fails="as `svd_truncation`, less badly; calibration text unlike what is run",
     )
 
     def moments(self, model: Model, progress: Progress) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import WeightMethod, register, removed
+from sparsity_core.kinds import Card, WeightMethod, register, removed
 from sparsity_core.work import Progress, silent
 
 if TYPE_CHECKING:
@@ -27,6 +27,15 @@ class SVDTruncation(WeightMethod):
     source: ClassVar[str] = "Eckart and Young (1936), Psychometrika 1(3)"
     equation: ClassVar[str] = (
         r"\hat W = U_k \Sigma_k V_k^\top,\quad k = \Bigl\lfloor (1 - \text{ratio}) \frac{mn}{m + n} \Bigr\rfloor"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the weights alone",
+        costs="a singular value decomposition of each FFN matrix",
+        defaults="a quarter of the parameters",
+        fails=(
+            "FFN matrices are of full rank in effect: a quarter of the parameters costs nearly half of the rank, and "
+            "the model is lost"
+        ),
     )
 
     ratio: float = removed("share of each FFN matrix's parameters removed")

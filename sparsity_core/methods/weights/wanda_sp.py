@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import register
+from sparsity_core.kinds import Card, register
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.methods.weights.neurons import NeuronMethod
 from sparsity_core.work import Progress
@@ -26,6 +26,12 @@ class WandaSP(Calibrated, NeuronMethod):
 
     source: ClassVar[str] = "Sun et al., arXiv:2306.11695; structured in An et al., arXiv:2312.11983"
     equation: ClassVar[str] = r"s_i = \sum_j \lvert W_{\text{down}}[j, i] \rvert \, \lVert X_i \rVert_2"
+    card: ClassVar[Card] = Card(
+        sees="the down projection and the activations on calibration text",
+        costs="a forward over the text",
+        defaults="a quarter removed; the text is the library's own",
+        fails="calibration text unlike what is run",
+    )
 
     def rank(self, model: Model, blocks: Sequence[FeedForward], progress: Progress) -> Sequence[Ranking]:
         from sparsity_core.kinds import Ranking

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_CHANNELS, MOST_TOKENS, REDUCTIONS, SelectionMethod, knob, per_layer, register
+from sparsity_core.kinds import MOST_CHANNELS, MOST_TOKENS, REDUCTIONS, Card, SelectionMethod, knob, per_layer, register
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -25,6 +25,21 @@ class DoubleSparsity(SelectionMethod):
     source: ClassVar[str] = "arXiv:2408.07092; andy-yang-1/DoubleSparse"
     equation: ClassVar[str] = (
         r"\hat{s}_k = q_{C}\cdot K_{k,C},\quad S = \operatorname{top}_{\lceil\beta T\rceil}\hat{s}"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the current query and the label cache: 32 channels of every key",
+        costs=(
+            "T · r products a query and KV head group; the labels, r numbers and a scale a key, are held beside the "
+            "cache"
+        ),
+        defaults=(
+            "32 of 64 channels, where the paper takes 1/16 to 1/4 of 128; a quarter of the tokens; two dense layers, "
+            "as in the authors' code"
+        ),
+        fails=(
+            "channels calibrated on other text than is read; with few of them the summed choice of a KV head's "
+            "queries misses what one of them needs"
+        ),
     )
 
     channels: int = knob(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_CHANNELS, SelectionMethod, knob, register
+from sparsity_core.kinds import MOST_CHANNELS, Card, SelectionMethod, knob, register
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ class SparQ(SelectionMethod):
     equation: ClassVar[str] = (
         r"\hat{s} = \operatorname{softmax}\!\Big(q_{C} K_{C}^\top \big/ "
         r"\sqrt{D\,\lVert q_{C}\rVert_1/\lVert q\rVert_1}\Big),\quad C = \operatorname{top}_r |q|"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the current query and, of every key, the channels in which it is largest",
+        costs="T · r products a query and KV head; a second copy of the keys, channel by channel, or strided reads",
+        defaults=(
+            "16 channels of 64 where the paper has up to 64 of 128; each query chooses its own, as in the paper; no "
+            "mean value, which the paper has"
+        ),
+        fails="queries without outlier channels; and the mean value needs every value read once",
     )
 
     channels: int = knob(

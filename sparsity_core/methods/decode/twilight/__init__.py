@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import Pipeline, ReadingMethod, SelectionMethod, knob, register
+from sparsity_core.kinds import Card, Pipeline, ReadingMethod, SelectionMethod, knob, register
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -25,6 +25,15 @@ class Twilight(ReadingMethod):
     equation: ClassVar[str] = (
         r"S_q = \arg\min_{S \subseteq B_q} |S| \;\text{ with }\; \sum_{k \in S} \hat p_k \ge p,\quad"
         r" \hat p = \operatorname{softmax}_{B_q}(q \hat K^\top / \sqrt D)"
+    )
+    card: ClassVar[Card] = Card(
+        sees="what `base` looks at, then an int4 copy of the keys that it chose",
+        costs="what `base` costs and D products for each chosen key; the int4 copy is held beside the cache",
+        defaults="p = 0.95, the paper's for LLaMA-2, and 0.85 for others; int4 as in the paper",
+        fails=(
+            "flat attention, which needs nearly all keys to reach its share: it then reads what `base` gave it and "
+            "paid for asking"
+        ),
     )
 
     mass: float = knob(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, EvictionMethod, LayerShape, ScanRule, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, EvictionMethod, LayerShape, ScanRule, knob, register
 
 
 @register
@@ -20,6 +20,15 @@ class DuoAttention(EvictionMethod):
     equation: ClassVar[str] = (
         r"K^{(l,h)}_n = \begin{cases}\{k \le n\} & a_{l,h} \text{ among the highest} \\"
         r" \{k < n_{\text{sink}}\} \cup \{k > n - (\text{budget} - n_{\text{sink}})\} & \text{else}\end{cases}"
+    )
+    card: ClassVar[Card] = Card(
+        sees="positions alone, once the heads' pattern is known",
+        costs="nothing while it runs; `auto` once measures four stretches of 512 tokens, the authors train the pattern",
+        defaults="half of the heads keep everything; 16 sinks, where the authors have 64 beside 256 recent ones",
+        fails=(
+            "with few KV heads a layer has no head to spare, and a pattern measured on one kind of text may not serve "
+            "another; its cache grows with the text"
+        ),
     )
 
     retrieval: float = knob(

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsity_core.kinds import Gate, GateMethod, knob, register
+from sparsity_core.kinds import Card, Gate, GateMethod, knob, register
 
 if TYPE_CHECKING:
     from sparsity_core.models import Model
@@ -22,6 +22,20 @@ class DCP(GateMethod):
     equation: ClassVar[str] = (
         r"x_{n,k} = \tfrac{1}{\sqrt r}\, W_Q h_n \cdot W_K h_k + \beta, \qquad"
         r"\text{key } k \text{ stays until the first } n > k \text{ with } x_{n,k} \le 0"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the hidden state of each new token and of the cached ones, never the attention",
+        costs=(
+            "r = 64 products for each pair of tokens and layer, shared by the heads; 64 numbers in float16 a token "
+            "and layer beside the cache"
+        ),
+        defaults=(
+            "γ = 0.3, r = 64 and an initial β of 2 are the paper's; the base model is frozen, where the paper tunes it"
+        ),
+        fails=(
+            "a name that the text comes back to later is dropped early: most of its loss lies in passages that repeat "
+            "an earlier one"
+        ),
     )
 
     gamma: float = knob(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_CHANNELS, WeightMethod, knob, register, removed
+from sparsity_core.kinds import MOST_CHANNELS, Card, WeightMethod, knob, register, removed
 from sparsity_core.methods.weights.calibrated import Calibrated
 from sparsity_core.work import Progress, silent
 
@@ -28,6 +28,15 @@ class SliceGPT(Calibrated, WeightMethod):
     equation: ClassVar[str] = (
         r"x \to Q^\top x,\quad Q = \text{leading eigenvectors of } \textstyle\sum_l \sum_t \hat x_{l,t}\,\hat x_{l,t}^\top,"
         r"\quad \hat x = x / \operatorname{rms}(x)"
+    )
+    card: ClassVar[Card] = Card(
+        sees="the residual stream's second moment on calibration text",
+        costs="a forward over the text and an eigenproblem of d × d",
+        defaults="a quarter of the channels; one rotation for the model, where the authors turn every block by its own",
+        fails=(
+            "small models and early layers, whose principal axes one rotation does not serve; ties between embeddings "
+            "and head are cut, which adds parameters"
+        ),
     )
 
     ratio: float = removed("share of the residual stream's channels removed")
