@@ -50,6 +50,7 @@ _PATTERNS = {  # and the widths among which the one of equal FLOPs is looked for
         "hierarchical=True",
         "rescored=1",
         "repeated=newest",
+        "repeated=mean",
         "compensation=mean",
         "compensation=low_rank",
     )

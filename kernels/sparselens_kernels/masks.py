@@ -198,7 +198,8 @@ class KeyMask:
     """The union of its terms below the diagonal, over T tokens. `lists` is the number of KV heads, or of query heads.
 
     `scoring_flops` is what it cost to find the mask, over all heads of the layer. `correct` takes the attention's output
-    [H, T, Dv] under the mask and adds what stands in for the keys that it hides.
+    [H, T, Dv] under the mask and adds what stands in for the keys that it hides. `instead` are keys [Hkv, T, D] and values
+    [Hkv, T, Dv] that are read in place of the layer's own, where a key stands for others.
     """
 
     terms: Sequence[Term]
@@ -206,6 +207,7 @@ class KeyMask:
     n_tokens: int
     scoring_flops: int = 0
     correct: Callable[[Array], Array] | None = None
+    instead: tuple[Array, Array] | None = None
 
     def shows(self, head: Array, query: Array, key: Array) -> Array:
         """bool: whether this query sees this key in this list; arrays that broadcast, or a number each."""

@@ -104,7 +104,7 @@ class EvictionStage(Stage):
 
     def attend(self, step: Step) -> torch.Tensor:
         """The output [B, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
-        call, rule = step.call, self.rules[step.layer]
+        call, rule = step.reads, self.rules[step.layer]
         if isinstance(rule, ScanRule):
             return self._scan(step, rule, call, step.start)
         n_first = max(0, min(call.n_queries, self.n_prefill - step.start))

@@ -73,7 +73,7 @@ class ReadingStage(Stage):
 
     def observe(self, step: Step) -> None:
         """Replaces the output of the decode queries by attention over what they select."""
-        call, layer = step.call, step.layer
+        call, layer = step.reads, step.layer
         if layer not in self._selectors:
             self._selectors[layer] = self._make_selector(layer)
             bits = self._model.arch.n_layers * call.n_kv * self._n_tokens**2

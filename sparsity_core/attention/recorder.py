@@ -15,7 +15,7 @@ from sparsity_core.attention.eviction import EvictionStage, parts_heads
 from sparsity_core.attention.gate import GateStage
 from sparsity_core.attention.prefill import PrefillStage
 from sparsity_core.attention.reading import ReadingStage
-from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
+from sparsity_core.attention.step import LayerKeys, Stage, Step, reading_through, stacked, take
 from sparsity_core.models import AttentionCall, Enough, Model
 
 
@@ -100,6 +100,8 @@ class Recorder:
         """The output of a layer that reads another's cache: it sees what that layer's queries see."""
         positions, keys, n = self._read[source], self._keys[source], call.n_queries
         past = positions[..., : call.n_keys - n]
+        mask = self.masks.get(source) if n == call.n_keys else None
+        call = reading_through(mask, call)
         return evict_scan(
             call.q,
             call.k,
@@ -107,7 +109,7 @@ class Recorder:
             budget=UNLIMITED,
             scored=False,
             until=keys.evicted_at.gather(2, keys.place(positions)),
-            mask=self.masks.get(source) if n == call.n_keys else None,
+            mask=mask,
             positions=past,
             score=torch.zeros_like(past, dtype=torch.float32),
             start=self.start,

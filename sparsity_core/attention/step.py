@@ -116,6 +116,11 @@ class Step:
         return self.call.layer
 
     @property
+    def reads(self) -> AttentionCall:
+        """The call over the keys and values that its queries read."""
+        return reading_through(self.mask, self.call)
+
+    @property
     def new(self) -> torch.Tensor:
         """int64 [B, Hkv, Tq]: the positions of the call's own tokens."""
         end = self.start + self.call.n_queries
@@ -154,6 +159,13 @@ class Stage:
     def record(self, n: int) -> Part | None:
         """What it did over the first n tokens of the one text, or of the batch's first; None where there is nothing to say."""
         return None
+
+
+def reading_through(mask: KeyMask | None, call: AttentionCall) -> AttentionCall:
+    """The call, with what a mask puts in place of its keys and values; the cache holds the layer's own."""
+    if mask is None or mask.instead is None:
+        return call
+    return call.with_keys(*(x[None] for x in mask.instead))
 
 
 def take(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from sparselens_kernels import Window
 
-from sparsity_core import Pipeline, methods, run
+from sparsity_core import Pipeline, generate, methods, run
 from sparsity_core.methods.prefill.assa.choice import Repeats, chosen, clusters_of, kept_keys, rarity, within_parts
 from sparsity_core.methods.prefill.assa.parts import Parts
 from sparsity_core.methods.prefill.assa.probes import Probes, low_rank, mean_value
+from sparsity_core.models import recording
+from sparsity_core.models.loading import wrap
 from tests import tiny
-from tests.methods.test_prefill import IDS, rows_of, softmax_rows, views
+from tests.methods.test_prefill import IDS, KeepViews, rows_of, softmax_rows, views
 
 
 def parts(texts, block=64, by="block") -> Parts:
@@ -87,10 +91,52 @@ def test_the_samplers_keep_within_the_budget_and_bring_what_attention_would_not(
 def test_of_repeated_keys_the_newest_is_kept():
     base = torch.nn.functional.normalize(torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0)), dim=2)
     k = torch.cat([base, 2 * base[:, 2:4]], dim=1)  # keys 6 and 7 repeat 2 and 3
-    found = Repeats.of(k)
+    found = Repeats.of(k, k)
     assert found.following[0].tolist() == [8, 8, 6, 7, 8, 8, 8, 8]
     assert found.newest(8)[0].int().tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
     assert found.newest(7)[0].int().tolist() == [1, 1, 0, 1, 1, 1, 1]  # key 7 has not come yet
+
+
+def test_a_key_that_repeats_others_is_read_as_their_mean():
+    """By hand: key 2 points as key 0 does and is twice as long, key 3 as both: (1 + 2) / 2, and (1 + 2 + 3) / 3."""
+    k = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [3.0, 0.0]]])
+    v = torch.tensor([[[6.0], [1.0], [0.0], [9.0]]])
+    found = Repeats.of(k, v)
+    assert found.k[0].tolist() == [[1.0, 0.0], [0.0, 1.0], [1.5, 0.0], [2.0, 0.0]]
+    assert found.v[0, :, 0].tolist() == [6.0, 1.0, 3.0, 5.0]
+
+
+def nearly_without_positions():
+    """A tiny GPT-2 whose equal tokens have nearly equal keys in the first layer."""
+    made = tiny.transformer("gpt2")
+    with torch.no_grad():
+        made.transformer.wpe.weight.mul_(0.02)
+    return made
+
+
+def test_the_layer_attends_over_the_means_and_its_cache_holds_its_own_keys():
+    made, seen = nearly_without_positions(), []
+    made.transformer.h[0].attn.c_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model = wrap(made, tiny.tokenizer(), "repeats")
+    method = methods.ASSA(segment="block", block=16, window=5, max_ratio=0.3, repeated="mean")
+    keep = KeepViews()
+    ids = (IDS * 2)[:75]
+    with recording(keep), torch.inference_mode():
+        model.hidden(torch.tensor([ids]), use_cache=False)
+    view, seen[:] = keep.views[0], []
+    trace = run(model, ids, Pipeline(prefill=method), against_dense=False)
+    mask = method.mask(view)
+    alike = torch.nn.functional.cosine_similarity(view.k[:, :, None], view.k[:, None], dim=3) > 0.95
+    alike = (alike & torch.ones(75, 75, dtype=torch.bool).tril()).to(view.k.dtype)
+    mean_k, mean_v = (alike @ x / alike.sum(2, keepdim=True) for x in (view.k, view.v))
+    assert (mean_k - view.k).abs().max() > 0.01
+    logits = (view.q @ mean_k.mT * view.scale).masked_fill(~torch.from_numpy(rows_of(mask)), -torch.inf)
+    expected = (logits.softmax(2) @ mean_v).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(seen[0][0], expected, rtol=1e-4, atol=1e-5)
+    plain = run(model, ids, Pipeline(prefill=dataclasses.replace(method, repeated="newest")))
+    assert not np.allclose(trace.nll, plain.nll, atol=1e-4)
+    out = generate(model, ids, Pipeline(prefill=method), max_new_tokens=1, stop_at_eos=False)
+    np.testing.assert_allclose(out.trace.nll, trace.nll, atol=1e-5)
 
 
 def test_probes_judge_again_by_what_was_kept_alone():

@@ -50,6 +50,7 @@ NARROW = [
     "assa(block=16, window=5, max_ratio=0.3)",
     "assa(block=16, window=5, segment=block)",
     "assa(block=16, window=5, samplers=vote, hierarchical=True, repeated=newest)",
+    "assa(block=16, window=5, repeated=mean)",
     "assa(block=16, window=5, samplers=union, rescored=2)",
 ]
 LOOKING = [

@@ -88,22 +88,31 @@ def rarity(clusters: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Repeats:
-    """The next later key that says nearly the same, for each key: int64 [Hkv, T]; T where there is none."""
+    """Which keys k [Hkv, T, D] say nearly the same as earlier ones."""
 
-    following: torch.Tensor
+    following: (
+        torch.Tensor
+    )  # int64 [Hkv, T]: the next later key that says nearly the same as each; T where there is none
+    k: torch.Tensor  # [Hkv, T, D], k's dtype: the mean of each key and the earlier ones that it repeats
+    v: torch.Tensor  # [Hkv, T, Dv]: of their values
 
     @classmethod
-    def of(cls, k: torch.Tensor, cosine: float = 0.95) -> Repeats:
+    def of(cls, k: torch.Tensor, v: torch.Tensor, cosine: float = 0.95) -> Repeats:
         unit = torch.nn.functional.normalize(k.float(), dim=2)
         n = k.shape[1]
-        found = torch.full(k.shape[:2], n, device=k.device)
+        following = torch.full(k.shape[:2], n, device=k.device)
+        sums = torch.cat([k, v], dim=2).to(torch.promote_types(k.dtype, torch.float32))
+        own, count = sums.clone(), torch.ones(k.shape[:2], device=k.device)
         for start in range(0, n, 256):
             end = min(n, start + 256)
             alike = unit[:, start:end] @ unit[:, start:].mT > cosine  # [Hkv, R, n − start]
             alike &= torch.arange(n - start, device=k.device) > torch.arange(end - start, device=k.device)[:, None]
             first = alike.int().argmax(2)
-            found[:, start:end] = torch.where(alike.any(2), first + start, n)
-        return cls(found)
+            following[:, start:end] = torch.where(alike.any(2), first + start, n)
+            count[:, start:] += alike.sum(1)
+            sums[:, start:] += alike.to(own.dtype).mT @ own[:, start:end]
+        mean = (sums / count[..., None]).to(k.dtype)
+        return cls(following, *mean.split([k.shape[2], v.shape[2]], dim=2))
 
     def newest(self, n: int) -> torch.Tensor:
         """bool [Hkv, n]: of the first n keys those that none of them repeats."""

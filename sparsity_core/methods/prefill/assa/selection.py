@@ -26,12 +26,22 @@ class Selection:
         self.probes = Probes.of(view, knobs.block, knobs.probes)
         self._importance = self.probes.importance(self.n_kv)
         self._clusters = None if knobs.samplers == "attention" else clusters_of(view.k)
-        self._repeats = Repeats.of(view.k) if knobs.repeated == "newest" else None
+        self._repeats = None if knobs.repeated == "all" else Repeats.of(view.k, view.v)
 
     def flops(self) -> int:
         """Spent on the probes and on looking for repeats, over all heads."""
         found = probing_flops(self._view, self.probes.pairs)
-        return found if self._repeats is None else found + self.n_kv * self.n**2 * self._view.k.shape[2]
+        if self._repeats is None:
+            return found
+        summed = 0 if self.instead is None else self._view.k.shape[2] + self._view.v.shape[2]
+        return found + self.n_kv * self.n**2 * (self._view.k.shape[2] + summed)
+
+    @property
+    def instead(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys [Hkv, T, D] and values [Hkv, T, Dv] that are read in place of the layer's own."""
+        if self._repeats is None or self._knobs.repeated != "mean":
+            return None
+        return self._repeats.k, self._repeats.v
 
     def kept(self, n: int) -> torch.Tensor:
         """bool [Hkv, n]: what is kept of the first n keys, judged by the probes among them."""
@@ -62,7 +72,7 @@ def select(knobs: Knobs, view: PromptView) -> KeyMask:
         own = found.kept(n)
         some = Columns(own, own if knobs.queries == "selected" else None)
         sinks = Columns((torch.arange(n, device=own.device) < knobs.n_sink)[None])
-        return KeyMask([found.window, some, sinks], found.n_kv, n, found.flops())
+        return KeyMask([found.window, some, sinks], found.n_kv, n, found.flops(), instead=found.instead)
     kept = torch.zeros(found.n_kv, -(-n // block), n, dtype=torch.bool, device=view.k.device)
     kept[:, 0, : min(block, n)] = True  # nothing has scored the first block, which stays dense
     corrections = []
@@ -71,7 +81,7 @@ def select(knobs: Knobs, view: PromptView) -> KeyMask:
         if knobs.compensation != "none":
             corrections.append(found.correction(start, own))
     correct = partial(_corrected, corrections, block, view.q) if corrections else None
-    return KeyMask([found.window, BlockColumns(kept, block)], found.n_kv, n, found.flops(), correct)
+    return KeyMask([found.window, BlockColumns(kept, block)], found.n_kv, n, found.flops(), correct, found.instead)
 
 
 def _corrected(corrections: list[Correction], block: int, q: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
