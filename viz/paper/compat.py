@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pypdf import PdfReader, PdfWriter
-from pypdf.generic import NameObject, NumberObject, StreamObject
+from pypdf.generic import NameObject, NumberObject, PdfObject, StreamObject
+
+_FIGURES_A_PAGE = 50  # after which the browser's page is loaded anew, so that nothing piles up in it
 
 
 def browser_path() -> str | None:
@@ -28,14 +30,27 @@ def lost_browser_errors() -> tuple[type[Exception], ...]:
 
 
 def kaleido_without_margins(path: str) -> Any:
-    """A Kaleido that prints a PDF to the edge of its page, typesets no mathematics and fetches nothing."""
+    """A Kaleido that prints a PDF to the edge of its page, typesets no mathematics and fetches nothing.
+
+    It keeps its page, with Plotly loaded, for the next figures: loading it anew takes longer than drawing most figures.
+    """
     import kaleido
 
     class Page(kaleido.PageGenerator):
         # without this Chromium adds 0.1 inch around the PDF and shrinks the figure, text included, to fit between
         header = kaleido.PageGenerator.header.replace("<head>", "<head><style>@page { margin: 0 }</style>")
 
-    return kaleido.Kaleido(path=path, page_generator=Page(mathjax=False))
+    class Browser(kaleido.Kaleido):
+        drawn = 0
+
+        async def _return_kaleido_tab(self, tab: Any) -> None:
+            self.drawn += 1
+            if self.drawn % _FIGURES_A_PAGE:
+                await self.tabs_ready.put(tab)
+            else:
+                await super()._return_kaleido_tab(tab)
+
+    return Browser(path=path, page_generator=Page(mathjax=False))
 
 
 def is_alive(browser: Any) -> bool:
@@ -50,6 +65,11 @@ def writer_of(reader: PdfReader) -> PdfWriter:
 
 def objects_of(writer: PdfWriter) -> list[Any]:
     return list(writer._objects)
+
+
+def add_object(writer: PdfWriter, item: PdfObject) -> PdfObject:
+    """Adds an object to a document; returns the reference to it."""
+    return writer._add_object(item)
 
 
 def set_compressed(stream: StreamObject, data: bytes) -> None:

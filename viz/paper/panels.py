@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
-from pypdf import PageObject, PdfReader, PdfWriter, Transformation
+from pypdf import PdfReader, PdfWriter
+from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject, StreamObject
 
 from sparsity_core.record import Provenance
 from viz.chosen import without_chosen
 from viz.paper import compat
 from viz.paper.browser import render
 from viz.paper.formats.csv import csv_bytes
-from viz.paper.formats.pdf import cut_to_size, describe
+from viz.paper.formats.pdf import PT_PER_INCH, contents_of, cut_to_size, describe
 from viz.paper.formats.png import described, drawn_png
 from viz.paper.formats.svg import about, drawn_svg
 from viz.paper.height import legend_lines, natural_height
@@ -28,7 +29,6 @@ from viz.theme import PX_PER_INCH, has_legend, style
 LETTERS = "abcdefghijkl"
 MOST = len(LETTERS)
 _GAP = 0.15  # inches between two panels
-_PT_PER_INCH = 72
 _LETTER = 0.18  # inches of a panel's letter
 _STRETCHED = 1.5  # times its height, at most, that a panel grows to be as high as those beside it
 _SCALE = 4.0  # PNG dots per 1/96 inch
@@ -139,11 +139,17 @@ def _named(figure: go.Figure) -> list[Any]:
 def _pdf(placed: list[_Placed], panels: Sequence[Panel], made: Provenance, width: float, height: float) -> bytes:
     writer = PdfWriter()
     writer.pdf_header = "%PDF-1.7"
-    page = writer.add_blank_page(width=width * _PT_PER_INCH, height=height * _PT_PER_INCH)
-    for item in placed:
-        drawn = _cut(item.sheet)
-        up = (height - item.top - item.sheet.height) * _PT_PER_INCH
-        page.merge_transformed_page(drawn, Transformation().translate(item.left * _PT_PER_INCH, up))
+    page = writer.add_blank_page(width=width * PT_PER_INCH, height=height * PT_PER_INCH)
+    drawn = DictionaryObject()
+    strokes = []
+    for at, item in enumerate(placed):
+        up = (height - item.top - item.sheet.height) * PT_PER_INCH
+        drawn[NameObject(f"/Panel{at}")] = compat.add_object(writer, _form(item.sheet, writer))
+        strokes.append(b"q 1 0 0 1 %.6f %.6f cm /Panel%d Do Q" % (item.left * PT_PER_INCH, up, at))
+    page[NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): drawn})
+    contents = DecodedStreamObject()
+    contents.set_data(b"\n".join(strokes))
+    page.replace_contents(contents)
     describe(writer, made)
     for letter, panel in zip(LETTERS, panels, strict=False):
         writer.add_attachment(f"data-{letter}.csv", csv_bytes(panel.table, panel.provenance))
@@ -153,12 +159,17 @@ def _pdf(placed: list[_Placed], panels: Sequence[Panel], made: Provenance, width
     return out.getvalue()
 
 
-def _cut(sheet: Sheet) -> PageObject:
-    """The page of one panel, at its exact size."""
-    writer, out = compat.writer_of(PdfReader(io.BytesIO(render(sheet, "pdf")))), io.BytesIO()
-    cut_to_size(writer.pages[0], sheet)
-    writer.write(out)
-    return PdfReader(out).pages[0]
+def _form(sheet: Sheet, writer: PdfWriter) -> StreamObject:
+    """One panel at its exact size, as a drawing that the page of `writer` places."""
+    alone = compat.writer_of(PdfReader(io.BytesIO(render(sheet, "pdf"))))
+    page = alone.pages[0]
+    cut_to_size(page, sheet)
+    form = DecodedStreamObject()
+    form.set_data(contents_of(page))
+    form[NameObject("/Type")], form[NameObject("/Subtype")] = NameObject("/XObject"), NameObject("/Form")
+    form[NameObject("/BBox")] = page.mediabox.clone(writer)
+    form[NameObject("/Resources")] = page["/Resources"].clone(writer)
+    return form.flate_encode()
 
 
 def _svg(placed: list[_Placed], panels: Sequence[Panel], made: Provenance, width: float, height: float) -> bytes:

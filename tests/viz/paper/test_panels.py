@@ -33,8 +33,11 @@ def test_a_pdf_of_panels_has_the_width_its_letters_embedded_fonts_and_every_tabl
     text = page.extract_text()
     assert "(a)" in text and "(b)" in text
     assert text.split().count("A") == text.split().count("B") == 1, "the legend stands once, above both"
-    for font in page["/Resources"]["/Font"].values():
-        assert "/FontFile2" in font.get_object()["/DescendantFonts"][0].get_object()["/FontDescriptor"]
+    forms = [form.get_object() for form in page["/Resources"]["/XObject"].values()]
+    fonts = [font.get_object() for form in forms for font in form["/Resources"].get("/Font", {}).values()]
+    assert len(forms) == 3 and len(fonts) >= 5, "two panels with a bold face each, and the legend"
+    for font in fonts:
+        assert "/FontFile2" in font["/DescendantFonts"][0].get_object()["/FontDescriptor"]
     for letter, own in zip("ab", given, strict=False):
         pd.testing.assert_frame_equal(paper.read_csv(reader.attachments[f"data-{letter}.csv"][0]), own.table)
     made = paper.read_provenance(data)

@@ -229,6 +229,16 @@ def test_selection_layers_are_left_out_of_pictures(browser: None, heatmap: go.Fi
     assert after.count(b"<path") == before.count(b"<path")
 
 
+def test_a_figure_leaves_nothing_behind_for_the_next(
+    browser: None, heatmap: go.Figure, tokens: go.Figure, table: pd.DataFrame
+) -> None:
+    for form in ("svg", "png"):
+        first = paper.export(heatmap, table, form, PROVENANCE)
+        for other in ("pdf", "svg", "png"):
+            paper.export(tokens, table, other, PROVENANCE, width=2, height=1)
+        assert paper.export(heatmap, table, form, PROVENANCE) == first
+
+
 def test_threads_export_each_their_own_figure(browser: None, table: pd.DataFrame) -> None:
     done: dict[int, bytes] = {}
 

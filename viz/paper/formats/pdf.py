@@ -7,8 +7,16 @@ import math
 import zlib
 
 import numpy as np
-from pypdf import PageObject, PdfReader, PdfWriter, Transformation
-from pypdf.generic import DictionaryObject, NameObject, NumberObject, RectangleObject, StreamObject, TextStringObject
+from pypdf import PageObject, PdfReader, PdfWriter
+from pypdf.generic import (
+    DecodedStreamObject,
+    DictionaryObject,
+    NameObject,
+    NumberObject,
+    RectangleObject,
+    StreamObject,
+    TextStringObject,
+)
 
 from sparsity_core.record import Provenance
 from viz.paper import compat
@@ -16,7 +24,7 @@ from viz.paper.browser import render
 from viz.paper.formats.csv import csv_bytes
 from viz.paper.sheet import CREATOR, Format, Sheet
 
-_PT_PER_INCH = 72
+PT_PER_INCH = 72
 _CELL_DPI = 300
 
 
@@ -35,13 +43,23 @@ def _write(sheet: Sheet) -> bytes:
 def cut_to_size(page: PageObject, sheet: Sheet) -> None:
     """The page at its exact size, its bitmaps with repeated cells."""
     width, height = sheet.width, sheet.height
-    across, down = width * _PT_PER_INCH, height * _PT_PER_INCH
+    across, down = width * PT_PER_INCH, height * PT_PER_INCH
     # Chromium rounds pages up to 0.24 pt; the drawing starts at the top left
-    page.add_transformation(Transformation().translate(0, down - float(page.mediabox.top)))
+    up = down - float(page.mediabox.top)
+    # Written as bytes: for pypdf to read every operator of a page takes longer than for the browser to draw it.
+    moved = DecodedStreamObject()
+    moved.set_data(b"q 1 0 0 1 0 %.6f cm\n" % up + contents_of(page) + b"\nQ")
+    page.replace_contents(moved.flate_encode())
     for box in ("/MediaBox", "/CropBox", "/TrimBox", "/BleedBox", "/ArtBox"):
         page[NameObject(box)] = RectangleObject((0, 0, across, down))
     for item in page["/Resources"].get("/XObject", {}).values():
         _sharpen(item.get_object(), width, height)
+
+
+def contents_of(page: PageObject) -> bytes:
+    """What a page draws, as PDF spells it."""
+    found = page.get_contents()
+    return b"" if found is None else found.get_data()
 
 
 def describe(writer: PdfWriter, provenance: Provenance) -> None:
