@@ -149,7 +149,7 @@ def _pdf(placed: list[_Placed], panels: Sequence[Panel], made: Provenance, width
     page[NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): drawn})
     contents = DecodedStreamObject()
     contents.set_data(b"\n".join(strokes))
-    page.replace_contents(contents)
+    page.replace_contents(contents.flate_encode())
     describe(writer, made)
     for letter, panel in zip(LETTERS, panels, strict=False):
         writer.add_attachment(f"data-{letter}.csv", csv_bytes(panel.table, panel.provenance))
