@@ -56,6 +56,7 @@ _METHODS = {
     "quest": Look(GREEN, SOLID, "square"),
     "sparq": Look(ORANGE, SOLID, "pentagon"),
     "twilight": Look(VERMILLION, SPARSE, "triangle-down"),
+    "think": Look(PURPLE, SPARSE, "bowtie"),
     "assa": Look(VERMILLION, DOTTED, "square"),
     "sliding_window": Look(BLUE, DASH_DOT, "diamond"),
     "longformer": Look(GREEN, LONG_DOT, "circle"),

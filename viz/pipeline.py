@@ -76,6 +76,8 @@ def pipeline_table(trace: Trace, removed: pd.DataFrame | None = None) -> pd.Data
                 flow.step(stage, name, read_a_step=flow.now["cache"])
         if stage == "decode":
             flow.step(stage, name, channels=sizes.ranked_channels)
+            if trace.thinning is not None:
+                flow.step(stage, name, cache=float(trace.kv_bytes - sizes.index_bytes))
             if choices_kept(trace):
                 flow.step(stage, name, read_a_step=share_read(trace) * flow.now["cache"] + sizes.index_bytes)
         if counted is not None:
@@ -99,9 +101,10 @@ def _dense(trace: Trace, sizes: SizeRecord) -> dict[str, float]:
 
 def _cached(trace: Trace, sizes: SizeRecord, last: bool) -> float:
     """Bytes of the cache at the end, after the `last` stage that drops for good, or after a gate before it."""
-    if last:
+    if last and trace.thinning is None:  # else the keys that are left lose channels after it
         return float(trace.kv_bytes - sizes.index_bytes)
-    return float((trace.gated_at == trace.n_tokens).mean()) * trace.kv_bytes_dense
+    held = (trace.evicted_at if last else trace.gated_at) == trace.n_tokens
+    return float(held.mean()) * trace.kv_bytes_dense
 
 
 def share_read(trace: Trace) -> float:

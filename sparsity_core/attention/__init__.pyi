@@ -19,3 +19,5 @@ from .recorder import Stages as Stages
 from .selection import best_keys as best_keys
 from .selection import decode_selected as decode_selected
 from .selection import spread_visible as spread_visible
+from .thinning import ThinLayer as ThinLayer
+from .thinning import ThinningStage as ThinningStage

@@ -62,7 +62,8 @@ def parts_heads(rule: ScanRule | PrefillRule) -> bool:
 class EvictionStage(Stage):
     """Runs one rule per layer over some equally long texts, most often one.
 
-    `token_classes` are of each text, and grow with it; `only_layer` alone copies scores where it is given.
+    `token_classes` are of each text, and grow with it; `only_layer` alone copies scores where it is given. With `splits` a
+    rule that drops as it goes reads the prompt and what follows apart, too.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class EvictionStage(Stage):
         snapshot_steps: Sequence[int] = (),
         only_layer: int | None = None,
         protected: torch.Tensor | None = None,
+        splits: bool = False,
     ) -> None:
-        self._model, self.rules, self.n_prefill = model, rules, n_prefill
+        self._model, self.rules, self.n_prefill, self._splits = model, rules, n_prefill, splits
         self._n_tokens, self._token_classes, self._only_layer = n_tokens, token_classes, only_layer
         self.snapshot_steps = list(snapshot_steps)
         self.protected = protected  # bool [1 or B, T]
@@ -105,18 +107,21 @@ class EvictionStage(Stage):
     def attend(self, step: Step) -> torch.Tensor:
         """The output [B, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
         call, rule = step.reads, self.rules[step.layer]
-        if isinstance(rule, ScanRule):
-            return self._scan(step, rule, call, step.start)
+        cut, scan = (None, rule) if isinstance(rule, ScanRule) else (rule, rule.then)
         n_first = max(0, min(call.n_queries, self.n_prefill - step.start))
-        if n_first == 0:
-            return self._scan(step, rule.then, call, step.start)
-        first = self._read_prompt(step, rule, call.rows(0, n_first))
+        if n_first == 0 or (cut is None and not self._splits):
+            return self._scan(step, scan, call, step.start)
+        prompt = call.rows(0, n_first)
+        first = self._scan(step, scan, prompt, step.start) if cut is None else self._read_prompt(step, cut, prompt)
         if n_first == call.n_queries:
             return first
         held, q = step.keys.positions.clamp_min(0), call.q[:, :, n_first:]  # an empty slot shows any key, to nobody
-        k, v = (torch.cat([take(x, held), x[:, :, n_first:]], dim=2) for x in (call.k, call.v))
+        k, v = take(call.k, held), take(call.v, held)
+        if step.later is not None:
+            k = step.later(k, step.keys.positions)
+        k, v = torch.cat([k, call.k[:, :, n_first:]], dim=2), torch.cat([v, call.v[:, :, n_first:]], dim=2)
         rest = AttentionCall(call.layer, q, k, v, **call.how)
-        return torch.cat([first, self._scan(step, rule.then, rest, step.start + n_first)], dim=2)
+        return torch.cat([first, self._scan(step, scan, rest, step.start + n_first)], dim=2)
 
     def keep(self, layer: int, columns: torch.Tensor) -> None:
         layer_scores = self._layers[layer]
@@ -131,7 +136,7 @@ class EvictionStage(Stage):
             if own.limits is not None:
                 budgets[layer] = own.limits[text].tolist()
         return EvictionRecord(
-            n_prefill=self.n_prefill if cuts_once(self.rules) else 0,
+            n_prefill=self.n_prefill if self._splits or cuts_once(self.rules) else 0,
             budgets=np.asarray([[n if each is None else each for each in layer] for layer in budgets], np.int32),
             n_sink=np.asarray([rule.n_sink for rule in self.rules], np.int32),
             recent=np.asarray([rule.recent for rule in self.rules], np.int32),
@@ -167,7 +172,7 @@ class EvictionStage(Stage):
         positions = torch.arange(call.n_keys, device=call.k.device).expand(*call.k.shape[:2], -1)
         slots = [i for i, at in enumerate(own.steps) if at < n]
         until = keys.until(positions)
-        if step.mask is not None and keys.alike and n == call.n_keys:
+        if step.mask is not None and keys.alike and n == call.n_keys == step.mask.n_tokens:
             return self._read_masked(step, step.mask, call, positions, until)
         result = flash_column_score(
             call.q,

@@ -16,6 +16,7 @@ from sparsity_core.attention.gate import GateStage
 from sparsity_core.attention.prefill import PrefillStage
 from sparsity_core.attention.reading import ReadingStage
 from sparsity_core.attention.step import LayerKeys, Stage, Step, reading_through, stacked, take
+from sparsity_core.attention.thinning import ThinningStage
 from sparsity_core.models import AttentionCall, Enough, Model
 
 
@@ -31,12 +32,13 @@ class Stages:
     gate: GateStage | None = None
     prefill: PrefillStage | None = None
     reading: ReadingStage | None = None
+    thinning: ThinningStage | None = None
     dropped: torch.Tensor | None = None  # bool [1 or B, T]: tokens that the user's rules drop
 
     @property
     def others(self) -> list[Stage]:
         """The stages around eviction, in their order."""
-        return [stage for stage in (self.gate, self.prefill, self.reading) if stage is not None]
+        return [stage for stage in (self.gate, self.prefill, self.reading, self.thinning) if stage is not None]
 
 
 class Recorder:
@@ -69,7 +71,7 @@ class Recorder:
         self._read: dict[int, torch.Tensor] = {}
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        if call.q.shape[0] > 1 and (self.stages.prefill is not None or self.stages.reading is not None):
+        if call.q.shape[0] > 1 and any(stage is not self.stages.gate for stage in self._others):
             raise ValueError(f"prefill and decode methods follow one text at a time; got a batch of {call.q.shape[0]}")
         layer = call.layer
         self._on_layer(layer)
@@ -183,7 +185,7 @@ class Recorder:
                 total += own.token_bytes * sum(len(text[text != EMPTY].unique()) for text in keys.positions)
             elif own.source is None:
                 total += keys.key_bytes * int(keys.n_held.sum())
-        return total
+        return total - (0 if self.stages.thinning is None else self.stages.thinning.saved_bytes())
 
     @property
     def drops(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,8 @@ class Step:
     left: torch.Tensor | None = (
         None  # int64 [B, Hkv, held]: the call's columns that stay in the cache; None where all do
     )
+    # Of a simulation: makes of the held keys [B, Hkv, n, D] and their positions [B, Hkv, n] what queries after the prompt see.
+    later: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     @property
     def layer(self) -> int:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from sparsity_core.attention import HostLayer, Offloaded, Recorder
+from sparsity_core.attention import HostLayer, Offloaded, Recorder, ThinLayer
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
 from sparsity_core.inference.stages import pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
-from sparsity_core.kinds import Pipeline
+from sparsity_core.kinds import Pipeline, ReadingMethod, ThinningMethod
 from sparsity_core.models import Model, held, new_cache, recording
 from sparsity_core.record import Trace, notebook_table, token_classes
 from sparsity_core.work import Progress, silent
@@ -76,7 +76,7 @@ def generate(
     reference, model = model, pruned(model, pipeline, progress)
     dense = reference if against_dense and pipeline.methods else None
     began, words, cache = time.perf_counter(), Words.of(model, ids[:n_prefill]), new_cache(model.hf)
-    offload = _offloaded(model, pipeline, cache, total)
+    offload = _prepared(model, pipeline, cache, total)
     read, step = _shares(len(ids), max_new_tokens, None if dense is None else total)
     layer = read * step / model.arch.n_layers
     recorder = recorder_for(
@@ -187,17 +187,19 @@ def _shares(n_prompt: int, n_new: int, compared: int | None) -> tuple[float, flo
     return read, 1 / (read + n_new + (0 if compared is None else 1 + compared / 64))
 
 
-def _offloaded(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offloaded | None:
-    """What fetches from host memory where the decode method asks for it, with the cache's layers to fetch from."""
-    method = pipeline.decode
-    if method is None or not method.keeps_cache_on_host:
+def _prepared(model: Model, pipeline: Pipeline, cache: Any, total: int) -> Offloaded | None:
+    """Gives the cache the layers that the decode method asks for; what fetches from them where they lie in host memory."""
+    method, n = pipeline.decode, model.arch.n_layers
+    on_host = isinstance(method, ReadingMethod) and method.keeps_cache_on_host
+    if method is None or not (on_host or isinstance(method, ThinningMethod)):
         return None
     if any(type(layer) is not DynamicLayer for layer in cache.layers) or any(layer.latent for layer in model.caches):
-        raise ValueError(f"the cache of {model.name} holds more than each layer's keys and values: leave offload off")
-    dense = min(method.first_layers, model.arch.n_layers)
-    host = [HostLayer(total) for _ in range(model.arch.n_layers - dense)]
-    cache.layers = [*(DynamicLayer() for _ in range(dense)), *host]
-    return Offloaded(cache.layers, model.device)
+        instead = "leave offload off" if on_host else f"leave {method.name} out"
+        raise ValueError(f"the cache of {model.name} holds more than each layer's keys and values: {instead}")
+    dense = min(method.first_layers, n)
+    own = [HostLayer(total) if on_host else ThinLayer() for _ in range(n - dense)]
+    cache.layers = [*(DynamicLayer() for _ in range(dense)), *own]
+    return Offloaded(cache.layers, model.device) if on_host else None
 
 
 def _next_token(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> int:

@@ -70,6 +70,7 @@ def draft(
         gate=None if stages.gate is None else stages.gate.record(n),
         prefill=None if stages.prefill is None else stages.prefill.record(n),
         reading=None if stages.reading is None else stages.reading.record(n),
+        thinning=None if stages.thinning is None else stages.thinning.record(n),
         drift_record=None if stages.reading is None else stages.reading.drift(),
         sizes=_sizes(recorder, pipeline, reference),
     )

@@ -17,12 +17,13 @@ from sparsity_core.attention import (
     ReadingStage,
     Recorder,
     Stages,
+    ThinningStage,
     cuts_once,
     layer_rules,
 )
 from sparsity_core.inference.checks import whole
 from sparsity_core.inference.words import Words
-from sparsity_core.kinds import Pipeline, PrefillRule, ScanRule, least_of, ruled
+from sparsity_core.kinds import Pipeline, PrefillRule, ReadingMethod, ScanRule, ThinningMethod, least_of, ruled
 from sparsity_core.models import Model
 from sparsity_core.work import Progress, keeps, silent
 
@@ -115,10 +116,12 @@ def recorder_for(
         snapshot_steps=snapshot_steps,
         only_layer=only_layer,
         protected=protected,
+        splits=isinstance(pipeline.decode, ThinningMethod),
     )
     gate = gate_stage(reference, pipeline, protected=protected, dropped=dropped)
     reading = _reading_stage(model, pipeline, n_tokens, first, progress, offload)
-    stages = Stages(eviction, gate, _prefill_stage(pipeline, words, seed), reading, dropped)
+    thinning = _thinning_stage(model, pipeline, n_prefill, cache)
+    stages = Stages(eviction, gate, _prefill_stage(pipeline, words, seed), reading, thinning, dropped)
     return Recorder(model, stages, n_tokens=n_tokens, cache=cache, only_layer=only_layer, on_layer=on_layer)
 
 
@@ -158,7 +161,7 @@ def _reading_stage(
     model: Model, pipeline: Pipeline, n_tokens: int, first: int, progress: Progress, offload: Offloaded | None
 ) -> ReadingStage | None:
     method = pipeline.decode
-    if method is None:
+    if not isinstance(method, ReadingMethod):
         return None
     make = method.selectors(model, lambda share, doing: progress(0.0, doing))
     return ReadingStage(
@@ -171,6 +174,17 @@ def _reading_stage(
         mean_value=method.corrects_mean,
         offload=offload,
     )
+
+
+def _thinning_stage(model: Model, pipeline: Pipeline, n_prefill: int, cache: Any) -> ThinningStage | None:
+    method = pipeline.decode
+    if not isinstance(method, ThinningMethod):
+        return None
+    if any(layer.latent for layer in model.caches):
+        raise ValueError(
+            f"{model.name} caches what its keys are made from, which has no channels of theirs: leave {method.name} out"
+        )
+    return ThinningStage(method, n_prefill, cache)
 
 
 def _rules(pipeline: Pipeline, words: Words, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -201,7 +215,7 @@ def _prompt_protected(
 
 
 def prefill_of(model: Model, pipeline: Pipeline, n: int, asked: int | None) -> int:
-    """How many of n tokens a method of one cut reads densely, or one that protects the prompt keeps.
+    """How many of n tokens a method of one cut reads densely, one that protects the prompt keeps, or one thins afterwards.
 
     Half where nothing is asked, so that the rest shows its cost.
 
@@ -210,6 +224,7 @@ def prefill_of(model: Model, pipeline: Pipeline, n: int, asked: int | None) -> i
     if asked is not None and whole("n_prefill", asked) < 0:
         raise ValueError(f"n_prefill is 0 or more tokens; got {asked}")
     protects = pipeline.eviction is not None and pipeline.eviction.protects_prompt
-    if not protects and not cuts_once(layer_rules(model, pipeline.eviction)):
+    thins = isinstance(pipeline.decode, ThinningMethod)
+    if not protects and not thins and not cuts_once(layer_rules(model, pipeline.eviction)):
         return n
     return n // 2 if asked is None else whole("n_prefill", asked)

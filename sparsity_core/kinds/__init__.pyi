@@ -1,6 +1,8 @@
 from .card import Card as Card
+from .decode import DecodeMethod as DecodeMethod
 from .decode import ReadingMethod as ReadingMethod
 from .decode import SelectionMethod as SelectionMethod
+from .decode import ThinningMethod as ThinningMethod
 from .eviction import DENSE as DENSE
 from .eviction import Budget as Budget
 from .eviction import EvictionMethod as EvictionMethod

@@ -1,4 +1,4 @@
-"""The decode stage: which cached keys a query reads, with no memory between queries."""
+"""The decode stage: what of the cached keys a query reads: some keys, chosen anew by each, or some of their channels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsity_core.kinds.selector import Selector
 
 from sparsity_core.kinds.knobs import MOST_LAYERS, MOST_TOKENS, REDUCTIONS, knob, per_layer
@@ -15,8 +17,8 @@ from sparsity_core.work import Progress
 
 
 @dataclass(frozen=True)
-class ReadingMethod(Method):
-    """Chooses at each step which cached keys a query reads; what it leaves unread stays in the cache."""
+class DecodeMethod(Method):
+    """Decides what of the cached keys a query reads."""
 
     stage = "decode"
 
@@ -26,8 +28,47 @@ class ReadingMethod(Method):
         return ""
 
     def ranked_channels(self, head_dim: int) -> int:
-        """How many of a key's channels its ranking reads, of a head's so many."""
+        """How many of a key's channels a query needs to rank it, of a head's so many."""
         return head_dim
+
+    @property
+    def first_layers(self) -> int:
+        """How many of the first layers read everything."""
+        return 0
+
+
+@dataclass(frozen=True)
+class ThinningMethod(DecodeMethod):
+    """Takes channels from the cached keys for good when the prompt ends; the last keys, and those to come, keep all.
+
+    Attention to a key that lost channels is that to the key with noughts in their place.
+    """
+
+    @property
+    def n_queries(self) -> int:
+        """How many of the prompt's last queries `importance` looks at, at most."""
+        raise TypeError(f"{type(self).__name__} must define n_queries")
+
+    @property
+    def whole(self) -> int:
+        """How many of the prompt's last keys keep all their channels."""
+        raise TypeError(f"{type(self).__name__} must define whole")
+
+    def channels_left(self, head_dim: int) -> int:
+        """How many channels a key keeps, of a head's so many, 1 at least."""
+        raise TypeError(f"{type(self).__name__} must define channels_left")
+
+    def importance(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """[B, Hkv, D] of the last queries [B, H, w, D] and all keys [B, Hkv, n, D] that are held; the highest stay.
+
+        Where a slot holds no key, k is 0.
+        """
+        raise TypeError(f"{type(self).__name__} must define importance")
+
+
+@dataclass(frozen=True)
+class ReadingMethod(DecodeMethod):
+    """Chooses at each step which cached keys a query reads; what it leaves unread stays in the cache."""
 
     @property
     def corrects_mean(self) -> bool:
@@ -38,11 +79,6 @@ class ReadingMethod(Method):
     def keeps_cache_on_host(self) -> bool:
         """Whether generation keeps its cache in host memory and fetches ahead what a step will read."""
         return False
-
-    @property
-    def first_layers(self) -> int:
-        """How many of the first layers read everything."""
-        return 0
 
     @property
     def every(self) -> int:

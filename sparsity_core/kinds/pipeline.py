@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from tokenize import COMMENT, ERRORTOKEN, NAME, NL, OP
 from typing import Any, NamedTuple
 
-from sparsity_core.kinds.decode import ReadingMethod
+from sparsity_core.kinds.decode import DecodeMethod
 from sparsity_core.kinds.eviction import EvictionMethod
 from sparsity_core.kinds.gate import GateMethod
 from sparsity_core.kinds.method import Method
@@ -25,7 +25,7 @@ STAGES: dict[str, type[Method]] = {
     "gate": GateMethod,
     "prefill": PrefillMethod,
     "eviction": EvictionMethod,
-    "decode": ReadingMethod,
+    "decode": DecodeMethod,
 }
 
 
@@ -37,7 +37,7 @@ class Pipeline:
     gate: GateMethod | None = None
     prefill: PrefillMethod | None = None
     eviction: EvictionMethod | None = None
-    decode: ReadingMethod | None = None
+    decode: DecodeMethod | None = None
 
     def __post_init__(self) -> None:
         for stage, kind in STAGES.items():

@@ -49,9 +49,10 @@ def _unlimited(layer: Any) -> Any:
 
 
 def held(cache: Any) -> int:
-    """Bytes of the keys and values that a cache holds."""
-    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    return sum(x.nbytes for pair in pairs for x in pair if x is not None)
+    """Bytes of the keys and values that a cache holds; `thin_keys` are those that lost channels."""
+    names = ("keys", "values", "thin_keys")
+    found = [getattr(layer, name, None) for layer in cache.layers for name in names]
+    return sum(x.nbytes for x in found if x is not None)
 
 
 def look_at_cache(

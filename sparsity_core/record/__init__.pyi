@@ -22,6 +22,7 @@ from .spec import RunSpec as RunSpec
 from .store import Store as Store
 from .store import key_of as key_of
 from .text import TextRecord as TextRecord
+from .thinning import ThinningRecord as ThinningRecord
 from .tokens import pieces as pieces
 from .tokens import shown as shown
 from .tokens import token_classes as token_classes

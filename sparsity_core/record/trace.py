@@ -26,6 +26,7 @@ from sparsity_core.record.reading import DriftRecord, ReadingRecord
 from sparsity_core.record.removal import removed_rows, unseen
 from sparsity_core.record.sizes import SizeRecord
 from sparsity_core.record.text import TextRecord
+from sparsity_core.record.thinning import ThinningRecord
 from sparsity_core.work import opened, read_regular, sealed, write_whole
 
 FORMAT = 1  # raised when a stored trace can no longer be read as it was meant
@@ -82,6 +83,7 @@ class Trace(Part):
     prefill: PrefillRecord | None = None
     reading: ReadingRecord | None = None
     drift_record: DriftRecord | None = None
+    thinning: ThinningRecord | None = None
     offload: OffloadRecord | None = None
     sizes: SizeRecord | None = None
 
@@ -335,6 +337,7 @@ _PARTS: dict[str, type[Part]] = {
     "prefill": PrefillRecord,
     "reading": ReadingRecord,
     "drift_record": DriftRecord,
+    "thinning": ThinningRecord,
     "offload": OffloadRecord,
     "sizes": SizeRecord,
 }

@@ -4,6 +4,7 @@ from .choice import choose as choose
 from .choice import method_of as method_of
 from .choice import other_calibrations as other_calibrations
 from .choice import tell_fetched as tell_fetched
+from .choice import tell_thinned as tell_thinned
 from .jobs import answer_specs as answer_specs
 from .jobs import calibrate_model as calibrate_model
 from .jobs import calibration_of as calibration_of

@@ -105,3 +105,14 @@ def tell_fetched(trace: Trace) -> str:
         f"{total / 2**20:,.1f} MiB were fetched from the host's memory; {trace.bytes_late / total:.0%} of it only when a "
         "layer asked, because the prediction had missed it."
     )
+
+
+def tell_thinned(trace: Trace) -> str:
+    """How many channels the prompt's keys kept, and how the cache is smaller for it, as a sentence."""
+    assert trace.thinning is not None
+    kept = trace.thinning.channels_kept
+    left = f"{kept.sum(2).min()} of {kept.shape[2]} channels" if kept.size else "all channels"
+    return (
+        f"{trace.thinning.thinned.mean():,.0f} keys of each head, on average, are held in {left}; the cache takes "
+        f"{trace.kv_bytes / trace.kv_bytes_dense:.0%} of the dense one's bytes."
+    )

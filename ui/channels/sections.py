@@ -8,7 +8,7 @@ from sparsity_core.kinds import Pipeline, SelectionMethod
 from sparsity_core.methods.decode.double_sparsity.channels import Channels
 from sparsity_core.studies import Read
 from ui import work
-from ui.channels.choice import Choice, origin, other_calibrations, tell_fetched
+from ui.channels.choice import Choice, origin, other_calibrations, tell_fetched, tell_thinned
 from ui.channels.jobs import (
     ANSWER,
     answer_specs,
@@ -177,6 +177,9 @@ def _step(item: Shown, read: Read, at: View, choice: Choice, calibrated: Channel
 def while_running(item: Shown) -> None:
     """What only a run can tell: channels that drift, and what an offloaded generation had ready."""
     trace = item.trace
+    if trace.thinning is not None:
+        st.subheader(f"{item.letter}: channels that left the keys for good", anchor=False)
+        st.markdown(tell_thinned(trace))
     if trace.drift.size:
         st.subheader(f"{item.letter}: do the channels stay while it runs?", anchor=False)
         table = viz.drift_table(trace)
