@@ -49,6 +49,7 @@ _METHODS = {
     "ada_kv": Look(SKY, SPARSE, "star"),
     "duo_attention": Look(BLUE, DASH_DOTS, "hourglass"),
     "pyramid_kv": Look(SKY, LONG_DOT, "triangle-up"),
+    "cake": Look(ORANGE, DASH_DOTS, "hexagon"),
     "dcp": Look(SKY, LONG, "circle"),
     "double_sparsity": Look(PURPLE, SOLID, "circle"),
     "oracle_top_k": Look(_DARK_GREY, DASHED, "star"),

@@ -31,10 +31,12 @@ from sparsity_core.models import AttentionCall, Model
 from sparsity_core.record import EvictionRecord
 
 
-def layer_rules(model: Model, method: EvictionMethod | None, seed: int = 0) -> list[ScanRule | PrefillRule]:
+def layer_rules(
+    model: Model, method: EvictionMethod | None, seed: int = 0, prompt: Sequence[int] = ()
+) -> list[ScanRule | PrefillRule]:
     """The rule of each layer. Raises ValueError where a layer's budget cannot hold what the method protects."""
-    arch = model.arch
-    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed, model) for i in range(arch.n_layers)]
+    arch, known = model.arch, tuple(prompt)
+    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed, model, known) for i in range(arch.n_layers)]
     rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
     if not model.caches:
         return rules

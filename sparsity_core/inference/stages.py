@@ -102,7 +102,7 @@ def recorder_for(
                 f"layers of {model.name} share a cache: leave gate and decode out, or choose another model"
             )
         only_layer = only_layer if only_layer is None else model.cached_in(only_layer)
-    rules = layer_rules(model, pipeline.eviction, seed)
+    rules = layer_rules(model, pipeline.eviction, seed, words.ids[:n_prefill])
     protected, dropped = _rules(pipeline, words, n_tokens)
     if pipeline.eviction is not None and pipeline.eviction.protects_prompt:
         prompt = _prompt_protected(pipeline.eviction.name, rules, n_prefill, n_tokens)

@@ -28,6 +28,9 @@ class LayerShape:
     n_kv_heads: int
     seed: int = 0
     model: Any = None  # for a method that measures on it
+    prompt: tuple[
+        int, ...
+    ] = ()  # the tokens that a method of one cut reads before it; none where they are not known yet
 
 
 Budget = int | tuple[int | None, ...] | None  # keys that stay: in every KV head, or in each its own; None: all of them

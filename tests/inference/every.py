@@ -51,6 +51,7 @@ VARIANTS = [
     "tova(budget=12, shared_heads=True)",
     "tova(budget=12, shared_heads=True, value_norm=True, reduction=max)",
     "pyramid_kv(budget=12, observation_window=3, beta=5.0)",
+    "cake(budget=12, observation_window=3, layer_budget=uniform)",
     "snapkv(budget=12, observation_window=3, pool=1, reduction=max)",
     "snapkv(budget=12, observation_window=12, pool=5)",
     "streaming_llm(budget=12, re_rotate=True)",
@@ -67,8 +68,9 @@ VARIANTS = [
     "r_kv(budget=12, every=3, recent=3, pool=3, layer_budget=pyramid)",
     "expected_attention(budget=12, every=3)",
 ]
-# But DuoAttention, whose heads have budgets of their own: tests/methods/test_duo_attention.py.
-EVERY = [*(small(name) for name in methods.names("eviction") if name != "duo_attention"), *VARIANTS]
+# But DuoAttention, whose heads have budgets of their own, and CAKE, whose layers' depend on the prompt: tests/methods.
+OWN_BUDGETS = ("duo_attention", "cake")
+EVERY = [*(small(name) for name in methods.names("eviction") if name not in OWN_BUDGETS), *VARIANTS]
 SOME = ["a2sf(budget=12)", "snapkv(budget=12, observation_window=4)", "streaming_llm(budget=12)"]
 
 

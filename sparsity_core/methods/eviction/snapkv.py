@@ -39,7 +39,7 @@ class SnapKV(ScoredEviction):
         super().__post_init__()
         self._check_protected("observation_window")
         if self.pool % 2 == 0:
-            raise ValueError(f"snapkv: pool is an odd number of keys; got {self.pool}")
+            raise ValueError(f"{self.name}: pool is an odd number of keys; got {self.pool}")
 
     def rule_within(self, budget: int, layer: LayerShape) -> PrefillRule:
         return PrefillRule(
