@@ -69,7 +69,7 @@ def test_places_are_characters_whatever_their_bytes():
 @pytest.mark.parametrize("name", methods.names("eviction"))
 def test_every_eviction_method_keeps_what_is_protected_and_drops_what_is_forced(name):
     pipeline = Pipeline.parse(f"eviction={small(name)[:-1]}, protect='5, 17', drop='8-9')")
-    layer_rules(tiny.model(), pipeline.eviction)  # what is measured on the model is measured here
+    layer_rules(tiny.model(), pipeline.eviction, prompt=tiny.ids(30))  # what is measured on the model is measured here
     check_simulation(tiny.model(), pipeline)
     trace = run(tiny.model(), tiny.ids(44), pipeline, n_prefill=30)
     assert (trace.evicted_at[..., [5, 17]] == 44).all()
