@@ -22,6 +22,7 @@ from ui.history import one_entry_a_choice
 from ui.literal import literal
 from ui.model_bar import keep_run_settings, model_bar
 from ui.page import remember_pages
+from ui.page_kit import page_kit
 from ui.pins import begin_page
 from ui.restore import restore
 from ui.run_bar import follow_link, run_bar
@@ -90,6 +91,8 @@ def open_model_page(chosen: StreamlitPage, module: ModuleType) -> None:
     if module.PAGE.needs == "model":
         begin_page(module.PAGE.title)
     chosen.run()
+    if module.PAGE.needs == "model":
+        page_kit()
     end_first_look()
     session.keep_address(module.PAGE.link())
 
@@ -122,6 +125,7 @@ def look(name: str, shown: list[Shown]) -> None:
     begin_page(module.PAGE.title)
     at = view_bar(shown)
     module.page(shown, at)
+    page_kit()
     end_view()
     end_first_look()
     session.keep_address(module.PAGE.link())

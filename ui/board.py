@@ -8,9 +8,10 @@ import streamlit as st
 
 from ui.export import choose_width
 from ui.figure import theme
-from ui.kit import kit_files
 from ui.literal import literal
-from ui.pins import Pin, move, offered, panels, pin, pins, remove, zip_of_all
+from ui.making import Make, offer_zip
+from ui.page_kit import pin_all, told_forms
+from ui.pins import Pin, move, offered, panels, pins, remove, zip_of
 from viz import paper, style
 from viz.paper import Panel
 
@@ -32,11 +33,8 @@ def pin_page() -> None:
         help="as that page shows them",
     ):
         return
-    bar = st.progress(0.0)
-    for done, item in enumerate(items):
-        bar.progress(done / len(items), text=literal(item.name))
-        told = pin(item, kit_files(item, "pdf", _WIDTH))
-    st.toast(told)
+    with st.spinner("Pinning them"):
+        st.toast(pin_all(items, _WIDTH))
     st.rerun()
 
 
@@ -90,7 +88,7 @@ def sheet() -> None:
         size[0],
         int(st.segmented_control("Panels in a row", [1, 2, 3, 4], default=2, key="sheet_columns") or 2),
     )
-    given = panels()
+    given = panels(pins())
     if len(given) > paper.MOST:
         st.warning(
             f"A sheet holds at most {paper.MOST} panels, and {len(given)} figures are pinned: take some off, or take the zip."
@@ -129,28 +127,11 @@ def _composed(given: list[Panel], form: str, width: float, columns: int) -> byte
 
 
 def _zip(width: float, columns: int) -> None:
-    """A zip takes half a second a figure, so it is made when it is asked for."""
     st.subheader("All of them in one zip", anchor=False)
-    st.caption(
-        "Each figure as PDF and CSV, with its caption, LaTeX, BibTeX and script in a folder of its own, and the sheet."
-    )
-    wanted = ([own.number for own in pins()], width, columns)
-    if st.button("Make the zip", icon=":material/folder_zip:", key="make_zip"):
-        bar = st.progress(0.0)
+    st.caption(literal(f"The figures above, {told_forms()}"))
+    found = list(pins())
 
-        def tell(share: float, doing: str) -> None:
-            bar.progress(share, text=literal(doing))
+    def prepare() -> Make:
+        return lambda tell: zip_of(found, width, columns, tell)
 
-        data = zip_of_all(width, columns, tell)
-        bar.empty()
-        st.session_state["zip of pins"] = (wanted, data)
-    made = st.session_state.get("zip of pins")
-    if made and made[0] == wanted:
-        st.download_button(
-            "figures.zip",
-            data=made[1],
-            file_name="figures.zip",
-            mime="application/zip",
-            key="take_zip",
-            on_click="ignore",
-        )
+    offer_zip("zip", "Make the zip", "figures.zip", (tuple(own.number for own in found), width, columns), prepare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 from streamlit import cli_util, runtime
+from streamlit.errors import StreamlitAPIException
 from streamlit.navigation.page import StreamlitPage as StreamlitPage
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.web.server import server_util
@@ -31,3 +32,11 @@ def open_browser() -> None:
     if not st.get_option("server.headless"):
         address = st.get_option("server.address") or "localhost"
         cli_util.open_browser(server_util.get_url(server_util.get_display_address(address)))
+
+
+def rerun_here() -> None:
+    """Draws again at once: the fragment that runs, or the whole app where it is the app that runs."""
+    try:
+        st.rerun(scope="fragment")
+    except StreamlitAPIException:
+        st.rerun()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import streamlit as st
@@ -64,29 +64,27 @@ def remove(number: int) -> None:
     st.session_state["pins"] = [own for own in pins() if own.number != number]
 
 
-def panels() -> list[paper.Panel]:
-    return [paper.Panel(own.item.draw, own.item.table, own.item.provenance) for own in pins()]
+def panels(found: Sequence[Pin]) -> list[paper.Panel]:
+    return [paper.Panel(own.item.draw, own.item.table, own.item.provenance) for own in found]
 
 
-def zip_of_all(width: float, columns: int, progress: Callable[[float, str], None]) -> bytes:
-    """Every pinned figure as PDF and CSV in a folder of its own with its texts, and the sheet of all where it holds them."""
+def zip_of(found: Sequence[Pin], width: float, columns: int, progress: Callable[[float, str], None]) -> bytes:
+    """Every figure in a folder of its own as PDF, SVG, PNG, CSV and JSON with its texts, and the sheet of all if it holds them.
+
+    Without a browser that draws, HTML stands for the pictures, and there is no sheet. Reads no session.
+    """
     files: dict[str, bytes] = {}
-    found = pins()
-    for done, (folder, own) in enumerate(_folders()):
+    drawn = paper.can_render()
+    for done, own in enumerate(found):
         progress(done / (len(found) + 1), f"{own.item.name}, {done + 1} of {len(found)}")
-        for form in ("pdf", "csv") if paper.can_render() else ("html", "csv"):
+        folder = f"{done + 1:02}-{own.item.name}"
+        for form in (*(("pdf", "svg", "png") if drawn else ("html",)), "csv", "json"):
             files[f"{folder}/{own.item.name}.{form}"] = own.item.exported(form, width)
         files |= {f"{folder}/{name}": data for name, data in own.texts.items()}
-    if paper.can_render() and len(found) <= paper.MOST:
-        progress(len(found) / (len(found) + 1), "the sheet of all")
-        files["sheet.pdf"] = paper.compose(panels(), "pdf", width=width, columns=columns)
     made = paper.together([own.item.provenance for own in found])
-    files["sheet.tex"] = paper.kit.latex(made, "sheet.pdf", width).encode()
+    if drawn and len(found) <= paper.MOST:
+        progress(len(found) / (len(found) + 1), "the sheet of all")
+        files["sheet.pdf"] = paper.compose(panels(found), "pdf", width=width, columns=columns)
+        files["sheet.tex"] = paper.kit.latex(made, "sheet.pdf", width).encode()
     files["references.bib"] = paper.kit.references(made).encode()
-    progress(1.0, "done")
     return paper.kit.zipped(files)
-
-
-def _folders() -> Iterator[tuple[str, Pin]]:
-    for at, own in enumerate(pins(), 1):
-        yield f"{at:02}-{own.item.name}", own

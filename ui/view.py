@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from sparsity_core.record import Trace
 from ui.address import VIEW
+from ui.compat import rerun_here
 from ui.session import Shown
 from viz import again
 
@@ -119,10 +119,7 @@ def request(**changes: int) -> None:
 def go(**changes: int) -> None:
     """`request`, and draws again at once."""
     request(**changes)
-    try:
-        st.rerun(scope="fragment")
-    except StreamlitAPIException:  # the whole app is running
-        st.rerun()
+    rerun_here()
 
 
 @st.fragment(run_every=_PLAY_SECONDS)

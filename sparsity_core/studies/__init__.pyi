@@ -21,8 +21,8 @@ from .gate import look_at_gate as look_at_gate
 from .gate_look import GateLook as GateLook
 from .judge_study import ALL_LAYERS as ALL_LAYERS
 from .judge_study import EFFECTS as EFFECTS
+from .judge_study import FORESIGHT as FORESIGHT
 from .judge_study import JudgeStudy as JudgeStudy
-from .judges import FORESIGHT as FORESIGHT
 from .judges import all_judges as all_judges
 from .judging import study_judges as study_judges
 from .patterns import look_at_attention as look_at_attention

@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsity_core.record import notebook_table
 
+FORESIGHT = "attention to come"  # the judge that has seen the queries after the step
 ALL_LAYERS = -1  # the place of a drop from every layer at once
 EFFECTS = {"kl": "KL to dense (nats)", "nll": "change of the loss (nats)"}
 

@@ -16,8 +16,6 @@ from sparsity_core.kinds import EvictionMethod, GateMethod, Pipeline, ReadingMet
 from sparsity_core.models import AttentionCall, Model, attention_input, recording
 from sparsity_core.work import Progress, silent
 
-FORESIGHT = "attention to come"  # the judge that has seen the queries after the step
-
 
 def all_judges() -> list[str]:
     """Every method that may have scores, as a pipeline with its own settings."""

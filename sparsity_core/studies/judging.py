@@ -9,8 +9,8 @@ import numpy as np
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model
 from sparsity_core.studies.drops import Drop, effects_of
-from sparsity_core.studies.judge_study import ALL_LAYERS, JudgeStudy
-from sparsity_core.studies.judges import FORESIGHT, all_judges, attention_to_come, mean_ranks, scores_of
+from sparsity_core.studies.judge_study import ALL_LAYERS, FORESIGHT, JudgeStudy
+from sparsity_core.studies.judges import all_judges, attention_to_come, mean_ranks, scores_of
 from sparsity_core.work import Progress, silent
 
 _JUDGING = 0.1  # of the work, roughly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from tests.app.test_app import open_page
 from tests.pages.test_pages import opened
 from ui import pins as module
+from ui.making import Making, Tell
 from viz import paper
 
 
@@ -70,14 +72,61 @@ def test_the_zip_has_a_folder_a_figure_and_their_scripts(tmp_path: Path, monkeyp
     at = pinned(tmp_path, "atlas_A", "loss")
     open_page(at, "figures")
     at.button(key="make_zip").click().run()
+    at.session_state["making zip"].wait(60)
+    at.run()
     assert not at.exception
-    with zipfile.ZipFile(io.BytesIO(at.session_state["zip of pins"][1])) as archive:
+    assert at.get("download_button")[-1].proto.label.startswith("figures.zip, ")
+    with zipfile.ZipFile(io.BytesIO(at.session_state["making zip"].data)) as archive:
         names = set(archive.namelist())
         for folder, name in (("01-atlas_A", "atlas_A"), ("02-loss", "loss")):
-            endings = ("html", "csv", "txt", "tex", "py")
+            endings = ("html", "csv", "json", "txt", "tex", "py")
             assert {f"{folder}/{name}.{ending}" for ending in endings} <= names
             assert "again.draw(" in archive.read(f"{folder}/{name}.py").decode()
         assert b"jo2024a2sf" in archive.read("references.bib")
+
+
+def test_all_figures_of_a_page_are_one_zip_from_its_foot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "can_render", lambda: False)
+    at = opened(tmp_path, layer="7")
+    at.session_state["page_kit"] = True
+    at.run()
+    at.button(key="make_page_kit").click().run()
+    at.session_state["making page_kit"].wait(60)
+    at.run()
+    assert not at.exception
+    with zipfile.ZipFile(io.BytesIO(at.session_state["making page_kit"].data)) as archive:
+        folders = {name.partition("/")[0] for name in archive.namelist() if "/" in name}
+        assert folders == {"01-atlas_A", "02-strip_figure_A", "03-loss"}
+        assert "layer=7" in archive.read("01-atlas_A/atlas_A.py").decode()
+    at.number_input(key="layer").set_value(8).run()
+    assert at.button(key="make_page_kit"), "a zip of another view is not offered"
+
+
+def test_a_zip_that_is_cancelled_stops_and_one_that_fails_says_why() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(tell: Tell) -> bytes:
+        begun.set()
+        go_on.wait(10)
+        tell(0.5, "half")
+        return b"whole"
+
+    making = Making("", make)
+    begun.wait(10)
+    making.cancel()
+    go_on.set()
+    making.wait(10)
+    assert making.finished and making.data is None and making.problem is None
+    making = Making("", make)
+    making.wait(10)
+    assert (making.data, making.share, making.doing) == (b"whole", 0.5, "half")
+
+    def fail(tell: Tell) -> bytes:
+        raise ValueError("width is 0; allowed is 0.5 to 40 inches")
+
+    making = Making("", fail)
+    making.wait(10)
+    assert making.problem == "Width is 0; allowed is 0.5 to 40 inches."
 
 
 def test_a_two_hundredth_figure_is_refused_with_a_sentence(tmp_path: Path) -> None:

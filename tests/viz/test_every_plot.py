@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,18 @@ from viz import atlas, cost, scores, strip
 from viz.text import plain
 from viz.theme import DARK, LIGHT, PAPER, style
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_every_plot_of_viz_is_tried() -> None:
     assert set(plots_of_viz()) == set(plots(trace()))
+
+
+def test_all_figures_are_found_without_torch() -> None:
+    code = "import sys\nfrom viz.found import figures\nprint(len(figures()), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    count, heavy = done.stdout.split()
+    assert int(count) > 30 and heavy == "False", "a server would wait seconds for it at the first script of a figure"
 
 
 @pytest.mark.usefixtures("foreign_default")

@@ -121,8 +121,10 @@ def _lettered(figure: go.Figure, letter: str, without_legend: bool) -> go.Figure
 def _shared_legend(figures: Sequence[go.Figure]) -> go.Figure | None:
     """A figure of the legend alone, where two panels or more have one and all name the same lines; None otherwise."""
     having = [figure for figure in figures if has_legend(figure) and _named(figure)]
-    entries = [[(t.name, t.type, t.line.color, t.line.dash) for t in _named(figure)] for figure in having]
-    if len(entries) < 2 or any(found != entries[0] or any(e[1] != "scatter" for e in found) for found in entries):
+    if len(having) < 2 or any(trace.type != "scatter" for figure in having for trace in _named(figure)):
+        return None
+    entries = [[(t.name, t.line.color, t.line.dash) for t in _named(figure)] for figure in having]
+    if any(found != entries[0] for found in entries):
         return None
     marked = max(having, key=lambda figure: sum("markers" in (t.mode or "") for t in _named(figure)))
     legend = go.Figure()

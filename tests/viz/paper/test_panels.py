@@ -67,6 +67,7 @@ def test_a_legend_is_shared_only_where_the_same_names_have_the_same_lines() -> N
     assert module._shared_legend([two]) is None
     assert module._shared_legend([two, lines("B", "A")]) is None
     assert module._shared_legend([two, lines("A", "B").update_traces(line_color="#000000")]) is None
+    assert module._shared_legend([two, go.Figure([go.Bar(y=[1], name="A"), go.Bar(y=[1], name="B")])]) is None
 
 
 @pytest.mark.parametrize(
