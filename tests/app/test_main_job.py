@@ -76,6 +76,15 @@ def test_the_main_job(browser: Any, address: str, tmp_path: Path) -> None:
     page.context.close()
 
 
+def at_rest(element: Any) -> dict[str, float]:
+    """Where the element is once it has not moved for a second: text above it may still be typeset when the script rests."""
+    before, now = None, element.bounding_box()
+    while now != before:
+        element.page.wait_for_timeout(1000)
+        before, now = now, element.bounding_box()
+    return now
+
+
 def test_the_cells_are_seen_while_plotly_is_being_loaded(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 1500, "height": 1400})
     page.route("**/PlotlyChart*", lambda route: None)  # never answered
@@ -83,10 +92,10 @@ def test_the_cells_are_seen_while_plotly_is_being_loaded(browser: Any, address: 
     box = page.locator("[class*=st-key-look_] img")
     box.wait_for(timeout=60_000)
     settle(page)
-    cells = box.bounding_box()
+    cells = at_rest(box)
     page.close()
     page = opened(browser, address)
-    chart = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    chart = at_rest(page.locator(".js-plotly-plot .nsewdrag").first)
     assert page.locator("[class*=st-key-look_] img").count() == 0
     assert all(abs(cells[side] - chart[side]) <= 2 for side in ("x", "y", "width", "height")), (cells, chart)
     page.context.close()
