@@ -13,6 +13,7 @@ from sparsity_core import generate, load, run
 from sparsity_core.cli.parser import make_parser
 from sparsity_core.evaluate import perplexity
 from sparsity_core.methods.decode.double_sparsity.calibration import calibrate
+from sparsity_core.methods.eviction.a2sf.fitting import fit_factors
 from sparsity_core.methods.gate.dcp.records import Training
 from sparsity_core.methods.gate.dcp.training import train_gate
 from sparsity_core.methods.weights.prunenet.training import train_policy
@@ -33,6 +34,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "train prunenet": train_policy,
     "train dcp": train_gate,
+    "train a2sf": fit_factors,
 }
 
 

@@ -83,6 +83,7 @@ def test_a_taken_name_is_refused():
 def test_knobs_that_name_files_say_so():
     named = {name: [k.name for k in methods.get(name).knobs() if k.metadata["path"]] for name in methods.names()}
     assert {name: files for name, files in named.items() if files} == {
+        "a2sf": ["factors"],
         "prunenet": ["policy"],
         "dcp": ["adapter"],
         "duo_attention": ["pattern"],

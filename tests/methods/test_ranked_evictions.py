@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -245,3 +246,23 @@ def test_pyramid_kv_by_hand():
         own = methods.PyramidKV(budget=budget)
         budgets = [own.budget_of(LayerShape(i, n_layers, 2)) for i in range(n_layers)]
         assert sum(budgets) == budget * n_layers and min(budgets) >= 32
+
+
+def test_pyramid_kv_keeps_what_a_naive_count_keeps():
+    """Votes of the last 4 queries of both heads, pooled over 3 keys, under budgets in equal steps: 4 + 21, 13 and 5 of 13."""
+    ids, window = tiny.ids(N), 4
+    trace = run(
+        tiny.model(), ids, pipeline("pyramid_kv(budget=17, observation_window=4, pool=3, beta=2.6)"), n_prefill=PROMPT
+    )
+    before = range(PROMPT - window)
+    for layer, (q, k, _) in enumerate(dense_qkv(tiny.model(), ids[:PROMPT])):
+        room = [21, 13, 5][layer]  # 13 / 2.6 = 5 at the top, 26 − 5 at the bottom
+        for head in range(2):
+            votes = dict.fromkeys(range(-1, PROMPT - window + 1), 0.0)  # nothing on either side
+            for query, h in itertools.product(range(PROMPT - window, PROMPT), (2 * head, 2 * head + 1)):
+                share = torch.softmax(k[head, : query + 1] @ q[h, query] / 4, 0)
+                for key in before:
+                    votes[key] += float(share[key])
+            pooled = {key: votes[key - 1] + votes[key] + votes[key + 1] for key in before}
+            wanted = [*best(pooled, room), *range(PROMPT - window, PROMPT)]
+            assert kept_after(trace, layer, head, PROMPT - 1) == wanted

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from sparsity_core import generate, run
+from sparsity_core.methods.decode.sparq.selector import QuerySelector
+from sparsity_core.methods.decode.twilight.selector import TopPSelector
 from tests import tiny
 from tests.methods.qkv import best, dense_qkv
 
@@ -35,6 +37,17 @@ def naive(head: int, query: int, mass: float) -> list[int]:
         found.append(key)
         held += p
     return sorted(found)
+
+
+@pytest.mark.parametrize(("mass", "reads"), [(0.5, 1), (0.6, 2), (0.85, 2), (0.9, 3), (1.0, 3)])
+def test_by_hand(mass, reads):
+    """Logits ln 1, ln 2, ln 5, ln 8. The base takes three: shares of 2, 5 and 8 fifteenths; 8/15 is .53 and 13/15 is .87."""
+    k = torch.tensor([1.0, 2, 5, 8]).log().view(1, 1, 4, 1)
+    selector = TopPSelector(QuerySelector(1, "sum"), 0.75, mass, "fp16")
+    selector.append(k)
+    found = selector.scores(torch.ones(1, 1, 1, 1), k, scale=1.0)[0, :, 0]
+    assert found[0, 0].tolist() == pytest.approx([0, 2 / 15, 5 / 15, 8 / 15], abs=1e-3)
+    assert selector.count_by(found, torch.ones(1, 1, 4, dtype=torch.bool)).tolist() == [[reads]]
 
 
 def test_the_fewest_keys_of_the_choice_that_hold_the_mass_are_read():

@@ -33,14 +33,21 @@ def options(parser: argparse.ArgumentParser) -> None:
     gate.add_argument(
         "--start", type=shared.path, metavar="GATE", help="go on from a trained gate, with --a-first 3 or so"
     )
-    for each in (policy, gate):
+    factors = kinds.add_parser("a2sf", help="a forgetting factor for each layer and KV head, from text")
+    factors.set_defaults(command=train_a2sf)
+    shared.file_option(factors, "a UTF-8 text to fit on, not the default")
+    shared.setting(factors, "ratios", "0.2, 0.4", "shares of a stretch that its cache may hold")
+    shared.setting(factors, "blocks", 6, "random stretches of the text")
+    shared.setting(factors, "length", 1024, "tokens of each")
+    shared.seed_option(factors)
+    for each in (policy, gate, factors):
         shared.model_options(each)
         shared.out_option(each)
         shared.json_option(each)
 
 
 def answer(options: argparse.Namespace) -> shared.Answer:
-    raise ValueError("say what to train: prunenet or dcp")
+    raise ValueError("say what to train: prunenet, dcp or a2sf")
 
 
 def train_prunenet(options: argparse.Namespace) -> shared.Answer:
@@ -58,6 +65,26 @@ def train_prunenet(options: argparse.Namespace) -> shared.Answer:
         policy.save(path)
         (options.out / "training.part").unlink(missing_ok=True)
     return {"policy": str(path), "recipe": policy.recipe}, f"written to {path}; use it with prunenet(policy='{path}')"
+
+
+def train_a2sf(options: argparse.Namespace) -> shared.Answer:
+    text = shared.text_of(options)
+    from sparsity_core.methods.eviction.a2sf.fitting import fit_factors
+
+    with shared.progress_bar() as progress, shared.writing(options.out):
+        model = shared.load_model(options, progress)
+        path = shared.new_file(options.out / f"a2sf-{model.fingerprint}.json")
+        found = fit_factors(
+            model, text, **shared.chosen(options, "ratios", "blocks", "length", "seed"), progress=progress
+        )
+        found.save(path)
+    lost = zip(found.recipe["ratios"], found.recipe["lost"], found.recipe["lost_by_best_single"], strict=True)
+    lines = [
+        f"at {ratio:g}: {own:.2%} of the attention is lost, {one:.2%} by the best single factor"
+        for ratio, own, one in lost
+    ]
+    lines.append(f"written to {path}; use it with a2sf(factors='{path}')")
+    return {"factors": str(path), "recipe": found.recipe}, "\n".join(lines)
 
 
 def train_dcp(options: argparse.Namespace) -> shared.Answer:

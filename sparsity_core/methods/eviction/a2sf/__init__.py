@@ -17,6 +17,7 @@ from sparsity_core.kinds import (
     normalised_factor,
     register,
 )
+from sparsity_core.work import digest_of
 
 
 @register
@@ -26,6 +27,7 @@ class A2SF(ScoredEviction):
 
     `paper` drops one key at each step once the cache is full. `prefill_only` is the authors' 2026 code, which cuts once when
     the prompt ends (their settings: forgetting_factor 0.95, recent 16) and then keeps all; `prefill` goes on as `paper` does.
+    `factors` gives each layer and KV head its own, fitted to the attention that the dense model's later queries give.
     """
 
     name: ClassVar[str] = "a2sf"
@@ -61,6 +63,12 @@ class A2SF(ScoredEviction):
             read="At 0 only the last query counts, as in TOVA; at 1 nothing is forgotten, as in H2O without its recent window.",
         ),
     )
+    factors: str = knob(
+        "",
+        path=True,
+        help="a file of factors fitted to each layer and KV head, in place of forgetting_factor; auto: those that ship for the "
+        "embedded model",
+    )
     variant: str = knob(
         "paper",
         choices=("paper", "prefill", "prefill_only"),
@@ -73,10 +81,28 @@ class A2SF(ScoredEviction):
         super().__post_init__()
         self._check_protected("n_sink", "recent")
 
+    def files(self) -> dict[str, str]:
+        return {} if self.factors == "auto" else super().files()
+
+    def inputs(self) -> dict[str, str]:
+        if self.factors != "auto":
+            return super().inputs()
+        from sparsity_core.methods.eviction.a2sf.factors import SHIPPED
+
+        return {"factors": digest_of(str(SHIPPED))}
+
+    def _factor(self, layer: LayerShape) -> ForgettingFactor:
+        """The layer's own. A file's are of a model: they are read once there is one."""
+        if not self.factors or layer.model is None:
+            return forgetting_factor_of(self.forgetting_factor, layer)
+        from sparsity_core.methods.eviction.a2sf.factors import factors_for
+
+        return tuple(factors_for(layer.model, self.factors).values[layer.index].tolist())
+
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
         scan = ScanRule(
             budget=budget,
-            decay=forgetting_factor_of(self.forgetting_factor, layer),
+            decay=self._factor(layer),
             n_sink=self.n_sink,
             recent=self.recent,
             value_norm=self.value_norm,
