@@ -50,6 +50,7 @@ _METHODS = {
     "duo_attention": Look(BLUE, DASH_DOTS, "hourglass"),
     "pyramid_kv": Look(SKY, LONG_DOT, "triangle-up"),
     "cake": Look(ORANGE, DASH_DOTS, "hexagon"),
+    "kvzip": Look(GREEN, DASH_DOTS, "star"),
     "dcp": Look(SKY, LONG, "circle"),
     "double_sparsity": Look(PURPLE, SOLID, "circle"),
     "oracle_top_k": Look(_DARK_GREY, DASHED, "star"),

@@ -19,7 +19,7 @@ TOTAL = PROMPT + NEW - 1  # the last new token is never an input
 def small(name: str) -> str:
     """A registered method at a small budget, with what it protects made small too."""
     cls = methods.get(name)
-    knobs = {"budget": BUDGET}
+    knobs: dict[str, object] = {"budget": BUDGET} | ({"layer_budget": "uniform"} if name == "kvzip" else {})
     for knob in cls.knobs():
         whole = isinstance(knob.default, int) and not isinstance(knob.default, bool)
         if whole and knob.name != "budget" and knob.default > BUDGET:
@@ -68,8 +68,8 @@ VARIANTS = [
     "r_kv(budget=12, every=3, recent=3, pool=3, layer_budget=pyramid)",
     "expected_attention(budget=12, every=3)",
 ]
-# But DuoAttention, whose heads have budgets of their own, and CAKE, whose layers' depend on the prompt: tests/methods.
-OWN_BUDGETS = ("duo_attention", "cake")
+# But those whose heads or layers have budgets of their own, by the model or the prompt: tests/methods has tests of each.
+OWN_BUDGETS = ("duo_attention", "cake", "kvzip")
 EVERY = [*(small(name) for name in methods.names("eviction") if name not in OWN_BUDGETS), *VARIANTS]
 SOME = ["a2sf(budget=12)", "snapkv(budget=12, observation_window=4)", "streaming_llm(budget=12)"]
 

@@ -61,7 +61,7 @@ def test_a_path_is_not_touched_before_the_method_runs(monkeypatch):
         raise AssertionError(f"touched {args}")
 
     paths = [(name, knob) for name, knob in KNOBS if knob.metadata["path"]]
-    assert {knob.name for _, knob in paths} == {"adapter", "pattern", "policy", "calibration"}
+    assert {knob.name for _, knob in paths} == {"adapter", "pattern", "policy", "calibration", "factors"}
     for place in ("builtins.open", "os.stat", "os.open", "os.path.exists"):
         monkeypatch.setattr(place, touched)
     found = []

@@ -59,6 +59,10 @@ class AdaKV(EvictionMethod):
                 f"ada_kv: base is a method that cuts once, when the prompt ends, and drops nothing else, as snapkv, knorm or "
                 f"'keydiff(every=0)'; got {self.base}"
             )
+        if isinstance(rule.budget, tuple):
+            raise ValueError(
+                f"ada_kv: {base.name} gives heads budgets of their own: choose layer_budget=uniform for it, or run it alone"
+            )
         return replace(rule, allot=self.allot)
 
     def allot(self, ranked: torch.Tensor, budget: int) -> torch.Tensor:
