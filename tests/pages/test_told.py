@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from streamlit.testing.v1 import AppTest
 
 from sparsity_core import methods, studies
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
@@ -59,3 +60,22 @@ def test_no_part_of_a_job_says_that_all_of_it_is_done() -> None:
         )
     assert len(told) > 20
     assert not [doing for share, doing in told if doing == "done"]
+
+
+def channels_of_a_thinned_run() -> None:
+    from sparsity_core import run
+    from tests import tiny, traces
+    from ui.channels import while_running
+    from ui.session import Shown
+
+    pipeline = "decode=think(sparsity=0.5, recent=4)"
+    while_running(Shown("A", traces.spec(pipeline), run(tiny.model(), tiny.ids(40), pipeline)))
+
+
+def test_the_channels_page_tells_what_left_the_keys() -> None:
+    at = AppTest.from_function(channels_of_a_thinned_run, default_timeout=60).run()
+    assert not at.exception
+    assert at.subheader[0].value == "A: channels that left the keys for good"
+    assert at.markdown[0].value.startswith(
+        "16 keys of each head, on average, are held in 8 of 16 channels; the cache takes 9"
+    )
