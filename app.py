@@ -31,6 +31,8 @@ from ui.spectra import hold_choices
 from ui.summary import summary
 from ui.trust import may_touch
 from ui.view import end_view, view_bar
+from ui.visits import visit_bar
+from ui.words import glossary
 
 ICON = Path(__file__).parent / "ui" / "icon.svg"
 
@@ -71,6 +73,7 @@ def main() -> None:
     of_model = module.PAGE.needs != "run"
     hold_choices(of_model)
     bar = {"run": run_bar, "model": model_bar, "nothing": keep_run_settings}[module.PAGE.needs]
+    visit_bar()
     failed = None
     try:
         if of_model:
@@ -83,6 +86,7 @@ def main() -> None:
         shared.notice()
         bar()  # after the page: that is what a visitor came to see
         restore()
+        glossary()
     if failed is not None:
         raise failed
 

@@ -8,7 +8,7 @@ from ui import reproduce as ui
 from ui.entry import start_from_app
 from ui.page import Page
 
-PAGE = Page("Reproduce", ":material/fact_check:", needs="model", order=9)
+PAGE = Page("Reproduce", ":material/fact_check:", needs="model", order=9, link=ui.claim_link)
 
 
 def page() -> None:

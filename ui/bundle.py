@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from sparsity_core import studies
 from sparsity_core.inference import execute
-from sparsity_core.methods.decode.double_sparsity.channels import ASSETS
+from sparsity_core.methods.decode.double_sparsity.channels import SHIPPED
 from sparsity_core.models import evaluation_text
 from sparsity_core.record import Store, key_of
 from sparsity_core.work import write_whole
@@ -76,8 +76,8 @@ def make_channels() -> None:
     model = load(EXAMPLE.model, device="cpu", dtype="float32")
     found = calibrate(model)
     found = replace(found, recipe={**found.recipe, "stability": stability(model)})
-    ASSETS.mkdir(parents=True, exist_ok=True)
-    found.save(ASSETS / model.fingerprint)
+    SHIPPED.mkdir(parents=True, exist_ok=True)
+    found.save(SHIPPED / model.fingerprint)
     print(f"{model.fingerprint}  {found.recipe['stability']['shared']}")
 
 

@@ -57,6 +57,8 @@ def overview() -> None:
 def one_claim() -> None:
     """A claim by itself: the figure, each pair's verdict, how it was asked, and the button that asks again."""
     names = {claim.name: claim for claim in studies.claims()}
+    if "claim" not in st.session_state and st.query_params.get("claim") in names:
+        st.session_state["claim"] = st.query_params["claim"]
     claim = names[
         st.selectbox(
             "Claim", list(names), format_func=lambda name: f"{names[name].paper}: {names[name].says}", key="claim"
@@ -85,6 +87,11 @@ def one_claim() -> None:
     _run(claim)
     with st.expander("The sweep that measures it", icon=":material/grid_on:"):
         st.code(claim.grid.read_text(encoding="utf-8"), language="yaml")
+
+
+def claim_link() -> dict[str, str]:
+    """The page's part of the address."""
+    return {"claim": str(st.session_state["claim"])} if "claim" in st.session_state else {}
 
 
 def _reported(claim: Claim) -> str:

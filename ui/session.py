@@ -140,10 +140,22 @@ def _take(parameters: Mapping[str, str]) -> None:
         forget_settings()  # first: another Back may end this run of the script between any two lines
         st.session_state.specs = list(asked.specs)
     forget_view()
+    st.session_state.pop("last_step", None)  # the link tells the step itself, whatever the length of the run before
     st.session_state.view = dict(asked.view)
     st.session_state.playing = False
+    st.session_state["visit"] = (parameters.get("visit", ""), parameters.get("stop", "1"))
     st.session_state.pop("wanted_address", None)
     _forget_choices(parameters)
+
+
+def visit_at() -> tuple[str, str]:
+    """The guided example that the link names and its step, as the link has them; no name where there is none."""
+    found: tuple[str, str] = st.session_state.get("visit", ("", ""))
+    return found
+
+
+def end_visit() -> None:
+    st.session_state["visit"] = ("", "")
 
 
 def open_run(spec: RunSpec) -> None:
@@ -174,6 +186,8 @@ def forget_view() -> None:
 
 def _forget_choices(parameters: Mapping[str, str]) -> None:
     """Lets a page take from the address those of its own choices that the address names."""
+    if "claim" in parameters:
+        _forget(["claim"])
     if "weights" in parameters:
         _forget([str(key) for key in st.session_state if str(key).startswith("S_")])
         _forget(["spectra choice"])
@@ -206,7 +220,8 @@ def keep_address(also: Mapping[str, str]) -> None:
     else:
         link = _address_of(specs(), st.session_state.view | view)
     st.session_state["link of the page"] = dict(also)
-    link |= also
+    name, stop = visit_at()
+    link |= {**also, **({"visit": name, "stop": stop} if name else {})}
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
 

@@ -9,9 +9,11 @@ from streamlit.delta_generator import DeltaGenerator
 
 from sparsity_core.record import Trace
 from ui.figure import generated_tokens
+from ui.glossary import told
 from ui.knobs import folded
 from ui.literal import code, literal
-from ui.session import EXAMPLE, FIVE_STAGES, Shown, open_run
+from ui.session import EXAMPLE, FIVE_STAGES, Shown, open_run, visit_at
+from ui.visits import offer_visits
 from viz.cost import label, prompt_perplexity
 
 _IN_FULL = 2  # runs whose figures stand large
@@ -20,12 +22,12 @@ _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
 
 def summary(shown: list[Shown]) -> None:
     """A row of figures for each pipeline; of many, a row of one table."""
-    if [item.spec for item in shown] == [EXAMPLE]:
+    if [item.spec for item in shown] == [EXAMPLE] and not visit_at()[0]:
         st.caption(
             "This run came with SparseLens. It shows what each layer dropped of the prompt at the left, while the "
             "model read it and while it wrote on. Change any setting there and press Run."
         )
-        st.button(
+        offer_visits().button(
             "Show a run of all five stages",
             key="five_stages",
             icon=":material/account_tree:",
@@ -136,7 +138,7 @@ def _figures(item: Shown) -> None:
         row.metric(
             "Regret",
             f"{trace.regret.mean():.1%}",
-            help="share of the dense model's attention that goes to evicted keys",
+            help=told("regret"),
             width=_WIDTH,
         )
         row.metric(
@@ -163,7 +165,7 @@ def _prefill_figures(row: DeltaGenerator, trace: Trace) -> None:
         row.metric(
             "Coverage",
             _share(trace.prefill.coverage),
-            help="share of the dense model's attention that goes to keys which the prompt's queries see",
+            help=told("coverage"),
             width=_WIDTH,
         )
 

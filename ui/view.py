@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from sparsity_core.record import Trace
 from ui.address import VIEW
 from ui.compat import rerun_here
+from ui.knobs import choose_one, held
 from ui.session import Shown
-from viz import again
+from viz import again, cost
 
 _PLAY_SECONDS = 0.5
+_SPEEDS = {1: "1 ×", 2: "2 ×", 4: "4 ×", 8: "8 ×"}
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,14 @@ def view_bar(shown: list[Shown]) -> View:
     row = st.container(horizontal=True, vertical_alignment="bottom")  # it wraps where it is too narrow for all
     # The value is given too: a widget that the browser has yet to draw begins with it, even where another run of the script
     # came before the browser heard what this one set.
-    held, heads = _view(), [*range(trace.n_kv_heads), *_HEADS]
+    seen, heads = _view(), [*range(trace.n_kv_heads), *_HEADS]
     row.number_input(
-        "Layer", 0, trace.n_layers - 1, held.layer, key="layer", help="or click a row of the atlas", width=130
+        "Layer", 0, trace.n_layers - 1, seen.layer, key="layer", help="or click a row of the atlas", width=130
     )
     row.selectbox(
         "KV head",
         heads,
-        heads.index(held.head),
+        heads.index(seen.head),
         format_func=lambda h: _HEADS.get(h, f"head {h}"),
         key="head",
         help="one KV head, or when the first or the last of the layer's heads drops a token",
@@ -71,7 +74,7 @@ def view_bar(shown: list[Shown]) -> View:
         "Token",
         0,
         trace.n_tokens - 1,
-        held.token,
+        seen.token,
         key="token",
         help="or click a token in the strip or the atlas",
         width=130,
@@ -80,7 +83,7 @@ def view_bar(shown: list[Shown]) -> View:
         "Step",
         0,
         max(1, trace.n_tokens - 1),  # a slider needs two ends
-        held.step,
+        seen.step,
         key="step",
         disabled=trace.n_tokens == 1,
         help="the query that is being read: prompt first, then what the model generates",
@@ -97,9 +100,61 @@ def view_bar(shown: list[Shown]) -> View:
         if not playing and st.session_state.step >= trace.n_tokens - 1:
             request(step=0)
         st.rerun()
+    _jumps(row, shown)
     if playing:
         _advance(trace.n_tokens)
     return _view()
+
+
+def _jumps(row: DeltaGenerator, shown: list[Shown]) -> None:
+    """The places worth jumping to, and how fast a replay goes; drawn when it is opened."""
+    opened = row.popover("Jump", icon=":material/move_down:", key="jump", on_change="rerun", width=120)
+    with opened:
+        held("play_speed", 1, lambda: choose_one("Replay's speed", _SPEEDS, "play_speed"), drawn=bool(opened.open))
+        if not opened.open:
+            return
+        at = _view()
+        gone, spike = next_eviction(shown[0].trace, at), next_spike([item.trace for item in shown], at.step)
+        st.button(
+            f"Next eviction of token {at.token}",
+            key="jump_eviction",
+            icon=":material/content_cut:",
+            disabled=gone is None,
+            on_click=request,
+            kwargs=gone,
+            help="in the layer where it is dropped next, to the first query without it",
+            width="stretch",
+        )
+        st.button(
+            "Next KL spike",
+            key="jump_spike",
+            icon=":material/show_chart:",
+            disabled=spike is None,
+            on_click=request,
+            kwargs=None if spike is None else {"step": spike},
+            help="to the next query whose prediction is far from the dense model's",
+            width="stretch",
+        )
+
+
+def next_eviction(trace: Trace, at: View) -> dict[str, int] | None:
+    """Layer and step of the next eviction of the chosen token, after the step, in the chosen head; None after the last."""
+    if at.token >= trace.n_tokens:
+        return None
+    steps = trace.dropped_at(at.head)[:, at.token]
+    later = [
+        (int(step), layer)
+        for layer, step in enumerate(steps)
+        if step < trace.n_tokens and (step, layer) > (at.step, at.layer)
+    ]
+    return {"step": min(later)[0], "layer": min(later)[1]} if later else None
+
+
+def next_spike(traces: list[Trace], step: int) -> int | None:
+    """The next query after the step at which any of the runs is far from the dense model; None after the last."""
+    return min(
+        (at for trace in traces if trace.compared for at in cost.spikes(trace.kl_to_dense) if at > step), default=None
+    )
 
 
 def _view() -> View:
@@ -127,7 +182,8 @@ def _advance(n_tokens: int) -> None:
     if "shown_step" not in st.session_state or st.session_state.shown_step != st.session_state.step:
         st.session_state.shown_step = st.session_state.step  # the run that drew this step is not a tick of the clock
         return
-    following = min(st.session_state.step + max(1, n_tokens // 100), n_tokens - 1)
+    stride = max(1, n_tokens // 100) * int(st.session_state.get("play_speed", 1))
+    following = min(st.session_state.step + stride, n_tokens - 1)
     st.session_state.playing = following < n_tokens - 1
     request(step=following)
     st.rerun()

@@ -7,6 +7,9 @@ from .channels import read_at as read_at
 from .channels import stability as stability
 from .channels import study_channels as study_channels
 from .claims import CLAIMS as CLAIMS
+from .claims import OPEN as OPEN
+from .claims import OTHER as OTHER
+from .claims import SAME as SAME
 from .claims import Claim as Claim
 from .claims import claim_named as claim_named
 from .claims import claims as claims

@@ -164,3 +164,10 @@ def test_the_perplexity_shown_is_that_of_the_prompt_alone():
     again = run(tiny.model(), tiny.ids(20))
     assert dense == pytest.approx(again.perplexity, rel=1e-5)
     assert math.isnan(cost.prompt_perplexity(run(tiny.model(), tiny.ids(1)))[0])
+
+
+def test_a_spike_is_a_peak_of_a_tenth_of_the_highest_at_least() -> None:
+    kl = np.array([0.0, 0.5, 0.1, 5.0, 5.0, 1.0, 0.4, 0.5, np.nan])
+    assert cost.spikes(kl) == [1, 3, 7]  # .5 is a tenth of 5; of a level top the first; the last has no prediction
+    assert cost.spikes(np.array([2.0, 1.0])) == [0]
+    assert cost.spikes(np.zeros(4)) == cost.spikes(np.array([])) == cost.spikes(np.full(3, np.nan)) == []

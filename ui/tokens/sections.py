@@ -156,8 +156,10 @@ def loss(shown: list[Shown], at: View) -> None:
             pd.concat(tables, names=["pipeline"]).reset_index("pipeline"),
             name="loss",
             caption="KL divergence of the next-token distribution from the dense model's, at each token.",
-            read="A peak is a place where the pipeline's prediction differs from the dense model's.",
+            read="A peak is a place where the pipeline's prediction differs from the dense model's. Click one to go to the query "
+            "that makes it, with what was evicted by then.",
             sources=[(s.spec, s.trace) for s in compared.values()],
+            on_click=lambda point: view.request(step=max(0, int(point["x"]) - 1)),  # the query before predicts it
         )
     else:
         st.caption("Only the dense model is shown, and it forgets nothing.")

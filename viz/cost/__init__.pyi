@@ -1,5 +1,6 @@
 from .loss import loss_table as loss_table
 from .loss import plot_loss as plot_loss
+from .loss import spikes as spikes
 from .names import label as label
 from .names import method_of as method_of
 from .names import pair_colours as pair_colours

@@ -30,6 +30,15 @@ def loss_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+def spikes(kl: np.ndarray) -> list[int]:
+    """The queries at which a KL [query] stands out: higher than both neighbours and a tenth of the highest of all, at least."""
+    found = np.nan_to_num(kl)
+    if not found.size or found.max() <= 0:
+        return []
+    before, after = np.r_[-np.inf, found[:-1]], np.r_[found[1:], -np.inf]
+    return [int(at) for at in np.flatnonzero((found > before) & (found >= after) & (found >= found.max() / 10))]
+
+
 def plot_loss(tables: Mapping[str, pd.DataFrame], looks: Mapping[str, Look], step: int | None = None) -> go.Figure:
     """KL of the next-token distribution to the dense model's at each token, a line for each pipeline by its name."""
     figure = go.Figure()
