@@ -28,6 +28,9 @@ FIVE_STAGES = replace(
     pipeline="weights=flap(ratio=0.05) gate=dcp(gamma=0.03) prefill=assa(max_ratio=0.5, segment=block, block=32, window=32) "
     "eviction=a2sf(budget=160) decode=double_sparsity(tokens=0.5)",
 )
+# One stage alone, on the same prompt: what the guided examples of a gate and of a prefill pattern show.
+GATED = replace(EXAMPLE, pipeline="gate=dcp(gamma=0.03)")
+PATTERNED = replace(EXAMPLE, pipeline="prefill=assa(max_ratio=0.5, segment=block, block=32, window=32)")
 VIEW = ("layer", "head", "token", "step")
 LETTERS = "ABCDEFGH"  # of the pipelines side by side: no more fit on a page
 MOST_NAME = 40  # letters of a pipeline's own name

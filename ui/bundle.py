@@ -13,7 +13,7 @@ from sparsity_core.methods.decode.double_sparsity.channels import SHIPPED
 from sparsity_core.models import evaluation_text
 from sparsity_core.record import Store, key_of
 from sparsity_core.work import write_whole
-from ui.session import EXAMPLE, FIVE_STAGES
+from ui.address import EXAMPLE, FIVE_STAGES, GATED, PATTERNED
 from ui.spectra import RATIOS, example_method
 from ui.sweeps import swept
 
@@ -22,9 +22,10 @@ BESIDE = replace(EXAMPLE, pipeline="eviction=streaming_llm(budget=64)")
 
 
 def bundled_specs() -> list:
-    """What opens without a model: the example, what stands beside it first, all stages at once, and the example's sweep."""
+    """What opens without a model: the example, what stands beside it first, all stages at once, a gate and a pattern alone, the
+    example's sweep."""
     example = swept(EXAMPLE)
-    return [EXAMPLE, BESIDE, FIVE_STAGES, *(example.specs.values() if example else ())]
+    return [EXAMPLE, BESIDE, FIVE_STAGES, GATED, PATTERNED, *(example.specs.values() if example else ())]
 
 
 def make_traces() -> None:

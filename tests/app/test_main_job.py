@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from pypdf import PdfReader
 
+from sparsity_core.record import Provenance
 from tests.app.visit import MODEL_SECONDS, OWN, PICTURE, ask, no_exception, opened
 from tests.server import settle
+from ui.address import EXAMPLE, write_address
+from viz import paper
 from viz.paper import read_csv
 
 HOSTILE = "<b id='hacked'>bold</b> $x$ مرحبا 🙂 \u202eabc <script>window.hacked=1</script> the end of the text " * 2
@@ -135,4 +141,45 @@ def test_every_page_opens_side_by_side_in_both_themes(browser: Any, address: str
     assert page.get_by_text("streaming_llm(budget=64)", exact=True).count() > 0
     ink = page.locator(".js-plotly-plot .xtitle").first.evaluate("e => getComputedStyle(e).fill")
     assert (sum(int(v) for v in ink[4:-1].split(",")[:3]) > 380) == (scheme == "dark")
+    page.context.close()
+
+
+def test_a_figures_file_dropped_in_the_sidebar_brings_its_view_back(browser: Any, address: str, tmp_path: Path) -> None:
+    page = opened(browser, address)
+    link = {"page": "scores", **write_address([EXAMPLE], {"layer": 7, "head": "last", "token": 11, "step": 99})}
+    file = tmp_path / "scores.json"
+    file.write_bytes(paper.export(go.Figure(), pd.DataFrame(), "json", Provenance(caption="A figure.", link=link)))
+    page.get_by_text("Open a figure's file").click()
+    page.locator("[data-testid=stFileUploader] input").set_input_files(file)
+    page.wait_for_url(re.compile("/scores.*layer=7"))
+    page.get_by_role("heading", name="Accumulated scores, layer 7").wait_for()
+    settle(page)
+    assert page.get_by_label("Layer", exact=True).input_value() == "7"
+    assert page.get_by_role("slider", name="Step").get_attribute("aria-valuenow") in ("99", None)
+    file.write_text("no figure of ours")
+    if not page.locator("[data-testid=stFileUploader] input").count():
+        page.get_by_text("Open a figure's file").click()
+    page.locator("[data-testid=stFileUploader] input").set_input_files(file)
+    page.get_by_text("The view is as it was.").wait_for()
+    no_exception(page)
+    page.context.close()
+
+
+def test_a_pinned_figure_is_on_the_page_figures_and_leaves_it_as_a_pdf(browser: Any, address: str) -> None:
+    page = opened(browser, address)
+    page.locator(".st-key-export_loss button").click()
+    page.get_by_role("button", name="Pin to Figures").click()
+    page.get_by_text("Pinned as figure 1").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Figures").click()
+    page.get_by_role("heading", name="Figures pinned for a paper").wait_for()
+    page.locator(".st-key-pinned_1 .main-svg").first.wait_for()
+    with page.expect_download() as taken:
+        page.get_by_role("button", name="PDF", exact=True).click()
+    data = taken.value.path().read_bytes()
+    assert data.startswith(b"%PDF") and taken.value.suggested_filename == "sheet.pdf"
+    assert paper.read_provenance(data).link["page"] == "tokens"
+    page.get_by_role("button", name="take it off").or_(page.locator(".st-key-unpin_1 button")).first.click()
+    page.get_by_text("Nothing is pinned yet").wait_for()
+    no_exception(page)
     page.context.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -15,23 +17,31 @@ from ui.visits.visit import Visit
 def offer_visits() -> DeltaGenerator:
     """A button for each guided example; returns their row."""
     row = st.container(horizontal=True, vertical_alignment="center", gap="small", key="visits")
-    with row:
-        st.caption("Guided, two minutes each:", width="content")
-        for visit in VISITS.values():
-            if st.button(visit.method, key=f"visit_{visit.name}", help=visit.title, icon=":material/tour:"):
-                _go(visit, 1)
+    row.caption("Guided, two minutes each:", width="content")
+    for visit in VISITS.values():
+        row.button(
+            visit.method,
+            key=f"visit_{visit.name}",
+            help=visit.title,
+            icon=":material/tour:",
+            on_click=_want,
+            args=(visit.name, 1),
+        )
     return row
 
 
 def visit_bar() -> None:
-    """The step of the guided example that the link names, above every page; nothing without one."""
+    """The step of the guided example that was asked for or that the link names, above every page; nothing without one."""
+    wanted: tuple[str, int] | None = st.session_state.pop("visit wanted", None)
     name, stop = visit_at()
-    visit = VISITS.get(name)
+    visit = VISITS.get(wanted[0] if wanted else name)
     if visit is None:
         end_visit()
         return
     try:
         steps = visit.steps()
+        if wanted:
+            _go(visit, wanted[1])
     except LookupError as error:
         st.warning(literal(f"This guided example cannot be shown: {error}"))
         end_visit()
@@ -43,23 +53,26 @@ def visit_bar() -> None:
         st.markdown(step.told)
         st.caption(f"Look at: {step.look}")
         row = st.container(horizontal=True)
-        if row.button("Back", key="visit_back", icon=":material/arrow_back:", disabled=at == 1):
-            _go(visit, at - 1)
-        if at < len(steps) and row.button("Next", key="visit_next", icon=":material/arrow_forward:", type="primary"):
-            _go(visit, at + 1)
-        if st.session_state.get("page") != step.page and row.button("Show this step", key="visit_again"):
-            _go(visit, at)
-        if row.button("End", key="visit_end", icon=":material/close:"):
-            end_visit()
-            st.rerun()
+        _press(row, "Back", "arrow_back", visit.name, at - 1, disabled=at == 1)
+        if at < len(steps):
+            _press(row, "Next", "arrow_forward", visit.name, at + 1, type="primary")
+        if st.session_state.get("page") != step.page:
+            _press(row, "Show this step", "visibility", visit.name, at)
+        row.button("End", key="visit_end", icon=":material/close:", on_click=end_visit)
+
+
+def _press(row: DeltaGenerator, label: str, icon: str, name: str, stop: int, **look: Any) -> None:
+    key = f"visit_{label.partition(' ')[0].lower()}"
+    row.button(label, key=key, icon=f":material/{icon}:", on_click=_want, args=(name, stop), **look)
+
+
+def _want(name: str, stop: int) -> None:
+    """Notes the step that a button asks for; the run that a press begins may be ended by another before it comes that far."""
+    st.session_state["visit wanted"] = (name, stop)
 
 
 def _go(visit: Visit, stop: int) -> None:
-    """Sets the app up as a step wants it. Raises what Streamlit ends a run with."""
-    try:
-        link = visit.link(stop)
-    except LookupError as error:
-        st.warning(literal(f"This guided example cannot be shown: {error}"))
-        return
+    """Sets the app up as a step wants it, in another run of the script."""
+    link = visit.link(stop)
     follow(link)
     st.switch_page(page_at(visit.steps()[stop - 1].page), query_params=link)

@@ -12,7 +12,7 @@ from sparsity_core.kinds import WeightMethod
 from sparsity_core.methods.decode.double_sparsity.channels import SHIPPED, Channels
 from sparsity_core.record import Trace
 from sparsity_core.studies import WeightStudy
-from ui.address import EXAMPLE, FIVE_STAGES
+from ui.address import EXAMPLE, GATED, PATTERNED
 from ui.literal import code
 from ui.visits.visit import Step, Visit, bundled
 
@@ -101,20 +101,20 @@ def _a2sf() -> tuple[Step, ...]:
 
 @cache
 def _dcp() -> tuple[Step, ...]:
-    trace = bundled(FIVE_STAGES)
+    trace = bundled(GATED)
     gone = trace.gated_at < trace.n_tokens
     of_layer = gone.mean(1)
     layer = int(of_layer.argmax())
     by = trace.dropped_by(layer).max(axis=0)
     dropper = int(np.bincount(by[by >= 0], minlength=trace.n_tokens).argmax())
     dropped = int((by == dropper).sum())
-    specs, last = (FIVE_STAGES,), trace.n_tokens - 1
+    specs, last = (GATED,), trace.n_tokens - 1
     return (
         Step(
             "gate",
             "A trained gate (dynamic context pruning) asks of each pair of tokens: may the later drop the earlier, for good and "
-            f"from all heads of this layer? In this run, whose other stages prune too, it dropped {gone.mean():.0%} of the "
-            f"tokens, over all layers; {of_layer[layer]:.0%} in layer {layer}.",
+            f"from all heads of this layer? Here it dropped {gone.mean():.0%} of the tokens, over all "
+            f"layers; {of_layer[layer]:.0%} in layer {layer}.",
             "The map of the layer's logits of each pair, and a cross at the first query that drops each key.",
             specs,
             view={"layer": layer, "head": 0, "token": dropper, "step": last},
@@ -239,14 +239,14 @@ def _prunenet() -> tuple[Step, ...]:
 
 @cache
 def _assa() -> tuple[Step, ...]:
-    trace = bundled(FIVE_STAGES)
+    trace = bundled(PATTERNED)
     record = trace.prefill
     if record is None:
-        raise LookupError("the bundled run of all stages has no prefill stage: run `make assets`")
+        raise LookupError("the bundled run of a pattern has no prefill stage: run `make assets`")
     shown = record.shown[..., : trace.n_prompt].mean((1, 2)) / ((trace.n_prompt + 1) / 2)
     coverage = np.nanmean(record.coverage, axis=(1, 2))
     low, high = int(coverage.argmin()), int(coverage.argmax())
-    specs, step = (FIVE_STAGES,), trace.n_prompt - 1
+    specs, step = (PATTERNED,), trace.n_prompt - 1
     return (
         Step(
             "patterns",
@@ -267,10 +267,9 @@ def _assa() -> tuple[Step, ...]:
         ),
         Step(
             "tokens",
-            "What is hidden is not gone: the keys stay in the cache, and what comes after the prompt may see them. The gate and "
-            "the eviction of this run drop for good.",
-            "The atlas: a thick bar is hidden from this query by the prefill stage, an open cell dropped by the gate, a filled "
-            "one evicted.",
+            "What is hidden is not gone: all keys stay in the cache, and what the model writes after the prompt sees them. So a "
+            "pattern saves operations while the prompt is read, and no memory.",
+            "The atlas: a bar is hidden from the query at this step. Move the step beyond the prompt, and the bars are gone.",
             specs,
             view={"layer": low, "head": 0, "token": 0, "step": step},
         ),

@@ -23,6 +23,7 @@ from viz.paper.formats.pdf import PT_PER_INCH, contents_of, cut_to_size, describ
 from viz.paper.formats.png import described, drawn_png
 from viz.paper.formats.svg import about, drawn_svg
 from viz.paper.height import legend_lines, natural_height
+from viz.paper.shared import share_axes
 from viz.paper.sheet import Sheet, check_size
 from viz.theme import PX_PER_INCH, has_legend, style
 
@@ -55,7 +56,8 @@ class _Placed:
 def compose(panels: Sequence[Panel], form: str, *, width: float, columns: int = 2) -> bytes:
     """A PDF, SVG or PNG of panels in so many columns, `width` inches wide, row by row.
 
-    Each panel gets a letter above its plot. Where all legends are the same, one stands above all panels. A PDF has every
+    Each panel gets a letter above its plot. Where all legends are the same, one stands above all panels; neighbours with the
+    same axis share it (`share_axes`). A PDF has every
     panel's table attached; the file brings back the view of the first. Raises ValueError for no panels or too many.
     """
     if form not in _WRITERS:
@@ -84,6 +86,8 @@ def _placed(panels: Sequence[Panel], width: float, columns: int) -> tuple[list[_
     check_size(own, "width of one panel")
     drawings = [(without_chosen(figure), height) for figure, height in (panel.draw(own) for panel in panels)]
     legend = _shared_legend([figure for figure, _ in drawings])
+    joined = share_axes([figure for figure, _ in drawings], columns)
+    drawings = [(figure, height) for figure, (_, height) in zip(joined, drawings, strict=True)]
     placed, top = list[_Placed](), 0.0
     if legend is not None:
         legend_height = legend_lines(style(legend, "paper"), width * PX_PER_INCH) * 0.16 + 0.06
@@ -110,9 +114,9 @@ def _lettered(figure: go.Figure, letter: str, without_legend: bool) -> go.Figure
     copy = go.Figure(figure)
     if without_legend:
         copy.update_layout(showlegend=False)
-    beside = (
-        figure.layout.yaxis.visible is not False
-    )  # left of the plot, where no legend is, if the axis makes room there
+    axis = figure.layout.yaxis
+    # left of the plot, where no legend is, if the axis makes room there
+    beside = axis.visible is not False and axis.showticklabels is not False
     where: dict[str, Any] = {"xanchor": "right", "xshift": -2} if beside else {"xanchor": "left"}
     place = {"x": 0, "y": 1, "xref": "paper", "yref": "paper", "yanchor": "bottom", **where}
     return copy.add_annotation(text=f"<b>({letter})</b>", showarrow=False, **place)

@@ -61,6 +61,12 @@ def test_an_svg_and_a_png_of_panels_have_the_width_and_the_record(browser: None,
         assert data == paper.compose(given, form, width=3.25, columns=1)
 
 
+def test_a_letter_stands_in_the_plot_where_its_axis_has_no_room_for_it() -> None:
+    for axis, side in (({}, "right"), ({"visible": False}, "left"), ({"showticklabels": False}, "left")):
+        (letter,) = module._lettered(lines("A").update_yaxes(**axis), "b", False).layout.annotations
+        assert (letter.text, letter.xanchor) == ("<b>(b)</b>", side)
+
+
 def test_a_legend_is_shared_only_where_the_same_names_have_the_same_lines() -> None:
     two = lines("A", "B")
     assert module._shared_legend([two, lines("A", "B", mode="lines+markers")]) is not None
