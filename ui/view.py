@@ -17,7 +17,7 @@ from ui.session import Shown
 from viz import again, cost
 
 _PLAY_SECONDS = 0.5
-_SPEEDS = {1: "1 ×", 2: "2 ×", 4: "4 ×", 8: "8 ×"}
+_SPEEDS = {"1": "1 ×", "2": "2 ×", "4": "4 ×", "8": "8 ×"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _jumps(row: DeltaGenerator, shown: list[Shown]) -> None:
     """The places worth jumping to, and how fast a replay goes; drawn when it is opened."""
     opened = row.popover("Jump", icon=":material/move_down:", key="jump", on_change="rerun", width=120)
     with opened:
-        held("play_speed", 1, lambda: choose_one("Replay's speed", _SPEEDS, "play_speed"), drawn=bool(opened.open))
+        held("play_speed", "1", lambda: choose_one("Replay's speed", _SPEEDS, "play_speed"), drawn=bool(opened.open))
         if not opened.open:
             return
         at = _view()

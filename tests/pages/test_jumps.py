@@ -43,3 +43,15 @@ def test_a_jump_moves_step_and_layer_and_the_last_spike_ends_it(tmp_path: Path) 
     at.slider(key="step").set_value(trace.n_tokens - 1).run()
     assert at.button(key="jump_spike").disabled and at.button(key="jump_eviction").disabled
     assert next_spike([trace], int(np.nanargmax(trace.kl_to_dense)) - 1) == int(np.nanargmax(trace.kl_to_dense))
+
+
+def test_a_speed_outlives_the_folded_menu(tmp_path: Path) -> None:
+    at = opened(tmp_path)
+    assert at.session_state["play_speed"] == "1"
+    at.session_state["jump"] = True
+    at.run()
+    at.session_state["play_speed"] = "4"
+    at.run()
+    at.session_state["jump"] = False
+    at.run().run()
+    assert not at.exception and at.session_state["play_speed"] == "4"
