@@ -25,6 +25,7 @@ def page(shown: list[Shown], at: View) -> None:
     ui.kl(shown, at)
     ui.contested(shown, at)
     ui.agreement(shown, at)
+    ui.spans(shown, at)
     st.subheader(f"Tokens at step {at.step}, layer {at.layer}", anchor=False)
     for item in shown:
         strip_of(item, shown, at)

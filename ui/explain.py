@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
+
 import streamlit as st
 
 from sparsity_core.kinds import Method, Pipeline
@@ -27,7 +29,9 @@ def explain_method(method: Method) -> None:
     if opened.open:
         with opened:
             st.latex(method.equation)
-            st.markdown((type(method).__doc__ or "").strip())
+            st.markdown(cleandoc(type(method).__doc__ or ""))
             if method.card is not None:
-                st.markdown("\n".join(f"- **{asked}**: {said}" for asked, said in method.card.rows().items()))
+                st.markdown(
+                    "\n".join(f"- **{asked.capitalize()}**: {said}" for asked, said in method.card.rows().items())
+                )
             st.caption(f"Source: {method.source}")

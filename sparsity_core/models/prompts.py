@@ -12,6 +12,7 @@ class Prompt:
     title: str
     why: str
     text: str
+    spans: str = ""  # that a rule does not find, as `record.spans_of` reads them
 
 
 _HARBOUR = (
@@ -40,6 +41,7 @@ PROMPTS: dict[str, Prompt] = {
         + _NEEDLE
         + _REST
         + "Question: what is the code of the blue door? Answer: the code of the blue door is",
+        f"needle: {_NEEDLE.strip()}",
     ),
     "repeated": Prompt(
         "Repeated text",

@@ -18,6 +18,7 @@ from .removal import removed_at as removed_at
 from .removal import removed_pairs as removed_pairs
 from .removal import removed_rows as removed_rows
 from .sizes import SizeRecord as SizeRecord
+from .spans import spans_of as spans_of
 from .spec import RunSpec as RunSpec
 from .store import Store as Store
 from .store import key_of as key_of

@@ -55,6 +55,17 @@ def test_many_pipelines_are_compared_and_a_choice_is_answered(tmp_path: Path) ->
     assert not at.exception and any(title.endswith("layer 4") for title in titles(at))
 
 
+def test_who_loses_the_needle_is_drawn_and_a_line_that_names_nothing_is_a_sentence(tmp_path: Path) -> None:
+    at = compared(tmp_path, SPECS[:2])
+    assert any(title.startswith("Who loses what") for title in titles(at))
+    drawn = figures(at)[-1]
+    assert [row.partition(" (")[0] for row in drawn["data"][0]["y"]] == ["question", "numbers", "needle", "other"]
+    area = next(each for each in at.text_area if (each.key or "").startswith("compare_spans_"))
+    assert "7421" in area.value
+    area.set_value("needle: no such words").run()
+    assert not at.exception and any("The text has no 'no such words'" in e.value for e in at.error)
+
+
 def test_the_table_is_taken_away_in_three_forms(tmp_path: Path) -> None:
     at = compared(tmp_path, SPECS[:2])
     at.session_state["take_table"] = True
@@ -105,4 +116,4 @@ def test_a_difference_is_told_with_its_verdict(tmp_path: Path) -> None:
 def test_one_pipeline_is_told_how_to_become_many(tmp_path: Path) -> None:
     at = compared(tmp_path, [EXAMPLE])
     assert "One pipeline is shown. Add others in the sidebar" in said(at)
-    assert len(figures(at)) == 2
+    assert len(figures(at)) == 3

@@ -82,6 +82,7 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
         "plot_kl": compare.plot_kl(compare.kl_table(runs), 5),
         "plot_contested": compare.plot_contested(compare.contested_table(runs, "first", 5), 2, (0, 3)),
         "plot_agreement": compare.plot_agreement(compare.agreement_table(runs, next(iter(runs))), looks, "jaccard", 0),
+        "plot_spans": compare.plot_spans(compare.spans_table(runs), looks, "kept"),
         "plot_behind": compare.plot_behind(behind),
         "plot_atlas": atlas.plot_atlas(table, n_prompt=6, step=5, selected=(0, 3)),
         "plot_overview": atlas.plot_overview(atlas.pooled_table(table, 4), (0, 4)),

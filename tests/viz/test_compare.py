@@ -174,3 +174,16 @@ def test_a_table_is_taken_away_as_markdown_and_latex() -> None:
     assert all(rule in latex for rule in ("\\toprule", "\\midrule", "\\bottomrule", "{lrr}"))
     assert "A: x\\_y|\\$\\& & 1.235 & 1 \\\\" in latex and "B & -- & 2 \\\\" in latex
     assert "\\caption{50 \\% of a\\_b.}" in latex and "perplexity $\\div$ dense" in latex
+
+
+def test_the_share_kept_of_a_span_by_hand() -> None:
+    """Two heads of every layer hold keys 0 and 1 at the last step, all others are gone."""
+    made = trace()
+    evicted = np.full_like(made.evicted_at, 2)
+    evicted[..., :2], evicted[..., -1] = made.n_tokens, made.n_tokens
+    runs = {"A: x": made.replaced(evicted_at=evicted)}
+    own = "mine: 0-3"
+    table = compare.spans_table(runs, own).set_index("span")
+    assert table.loc["mine", "tokens"] == 4 and table.loc["mine", "kept"] == 0.5
+    assert compare.spans_table(runs, own, step=1).set_index("span").loc["mine", "kept"] == 1.0
+    assert table.loc["mine", "kl"] == pytest.approx(float(np.nanmean(made.kl_to_dense[:3])))

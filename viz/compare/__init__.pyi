@@ -9,6 +9,9 @@ from .parting import Parting as Parting
 from .parting import behind_table as behind_table
 from .parting import parting_of as parting_of
 from .parting import plot_behind as plot_behind
+from .spans import SPAN_MEASURES as SPAN_MEASURES
+from .spans import plot_spans as plot_spans
+from .spans import spans_table as spans_table
 from .tested import plot_tested as plot_tested
 from .tested import tested_table as tested_table
 from .tradeoff import COSTS as COSTS

@@ -1,0 +1,58 @@
+"""Named spans of a text, by rule and by a reader's own lines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsity_core.models import PROMPTS
+from sparsity_core.record import spans_of
+
+TEXTS = ["The", " code", " is", " 7421", ".", " Question", ":", " which", "?", " Answer", ":"]
+
+
+def at(tokens: np.ndarray) -> list[int]:
+    return np.flatnonzero(tokens).tolist()
+
+
+def test_question_and_numbers_are_found_and_own_lines_take_their_place():
+    found = spans_of(TEXTS)
+    assert at(found["question"]) == [5, 6, 7, 8] and at(found["numbers"]) == [3]
+    assert at(found["other"]) == [0, 1, 2, 3, 4, 9, 10]
+    own = spans_of(TEXTS, "needle: code is 7421\nnumbers: 4\nend: 10")
+    assert at(own["needle"]) == [1, 2, 3] and at(own["numbers"]) == [4] and at(own["end"]) == [10]
+
+
+def test_the_roles_of_a_chat_and_fenced_code_are_spans():
+    text = list(PROMPTS["chat"].text)
+    found = spans_of(text)
+    said = {
+        name: "".join(x for x, inside in zip(text, tokens, strict=True) if inside) for name, tokens in found.items()
+    }
+    assert said["system"] == "You are a helpful assistant."
+    assert "Porto" in said["user"] and said["user"].endswith("where do I live?")
+    assert "enough honey" in said["assistant"] and "helpful" not in said["other"]
+    fenced = spans_of(["see ", "```", "x = 1", "```", " end"])
+    assert at(fenced["code"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ("needle", "a line of its name and its text"),
+        ("needle:", "a line of its name and its text"),
+        ("needle: a red door", "the text has no 'a red door'"),
+        ("a: 4-11", "positions go from 0 to 10"),
+        ("a: 5-2", "the smaller first"),
+        ("a: 0-3\nb: 3-4", "the spans 'a' and 'b' overlap"),
+    ],
+)
+def test_a_line_that_names_no_span_is_a_sentence(own, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        spans_of(TEXTS, own)
+
+
+def test_the_librarys_needle_is_named():
+    prompt = PROMPTS["needle"]
+    assert "7421" in prompt.spans
+    assert 0 < spans_of(list(prompt.text), prompt.spans)["needle"].sum() < 60
