@@ -19,7 +19,8 @@ def test_question_and_numbers_are_found_and_own_lines_take_their_place():
     found = spans_of(TEXTS)
     assert at(found["question"]) == [5, 6, 7, 8] and at(found["numbers"]) == [3]
     assert at(found["other"]) == [0, 1, 2, 3, 4, 9, 10]
-    own = spans_of(TEXTS, "needle: code is 7421\nnumbers: 4\nend: 10")
+    own = spans_of(TEXTS, "needle: code is 7421\nnumbers: 4-4\nend: 10-10")
+    assert at(spans_of(TEXTS, "code: 7421")["code"]) == [3]  # a number that stands there is text
     assert at(own["needle"]) == [1, 2, 3] and at(own["numbers"]) == [4] and at(own["end"]) == [10]
 
 
@@ -44,6 +45,8 @@ def test_the_roles_of_a_chat_and_fenced_code_are_spans():
         ("needle: a red door", "the text has no 'a red door'"),
         ("a: 4-11", "positions go from 0 to 10"),
         ("a: 5-2", "the smaller first"),
+        ("a: 0-1\na: 3-4", "a second span would be named 'a'"),
+        ("other: 0-1", "a second span would be named 'other'"),
         ("a: 0-3\nb: 3-4", "the spans 'a' and 'b' overlap"),
     ],
 )
@@ -56,3 +59,11 @@ def test_the_librarys_needle_is_named():
     prompt = PROMPTS["needle"]
     assert "7421" in prompt.spans
     assert 0 < spans_of(list(prompt.text), prompt.spans)["needle"].sum() < 60
+
+
+def test_rules_look_at_the_prompt_alone():
+    """What the model wrote after a question neither hides it nor is part of it."""
+    asked = ["What", " is", " it", "?"]
+    assert at(spans_of([*asked, " It", " is", " blue", "."], n_prompt=4)["question"]) == [0, 1, 2, 3]
+    whole = spans_of(["Question:", " why", " 7", " then"], n_prompt=2)
+    assert at(whole["question"]) == [0, 1] and "numbers" not in whole

@@ -38,7 +38,8 @@ def spans(shown: list[Shown], at: View) -> None:
         viz.plot_spans(table, looks_of(shown), measure),
         table,
         name="spans",
-        caption=f"{viz.SPAN_MEASURES[measure]}, up to step {at.step}, over all layers and KV heads, of each span and pipeline.",
+        caption=f"{viz.SPAN_MEASURES[measure]}, up to step {at.step}, over all layers and KV heads, of each span and pipeline. "
+        "Kept is what no gate and no eviction took for good; what a prefill or decode method leaves unread stays in the cache.",
         read="Found by rule: the roles of a chat, the question, fenced code, numbers. What no span holds is “other”. What went "
         "before the question's first token went without knowing it: move the step there to see how much.",
         sources=[(item.spec, item.trace) for item in shown],

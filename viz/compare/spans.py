@@ -26,7 +26,7 @@ def spans_table(traces: Mapping[str, Trace], own: str = "", step: int | None = N
     for name, trace in traces.items():
         last = trace.n_tokens - 1 if step is None else min(step, trace.n_tokens - 1)
         held = (trace.evicted_at > last)[:, :, : last + 1].mean((0, 1))
-        for span, tokens in spans_of(trace.texts, own).items():
+        for span, tokens in spans_of(trace.texts, own, trace.n_prompt).items():
             at = np.flatnonzero(tokens[: last + 1])
             kl = trace.kl_to_dense[at[at > 0] - 1] if trace.compared else np.empty(0)
             known = kl[~np.isnan(kl)]
