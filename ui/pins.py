@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import streamlit as st
@@ -76,25 +75,14 @@ def zip_of(found: Sequence[Pin], width: float, columns: int, progress: Callable[
     """
     files: dict[str, bytes] = {}
     drawn = paper.can_render()
-    with ThreadPoolExecutor(2) as pool:  # one is written while the browser draws the other
-        folders = [
-            pool.submit(_folder_of, own, f"{at:02}-{own.item.name}", width, drawn) for at, own in enumerate(found, 1)
-        ]
-        sheet = None
-        if drawn and len(found) <= paper.MOST:
-            sheet = pool.submit(paper.compose, panels(found), "pdf", width=width, columns=columns)
-        try:
-            for done, (own, folder) in enumerate(zip(found, folders, strict=True)):
-                progress(done / (len(found) + 1), f"{own.item.name}, {done + 1} of {len(found)}")
-                files |= folder.result()
-            made = paper.together([own.item.provenance for own in found])
-            if sheet is not None:
-                progress(len(found) / (len(found) + 1), "the sheet of all")
-                files["sheet.pdf"] = sheet.result()
-                files["sheet.tex"] = paper.kit.latex(made, "sheet.pdf", width).encode()
-        except BaseException:  # cancelled, or a figure that cannot be drawn: the others are not waited for
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for done, own in enumerate(found):
+        progress(done / (len(found) + 1), f"{own.item.name}, {done + 1} of {len(found)}")
+        files |= _folder_of(own, f"{done + 1:02}-{own.item.name}", width, drawn)
+    made = paper.together([own.item.provenance for own in found])
+    if drawn and len(found) <= paper.MOST:
+        progress(len(found) / (len(found) + 1), "the sheet of all")
+        files["sheet.pdf"] = paper.compose(panels(found), "pdf", width=width, columns=columns)
+        files["sheet.tex"] = paper.kit.latex(made, "sheet.pdf", width).encode()
     files["references.bib"] = paper.kit.references(made).encode()
     return paper.kit.zipped(files)
 

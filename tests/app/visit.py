@@ -21,7 +21,10 @@ def opened(browser: Any, address: str, **context: Any) -> Any:
 
 
 def set_number(page: Any, label: str, value: int) -> None:
+    from playwright.sync_api import expect
+
     box = page.get_by_label(label, exact=True)
+    expect(box).to_have_count(1, timeout=60_000)  # while the bar is drawn anew there may be two
     box.fill(str(value))
     box.press("Enter")
     settle(page)
