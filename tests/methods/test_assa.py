@@ -10,7 +10,15 @@ import torch
 from sparselens_kernels import Window
 
 from sparsity_core import Pipeline, generate, methods, run
-from sparsity_core.methods.prefill.assa.choice import Repeats, chosen, clusters_of, kept_keys, rarity, within_parts
+from sparsity_core.methods.prefill.assa.choice import (
+    Repeats,
+    chosen,
+    clusters_of,
+    kept_keys,
+    means_of_repeats,
+    rarity,
+    within_parts,
+)
 from sparsity_core.methods.prefill.assa.parts import Parts
 from sparsity_core.methods.prefill.assa.probes import Probes, low_rank, mean_value
 from sparsity_core.models import recording
@@ -91,7 +99,7 @@ def test_the_samplers_keep_within_the_budget_and_bring_what_attention_would_not(
 def test_of_repeated_keys_the_newest_is_kept():
     base = torch.nn.functional.normalize(torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0)), dim=2)
     k = torch.cat([base, 2 * base[:, 2:4]], dim=1)  # keys 6 and 7 repeat 2 and 3
-    found = Repeats.of(k, k)
+    found = Repeats.of(k)
     assert found.following[0].tolist() == [8, 8, 6, 7, 8, 8, 8, 8]
     assert found.newest(8)[0].int().tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
     assert found.newest(7)[0].int().tolist() == [1, 1, 0, 1, 1, 1, 1]  # key 7 has not come yet
@@ -101,9 +109,9 @@ def test_a_key_that_repeats_others_is_read_as_their_mean():
     """By hand: key 2 points as key 0 does and is twice as long, key 3 as both: (1 + 2) / 2, and (1 + 2 + 3) / 3."""
     k = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [3.0, 0.0]]])
     v = torch.tensor([[[6.0], [1.0], [0.0], [9.0]]])
-    found = Repeats.of(k, v)
-    assert found.k[0].tolist() == [[1.0, 0.0], [0.0, 1.0], [1.5, 0.0], [2.0, 0.0]]
-    assert found.v[0, :, 0].tolist() == [6.0, 1.0, 3.0, 5.0]
+    mean_k, mean_v = means_of_repeats(k, v)
+    assert mean_k[0].tolist() == [[1.0, 0.0], [0.0, 1.0], [1.5, 0.0], [2.0, 0.0]]
+    assert mean_v[0, :, 0].tolist() == [6.0, 1.0, 3.0, 5.0]
 
 
 def nearly_without_positions():

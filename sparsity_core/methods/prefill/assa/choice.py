@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from sparsity_core.methods.prefill.assa.knobs import Knobs
 from sparsity_core.methods.prefill.assa.parts import Parts
 
 _VOTES = (0.6, 0.2, 0.2)  # of attention, clusters and structure
+_SAME = 0.95  # cosine above which keys repeat one another
 _PLANES = 6  # a cluster is one of 2⁶ sides of as many planes
 
 
@@ -93,27 +95,35 @@ class Repeats:
     following: (
         torch.Tensor
     )  # int64 [Hkv, T]: the next later key that says nearly the same as each; T where there is none
-    k: torch.Tensor  # [Hkv, T, D], k's dtype: the mean of each key and the earlier ones that it repeats
-    v: torch.Tensor  # [Hkv, T, Dv]: of their values
 
     @classmethod
-    def of(cls, k: torch.Tensor, v: torch.Tensor, cosine: float = 0.95) -> Repeats:
-        unit = torch.nn.functional.normalize(k.float(), dim=2)
+    def of(cls, k: torch.Tensor) -> Repeats:
         n = k.shape[1]
-        following = torch.full(k.shape[:2], n, device=k.device)
-        sums = torch.cat([k, v], dim=2).to(torch.promote_types(k.dtype, torch.float32))
-        own, count = sums.clone(), torch.ones(k.shape[:2], device=k.device)
-        for start in range(0, n, 256):
-            end = min(n, start + 256)
-            alike = unit[:, start:end] @ unit[:, start:].mT > cosine  # [Hkv, R, n − start]
-            alike &= torch.arange(n - start, device=k.device) > torch.arange(end - start, device=k.device)[:, None]
-            first = alike.int().argmax(2)
-            following[:, start:end] = torch.where(alike.any(2), first + start, n)
-            count[:, start:] += alike.sum(1)
-            sums[:, start:] += alike.to(own.dtype).mT @ own[:, start:end]
-        mean = (sums / count[..., None]).to(k.dtype)
-        return cls(following, *mean.split([k.shape[2], v.shape[2]], dim=2))
+        found = torch.full(k.shape[:2], n, device=k.device)
+        for start, alike in _alike(k):
+            found[:, start : start + alike.shape[1]] = torch.where(alike.any(2), alike.int().argmax(2) + start, n)
+        return cls(found)
 
     def newest(self, n: int) -> torch.Tensor:
         """bool [Hkv, n]: of the first n keys those that none of them repeats."""
         return self.following[:, :n] >= n
+
+
+def means_of_repeats(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of each key k [Hkv, T, D] and the earlier ones that it repeats, and of their values v [Hkv, T, Dv]."""
+    own = torch.cat([k, v], dim=2).to(torch.promote_types(k.dtype, torch.float32))
+    sums, count = own.clone(), torch.ones(k.shape[:2], device=k.device)
+    for start, alike in _alike(k):
+        count[:, start:] += alike.sum(1)
+        sums[:, start:] += alike.to(own.dtype).mT @ own[:, start : start + alike.shape[1]]
+    mean_k, mean_v = (sums / count[..., None]).to(k.dtype).split([k.shape[2], v.shape[2]], dim=2)
+    return mean_k, mean_v
+
+
+def _alike(k: torch.Tensor, rows: int = 256) -> Iterator[tuple[int, torch.Tensor]]:
+    """For stretches of keys: where each starts, and bool [Hkv, R, T − start], which keys later than each are nearly the same."""
+    unit, n = torch.nn.functional.normalize(k.float(), dim=2), k.shape[1]
+    for start in range(0, n, rows):
+        end = min(n, start + rows)
+        later = torch.arange(n - start, device=k.device) > torch.arange(end - start, device=k.device)[:, None]
+        yield start, (unit[:, start:end] @ unit[:, start:].mT > _SAME) & later

@@ -9,7 +9,7 @@ from sparselens_kernels import BlockColumns, Columns, KeyMask, Window
 
 from sparsity_core.attention import probing_flops
 from sparsity_core.kinds import PromptView
-from sparsity_core.methods.prefill.assa.choice import Repeats, clusters_of, kept_keys
+from sparsity_core.methods.prefill.assa.choice import Repeats, clusters_of, kept_keys, means_of_repeats
 from sparsity_core.methods.prefill.assa.knobs import Knobs
 from sparsity_core.methods.prefill.assa.parts import Parts
 from sparsity_core.methods.prefill.assa.probes import Correction, Probes, low_rank, mean_value
@@ -26,22 +26,18 @@ class Selection:
         self.probes = Probes.of(view, knobs.block, knobs.probes)
         self._importance = self.probes.importance(self.n_kv)
         self._clusters = None if knobs.samplers == "attention" else clusters_of(view.k)
-        self._repeats = None if knobs.repeated == "all" else Repeats.of(view.k, view.v)
+        self._repeats = None if knobs.repeated == "all" else Repeats.of(view.k)
+        # Keys [Hkv, T, D] and values [Hkv, T, Dv] that are read in place of the layer's own.
+        self.instead = means_of_repeats(view.k, view.v) if knobs.repeated == "mean" else None
 
     def flops(self) -> int:
         """Spent on the probes and on looking for repeats, over all heads."""
         found = probing_flops(self._view, self.probes.pairs)
-        if self._repeats is None:
-            return found
-        summed = 0 if self.instead is None else self._view.k.shape[2] + self._view.v.shape[2]
-        return found + self.n_kv * self.n**2 * (self._view.k.shape[2] + summed)
-
-    @property
-    def instead(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Keys [Hkv, T, D] and values [Hkv, T, Dv] that are read in place of the layer's own."""
-        if self._repeats is None or self._knobs.repeated != "mean":
-            return None
-        return self._repeats.k, self._repeats.v
+        if self._repeats is not None:
+            found += self.n_kv * self.n**2 * self._view.k.shape[2]
+        if self.instead is not None:
+            found += self.n_kv * self.n**2 * sum(x.shape[2] for x in self.instead)
+        return found
 
     def kept(self, n: int) -> torch.Tensor:
         """bool [Hkv, n]: what is kept of the first n keys, judged by the probes among them."""
