@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from sparsity_core import Trace
 from sparsity_core.record import RunSpec, Store
+from sparsity_core.record.kept_files import read_kept
 from tests import tiny, traces
 from viz import atlas, channels, cost, scores, strip
 from viz.atlas import plot_atlas
@@ -226,3 +228,19 @@ def test_the_guide_s_importer_of_kvpress_notes_what_a_press_keeps():
         assert press.compress(module, None, keys, keys, None, {}) == "compressed"
     assert {layer: [sorted(head) for head in heads] for layer, heads in kept.items()} == {3: [[1, 3], [0, 3]]}
     assert "compress" not in vars(press)
+
+
+def test_whatever_byte_of_an_npz_is_wrong_it_is_read_or_refused_by_a_sentence(tmp_path):
+    whole = io.BytesIO()
+    np.savez_compressed(whole, kept=np.arange(2000) % 97)
+    rng, path, refused = np.random.default_rng(0), tmp_path / "kept.npz", 0
+    for at in rng.integers(0, len(whole.getvalue()), 150):
+        data = bytearray(whole.getvalue())
+        data[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        try:
+            read_kept(path)
+        except ValueError as error:
+            assert "kept.npz" in str(error)
+            refused += 1
+    assert refused > 50
