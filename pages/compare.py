@@ -21,6 +21,7 @@ def page(shown: list[Shown], at: View) -> None:
     st.subheader("Quality against realised bytes", anchor=False)
     ui.quality(shown)
     ui.tested(shown)
+    ui.haystack(shown, at)
     ui.generations(shown, at)
     ui.kl(shown, at)
     ui.contested(shown, at)

@@ -158,11 +158,11 @@ def end_visit() -> None:
     st.session_state["visit"] = ("", "")
 
 
-def open_run(spec: RunSpec) -> None:
-    """Shows another run, with its settings in the run bar, when the page runs again."""
+def open_run(*specs: RunSpec) -> None:
+    """Shows another run, or several side by side, with their settings in the run bar, when the page runs again."""
     forget_settings()
     forget_view()
-    st.session_state.specs = [spec]
+    st.session_state.specs = list(specs)
 
 
 def forget_settings() -> None:

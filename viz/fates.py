@@ -38,10 +38,13 @@ _LOSSES = ("", "decode", "prefill", "eviction", "gate")  # from the least of the
 def removed_by(trace: Trace, step: int, head: int | str = "first", layer: int | None = None) -> np.ndarray:
     """object [L, T], or [T] of one layer: the stage that removed each key from the query at `step`, "" where none did.
 
+    A step beyond the text, as of a longer one beside it, is its last.
+
     `head` is a KV head; "first" is the head that lost most, "last" the one that lost least: what a gate or an eviction drops
     is gone for good, what a prefill or a decode stage leaves out is gone from this query. What a decode stage did not read is
     not told where its choices were not kept (`choices_kept`).
     """
+    step = min(step, trace.n_tokens - 1)
     known = trace if choices_kept(trace) else replace(trace, reading=None)
     if layer is None:
         codes = removed_at(known, step)

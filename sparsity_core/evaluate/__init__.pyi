@@ -4,6 +4,12 @@ from .cells import CellSpec as CellSpec
 from .cells import run_cell as run_cell
 from .grids import Grid as Grid
 from .grids import read_grid as read_grid
+from .haystacks import haystack as haystack
+from .needles import DEPTHS as DEPTHS
+from .needles import LENGTHS as LENGTHS
+from .needles import NEW_TOKENS as NEW_TOKENS
+from .needles import Needle as Needle
+from .needles import NeedleFound as NeedleFound
 from .pairs import Paired as Paired
 from .pairs import paired as paired
 from .pairs import paired_outcomes as paired_outcomes

@@ -24,6 +24,7 @@ LENGTH = 4096  # tokens, the shortest of RULER's tables
 MOST_EXAMPLES = 500  # of a task, as in RULER
 
 _GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_SENTENCES = re.split(r"(?<=\.) ", _GRASS)
 _NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 _HOPS = 4
 _EXAMPLE_LENGTH = 500  # tokens of the solved example of `vt`
@@ -67,9 +68,16 @@ def _uuid(drawn: random.Random) -> str:
 
 
 def _needle(
-    kind: str, key_of: Callable[[random.Random], str], value_of: Callable[[random.Random], str], others: bool
+    kind: str,
+    key_of: Callable[[random.Random], str],
+    value_of: Callable[[random.Random], str],
+    others: bool,
+    depth: float | None = None,
 ) -> Make:
-    """A needle among other needles, or in a sentence over and over."""
+    """A needle among other needles, or in five sentences over and over; where it stands is drawn.
+
+    With a depth from 0 to 1 it stands there, to half a line, and a unit of filler is one of the five sentences.
+    """
 
     def make(drawn: random.Random, units: int, _: int) -> Example:
         key, value = key_of(drawn), value_of(drawn)
@@ -77,7 +85,11 @@ def _needle(
         if others:
             keys = [k for k in (key_of(drawn) for _ in range(units)) if k != key]
             lines = [_NEEDLE.format(kind=kind, key=k, value=value_of(drawn)) for k in keys]
-        lines.insert(drawn.randrange(len(lines)), _NEEDLE.format(kind=kind, key=key, value=value))
+        if depth is not None:
+            full, rest = divmod(units, len(_SENTENCES))
+            lines = [_GRASS] * full + ([" ".join(_SENTENCES[:rest])] if rest else [])
+        place = drawn.randrange(len(lines)) if depth is None else round(depth * len(lines))
+        lines.insert(place, _NEEDLE.format(kind=kind, key=key, value=value))
         told = (
             f"A special magic {kind} is hidden within the following text. Make sure to memorize it. "
             f"I will quiz you about the {kind} afterwards."
@@ -209,6 +221,29 @@ def ruler_rows(name: str, count: Count, *, length: int, n: int, seed: int) -> li
             found = row(place, units)
         rows.append(found)
     return rows
+
+
+def haystack_row(count: Count, *, length: int, depth: float, seed: int) -> dict[str, Any]:
+    """The first example of `niah_single_1` with its needle at a depth, and as many sentences as a prompt of `length` holds.
+
+    Key and number are those of `ruler_rows` for the seed, whatever the length and the depth. `before` goes up to the question,
+    and `needle` is the line that hides the number.
+
+    Raises ValueError for a length that holds no sentence.
+    """
+    name = "niah_single_1"
+    make = _needle("number", _key, _number, others=False, depth=depth)
+
+    def row(sentences: int) -> dict[str, Any]:
+        found = make(random.Random(f"{seed} {name} 0"), sentences, length)
+        (needle,) = (line for line in found.context.split("\n") if found.answers[0] in line)
+        prompt = f"{found.context}{found.question}{RULER_TASKS[name].apart}{found.prefix}"
+        return {"before": found.context, "needle": needle, "prompt": prompt, "answers": list(found.answers)}
+
+    shortest = count(row(1)["prompt"])
+    if shortest > length:
+        raise ValueError(f"a haystack has at least {shortest} tokens with its question; got {length:,}")
+    return row(_most(lambda sentences: count(row(sentences)["prompt"]) <= length, 1))
 
 
 def _most(fits: Callable[[int], bool], least: int) -> int:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from sparsity_core.evaluate import Needle, NeedleFound
 from sparsity_core.record import RunSpec, Store, key_of
 from tests.app.test_app import figures, open_page, said, titles
 from tests.pages.test_pages import example, open_exports, opened
 from tests.server import cache_with_models
 from ui.bundle import BESIDE
+from ui.compare import needles as ui_needles
 from ui.compare import passages, written
 from ui.session import EXAMPLE, Shown
+from ui.tasks.compare import needle_run
 
 METHODS = ["a2sf(budget=64)", "h2o(budget=64)", "tova(budget=64)", "random(budget=64)", "streaming_llm(budget=64)"]
 SPECS = [replace(EXAMPLE, pipeline=f"eviction={method}") for method in METHODS]
@@ -24,6 +27,7 @@ SPECS = [replace(EXAMPLE, pipeline=f"eviction={method}") for method in METHODS]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
+    ui_needles._known().clear()
     # The first is the bundled example; the others are it under other names, and the last the bundled run beside it.
     for at, spec in enumerate(SPECS[1:4], 1):
         made = replace(example().provenance, pipeline=spec.pipeline)
@@ -111,6 +115,35 @@ def test_a_difference_is_told_with_its_verdict(tmp_path: Path) -> None:
     assert "is **worse** than A" in told and "is **cannot" not in told
     assert "**cannot be told apart at n = 16** from A" in told
     assert not [button for button in at.button if button.key == "run_tested"]
+
+
+def test_a_needles_heatmap_is_drawn_and_its_cells_open_their_runs(tmp_path: Path) -> None:
+    at = compared(tmp_path, SPECS[:2])
+    assert [b.label for b in at.button if b.key == "run_haystack"] == ["Hide needles"]
+    grid = ui_needles._Grid((256, 512, 1024), (0.0, 0.25, 0.5, 0.75, 1.0))
+    needles = {
+        (length, depth): Needle(length, depth, f"{EXAMPLE.prompt} {length} {depth}", "1234567", length, 100)
+        for length in grid.lengths
+        for depth in grid.depths
+    }
+    for place, spec in enumerate(SPECS[:2]):
+        cells = [NeedleFound(n, place + n.depth, not place, " 1234567.") for n in needles.values()]
+        ui_needles._known()[ui_needles._key(Shown("A", spec, example()), grid)] = cells
+        assert Store().put(needle_run(spec, needles[512, 0.25]), example()) is None
+    at.run()
+    assert "A finds 15 of 15, B finds 0 of 15" in said(at) and not [b for b in at.button if b.key == "run_haystack"]
+    drawn = next(f for f in figures(at) if "coloraxis" in f["layout"])
+    assert [cells["y"] for cells in drawn["data"]] == [["0%", "25%", "50%", "75%", "100%"]] * 2
+    at.session_state["haystack_wanted"] = ui_needles._place({"x": "512", "y": "25%"})
+    at.run()
+    assert not at.exception
+    opened = at.session_state["specs"]
+    assert [spec.prompt for spec in opened] == [needles[512, 0.25].prompt] * 2 and at.session_state["token"] == 100
+    assert [spec.pipeline for spec in opened] == [spec.pipeline for spec in SPECS[:2]]
+    assert "All pages show the runs of 512 tokens with the needle at 25%" in said(at)
+    at.session_state["haystack_wanted"] = (1024, 0.25)
+    at.run()
+    assert any("no longer kept here" in w.value for w in at.warning)
 
 
 def test_one_pipeline_is_told_how_to_become_many(tmp_path: Path) -> None:

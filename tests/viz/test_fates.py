@@ -26,6 +26,11 @@ def test_the_last_query_misses_each_token_by_the_first_stage_that_removed_it() -
     assert fates.removed_by(told_apart(), 7, 0, layer=0).tolist() == LAST
 
 
+def test_a_step_of_a_longer_text_beside_it_is_the_last_query() -> None:
+    assert by_layer(atlas.atlas_table(told_apart(), 0, step=NEVER + 3), "removed_by")[0] == LAST
+    assert fates.removed_by(told_apart(), NEVER + 3, 0, layer=0).tolist() == LAST
+
+
 @pytest.mark.parametrize("head", [0, 1])
 def test_a_query_of_the_prompt_misses_what_its_window_leaves_out(head: int) -> None:
     table = atlas.atlas_table(told_apart(), head, step=5)

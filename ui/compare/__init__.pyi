@@ -1,3 +1,4 @@
+from .needles import haystack as haystack
 from .passages import tested as tested
 from .sections import agreement as agreement
 from .sections import contested as contested

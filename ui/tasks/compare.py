@@ -1,10 +1,12 @@
-"""What the Compare page asks of the model: one query's dense attention, and losses on many passages, as jobs."""
+"""What the Compare page asks of the model: one query's dense attention, many passages, needles in haystacks, as jobs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sparsity_core.record import RunSpec
+from sparsity_core.evaluate import NEW_TOKENS, Needle, NeedleFound
+from sparsity_core.record import RunSpec, Store, Trace
 from sparsity_core.work import Progress
 
 if TYPE_CHECKING:
@@ -30,3 +32,32 @@ def losses(spec: RunSpec, passages: int, length: int, progress: Progress) -> np.
     return passage_losses(
         model, evaluation_text(), spec.pipeline, passages=passages, length=length, seed=spec.seed, progress=progress
     )
+
+
+def haystack(
+    spec: RunSpec, lengths: tuple[int, ...], depths: tuple[float, ...], progress: Progress
+) -> list[NeedleFound]:
+    """What a spec's pipeline makes of a needle at each length and depth; each is a run that the store keeps."""
+    from sparsity_core.evaluate import haystack
+    from sparsity_core.inference import execute
+    from sparsity_core.models import load
+
+    def write(needle: Needle, told: Progress) -> Trace:
+        own = needle_run(spec, needle)
+        trace = Store().get(own)
+        if trace is None:
+            trace = execute(own, told)
+            Store().put(own, trace)
+        return trace
+
+    progress(0.0, f"loading {spec.model}")
+    model = load(spec.model, device=spec.device, dtype=spec.dtype)
+    return haystack(
+        model, spec.pipeline, lengths=lengths, depths=depths, seed=spec.seed, add_bos=spec.add_bos, write=write,
+        progress=progress,
+    )  # fmt: skip
+
+
+def needle_run(spec: RunSpec, needle: Needle) -> RunSpec:
+    """The run of a needle's prompt, of which the store keeps the trace."""
+    return replace(spec, prompt=needle.prompt, generate=NEW_TOKENS)

@@ -3,6 +3,8 @@ from .agreement import agreement_table as agreement_table
 from .agreement import plot_agreement as plot_agreement
 from .contested import contested_table as contested_table
 from .contested import plot_contested as plot_contested
+from .haystack import haystack_table as haystack_table
+from .haystack import plot_haystack as plot_haystack
 from .kl import kl_table as kl_table
 from .kl import plot_kl as plot_kl
 from .parting import Parting as Parting
