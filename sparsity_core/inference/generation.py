@@ -102,10 +102,8 @@ def generate(
     record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written)
     trace = draft(recorder, pipeline, reference, record, seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
     trace = replace(trace, offload=None if offload is None else offload.moved.record())
-    share = (read + max_new_tokens) * step
-    trace = complete(
-        model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks, at_once=n_prefill
-    )
+    share, masks = (read + max_new_tokens) * step, recorder.masks
+    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=masks, at_once=n_prefill)
     return Generation(written, new, trace, kv_bytes, trace.kv_bytes_dense)
 
 

@@ -175,15 +175,7 @@ def complete(
             found |= {n: getattr(dense, n) for n in ("coverage", "top_recall", "top_precision")}
         seconds["dense"] = round(time.perf_counter() - began - forward_seconds, 3)
     else:
-        nll = np.full(len(ids), np.nan, np.float32)
-        for start, end, logits in model.logit_rows(hidden):
-            chosen = picked(logits, ids[start + 1 : end + 1])
-            nll[start:end] = log_total(logits).cpu().numpy() - chosen
-            del logits  # before the next block is made
-        found["nll"] = nll
-        if draft.provenance.pipeline == "dense":
-            zero = np.zeros(len(ids), np.float32)
-            found |= {"dense_nll": nll, "kl_to_dense": zero, "top1_agrees": zero + 1}
+        found |= _own_losses(model, ids, hidden, dense=draft.provenance.pipeline == "dense")
     for each, of in (("nll", model), ("dense_nll", reference)):
         if of is not None and each in found:
             check_losses(found[each], of.name)
@@ -194,6 +186,17 @@ def complete(
             )  # what these queries saw was chosen by tokens after them
     progress(1.0, "compared with the dense model")
     return draft.replaced(provenance=replace(draft.provenance, seconds=seconds), **found)
+
+
+def _own_losses(model: Model, ids: torch.Tensor, hidden: torch.Tensor, dense: bool) -> dict[str, np.ndarray]:
+    """The losses of a run that nothing is compared with; those of a dense one are the dense model's too."""
+    nll = np.full(len(ids), np.nan, np.float32)
+    for start, end, logits in model.logit_rows(hidden):
+        chosen = picked(logits, ids[start + 1 : end + 1])
+        nll[start:end] = log_total(logits).cpu().numpy() - chosen
+        del logits  # before the next block is made
+    zero = np.zeros(len(ids), np.float32)
+    return {"nll": nll, **({"dense_nll": nll, "kl_to_dense": zero, "top1_agrees": zero + 1} if dense else {})}
 
 
 def _compared_losses(
