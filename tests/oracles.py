@@ -17,9 +17,25 @@ def attention_probabilities(q, k, scale=None):
 
 
 def evict_step_by_step(
-    q, k, v, *, budget, decay=1.0, n_sink=0, recent=0, scored=True, weight=None, initial=0.0, reduction="sum"
+    q,
+    k,
+    v,
+    *,
+    budget,
+    decay=1.0,
+    n_sink=0,
+    recent=0,
+    scored=True,
+    weight=None,
+    initial=0.0,
+    reduction="sum",
+    softcap=None,
+    remembers=False,
 ):
-    """One query, one head, one key at a time. Returns out [B, H, T, D], evicted_at [B, Hkv, T], threshold, rows kept."""
+    """One query, one head, one key at a time. Returns out [B, H, T, D], evicted_at [B, Hkv, T], threshold, rows kept.
+
+    Where it `remembers`, one more key stands for those that were evicted.
+    """
     q, k, v = q.double(), k.double(), v.double()
     n_batch, n_heads, n_tokens, dim = q.shape
     n_kv = k.shape[1]
@@ -34,6 +50,7 @@ def evict_step_by_step(
     for b in range(n_batch):
         for h in range(n_kv):
             kept: list[int] = []
+            gone: list[int] = []
             score: dict[int, float] = {}
             for t in range(n_tokens):
                 kept.append(t)
@@ -41,9 +58,16 @@ def evict_step_by_step(
                 rows = []
                 for g in range(group):
                     head = h * group + g
-                    p = torch.softmax(k[b, h, kept] @ q[b, head, t] / dim**0.5, dim=0)
-                    out[b, head, t] = p @ v[b, h, kept]
-                    rows.append(p)
+                    keys, values, times = k[b, h, kept], v[b, h, kept], [1] * len(kept)
+                    if remembers and gone:
+                        keys = torch.cat([keys, k[b, h, gone].mean(0, keepdim=True)])
+                        values, times = torch.cat([values, v[b, h, gone].mean(0, keepdim=True)]), [*times, len(gone)]
+                    x = keys @ q[b, head, t] / dim**0.5
+                    x = x if softcap is None else softcap * torch.tanh(x / softcap)
+                    p = torch.tensor(times) * x.exp()
+                    p = p / p.sum()
+                    out[b, head, t] = p @ values
+                    rows.append(p[: len(kept)])
                 together = torch.stack(rows)
                 row = {"sum": together.sum(0), "mean": together.mean(0), "max": together.max(0).values}[reduction]
                 if scored:
@@ -53,6 +77,7 @@ def evict_step_by_step(
                     open_to_drop = [key for key in kept if key >= n_sink and key <= t - recent]
                     victim = min(open_to_drop, key=lambda key: (score[key], key))
                     kept.remove(victim)
+                    gone.append(victim)
                     evicted_at[b, h, victim] = t + 1
                     threshold[b, h, t] = score.pop(victim)
             for key in kept:

@@ -153,8 +153,11 @@ def hidden_states(hf: Any) -> Iterator[list[torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def plain_attention(hf: Any, keeps: list[np.ndarray] | None = None) -> Iterator[None]:
-    """The model's eager attention as one float64 softmax over the whole square, under extra masks [Hkv, T, T] a layer."""
+def plain_attention(hf: Any, keeps: list[np.ndarray] | None = None, remembers: bool = False) -> Iterator[None]:
+    """The model's eager attention as one float64 softmax over the whole square, under extra masks [Hkv, T, T] a layer.
+
+    Where it `remembers`, each query sees the mean of the keys that its mask takes from it too, as so many keys.
+    """
 
     def attend(
         module: Any,
@@ -173,8 +176,17 @@ def plain_attention(hf: Any, keeps: list[np.ndarray] | None = None) -> Iterator[
         if keeps is not None:
             kept = torch.from_numpy(keeps[module.layer_idx]).repeat_interleave(group, 0)
             scores = scores.masked_fill(~kept, float("-inf"))
-        p = scores.double().softmax(-1)
-        out = torch.einsum("bhqk,bhkd->bqhd", p, v.double().repeat_interleave(group, 1))
+        k, v = (x.double().repeat_interleave(group, 1) for x in (k, v))
+        if remembers:
+            gone = (~kept).double().tril()
+            n = gone.sum(-1)  # [H, q]
+            mean_k, mean_v = (gone @ x / n.clamp_min(1)[..., None] for x in (k, v))
+            memory = (q * mean_k).sum(-1) * (scaling or q.shape[-1] ** -0.5) + n.log()
+            p = torch.cat([scores, memory[..., None]], -1).softmax(-1)
+            out = (p[..., :-1] @ v + p[..., -1:] * mean_v).transpose(1, 2)
+        else:
+            p = scores.double().softmax(-1)
+            out = torch.einsum("bhqk,bhkd->bqhd", p, v)
         return out.to(q.dtype).contiguous(), p
 
     modeling = sys.modules[type(hf).__module__]

@@ -6,7 +6,7 @@ and `__init__.py` checks the arguments and chooses between them.
 
 from sparselens_kernels.device import Card, Side, cards, is_card
 from sparselens_kernels.dispatch import LATE, NEVER
-from sparselens_kernels.evict_scan import EvictScan, evict_scan
+from sparselens_kernels.evict_scan import EvictScan, Memory, evict_scan
 from sparselens_kernels.flash_column_score import ColumnScore, flash_column_score
 from sparselens_kernels.gated_attention import GatedAttention, gate_drops, gated_attention
 from sparselens_kernels.label_scores import Labels, dequantise, label_scores, quantise
@@ -33,6 +33,7 @@ __all__ = [
     "KeyMask",
     "Labels",
     "MaskedAttention",
+    "Memory",
     "Side",
     "Window",
     "attend",

@@ -1,8 +1,6 @@
 from .against_dense import AgainstDense as AgainstDense
 from .against_dense import probe_steps as probe_steps
 from .eviction import EvictionStage as EvictionStage
-from .eviction import cuts_once as cuts_once
-from .eviction import layer_rules as layer_rules
 from .exact import ExactSelector as ExactSelector
 from .gate import GateStage as GateStage
 from .offload import HostLayer as HostLayer
@@ -16,6 +14,8 @@ from .probing import smallest_set as smallest_set
 from .reading import ReadingStage as ReadingStage
 from .recorder import Recorder as Recorder
 from .recorder import Stages as Stages
+from .rules import cuts_once as cuts_once
+from .rules import layer_rules as layer_rules
 from .selection import best_keys as best_keys
 from .selection import decode_selected as decode_selected
 from .selection import spread_visible as spread_visible

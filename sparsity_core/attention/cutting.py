@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from sparselens_kernels import EMPTY, LATE, NEVER
+from sparselens_kernels import EMPTY, LATE, NEVER, Memory
 from torch.nn.functional import avg_pool1d
 
 from sparsity_core.kinds import Budget, PrefillRule, budgets_of
@@ -25,6 +25,7 @@ class LayerScores:
     window: int | None = None  # where keys leave the cache once the layer's window has passed them
     limits: torch.Tensor | None = None  # int64 [B, Hkv]: the budgets, where the votes set them
     queries: torch.Tensor | None = None  # [B, H, w, D]: the last ones, where a ranking looks at them
+    memory: Memory | None = None  # of what was evicted, where the rule's queries read it
 
 
 def limits_of(budget: Budget, n_kv: int) -> list[int]:

@@ -10,55 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparselens_kernels import NEVER, KeyMask, evict_scan, flash_column_score, masked_attention
+from sparselens_kernels import NEVER, KeyMask, Memory, evict_scan, flash_column_score, masked_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparsity_core.attention.cutting import LayerScores, best_lost, highest, in_order, limits_of, pooled_votes
 from sparsity_core.attention.ranked import RankedScan, held_keys
+from sparsity_core.attention.rules import cuts_once
 from sparsity_core.attention.step import LayerKeys, Stage, Step, stacked, take
-from sparsity_core.kinds import (
-    DENSE,
-    Budget,
-    EvictionMethod,
-    ForgettingFactor,
-    LayerShape,
-    PrefillRule,
-    ScanRule,
-    budgets_of,
-    least_of,
-)
+from sparsity_core.kinds import Budget, ForgettingFactor, PrefillRule, ScanRule, budgets_of, least_of
 from sparsity_core.models import AttentionCall, Model
 from sparsity_core.record import EvictionRecord
-
-
-def layer_rules(
-    model: Model, method: EvictionMethod | None, seed: int = 0, prompt: Sequence[int] = ()
-) -> list[ScanRule | PrefillRule]:
-    """The rule of each layer. Raises ValueError where a layer's budget cannot hold what the method protects."""
-    arch, known = model.arch, tuple(prompt)
-    shapes = [LayerShape(i, arch.n_layers, arch.n_kv_heads, seed, model, known) for i in range(arch.n_layers)]
-    rules = [DENSE if method is None else method.rule(shape) for shape in shapes]
-    if not model.caches:
-        return rules
-    fitted = [_fitted(rule, layer.window) for rule, layer in zip(rules, model.caches, strict=True)]
-    return [fitted[model.cached_in(i)] for i in range(arch.n_layers)]
-
-
-def _fitted(rule: ScanRule | PrefillRule, window: int | None) -> ScanRule | PrefillRule:
-    """The rule of a layer with a window: nothing needs to go where the budget holds all that a query sees."""
-    least = least_of(rule.budget, rule.then.budget if isinstance(rule, PrefillRule) else None)
-    return DENSE if window is not None and least is not None and least >= window else rule
-
-
-def cuts_once(rules: Sequence[ScanRule | PrefillRule]) -> bool:
-    """Whether any layer drops at one cut, when the prefill ends."""
-    return any(isinstance(rule, PrefillRule) and rule.budget is not None for rule in rules)
-
-
-def parts_heads(rule: ScanRule | PrefillRule) -> bool:
-    """Whether heads may come to hold different keys."""
-    later = rule.then.budget if isinstance(rule, PrefillRule) else None
-    return rule.budget is not None or later is not None
 
 
 class EvictionStage(Stage):
@@ -110,6 +71,8 @@ class EvictionStage(Stage):
         """The output [B, H, Tq, Dv] over what each query finds kept; `step.keys` then holds what stays."""
         call, rule = step.reads, self.rules[step.layer]
         cut, scan = (None, rule) if isinstance(rule, ScanRule) else (rule, rule.then)
+        if rule.memory and self._layers[step.layer].memory is None:
+            self._layers[step.layer].memory = Memory.empty(call.k, call.v)
         n_first = max(0, min(call.n_queries, self.n_prefill - step.start))
         if n_first == 0 or (cut is None and not self._splits):
             return self._scan(step, scan, call, step.start)
@@ -124,6 +87,10 @@ class EvictionStage(Stage):
         k, v = torch.cat([k, call.k[:, :, n_first:]], dim=2), torch.cat([v, call.v[:, :, n_first:]], dim=2)
         rest = AttentionCall(call.layer, q, k, v, **call.how)
         return torch.cat([first, self._scan(step, scan, rest, step.start + n_first)], dim=2)
+
+    def nbytes(self, layer: int) -> int:
+        memory = self._layers[layer].memory
+        return 0 if memory is None else memory.nbytes
 
     def keep(self, layer: int, columns: torch.Tensor) -> None:
         layer_scores = self._layers[layer]
@@ -216,6 +183,8 @@ class EvictionStage(Stage):
             if own.steps[i] == n - 1:
                 own.snapshots[:, :, i, :n] = votes.float().masked_fill(~stays, float("nan"))
         own.threshold[..., n - 1] = best_lost(ranked, stays)
+        if own.memory is not None:
+            own.memory = own.memory.with_evicted(call.k, call.v, ~stays if until is None else ~stays & (until >= n))
         step.left = keys.keep(positions, stays)
         own.score = result.score.gather(2, step.left)
         return result.out
@@ -257,7 +226,7 @@ class EvictionStage(Stage):
         if rule.rank is not None:
             return self._scan_ranked(step, rule, call, start)
         positions = torch.cat([keys.positions, new], dim=2)
-        plain = rule.budget is None and call.softcap is None and call.window is None
+        plain = rule.budget is None and call.softcap is None and call.window is None and not rule.memory
         if n == 1 and plain and not own.steps and keys.alike and not keys.uneven and step.generating:
             # Nothing is scored or cut, and what is hidden has left the cache: the model's own attention is all.
             keys.positions, own.score = positions, torch.zeros_like(positions, dtype=own.score.dtype)
@@ -287,9 +256,11 @@ class EvictionStage(Stage):
             score=own.score,
             start=start,
             snapshot_steps=[own.steps[i] - start for i in slots],
+            memory=own.memory,
             **call.how,
         )
         self.backends.add(result.backend)
+        own.memory = result.memory
         place = keys.place(positions)
         keys.evicted_at.scatter_(2, place, result.evicted_at if until is None else result.evicted_at.minimum(until))
         own.threshold[..., start:end] = result.threshold.float()

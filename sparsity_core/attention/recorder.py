@@ -11,10 +11,11 @@ import torch
 from sparselens_kernels import EMPTY, NEVER, KeyMask, evict_scan
 
 from sparsity_core.attention.cutting import UNLIMITED
-from sparsity_core.attention.eviction import EvictionStage, parts_heads
+from sparsity_core.attention.eviction import EvictionStage
 from sparsity_core.attention.gate import GateStage
 from sparsity_core.attention.prefill import PrefillStage
 from sparsity_core.attention.reading import ReadingStage
+from sparsity_core.attention.rules import parts_heads
 from sparsity_core.attention.step import LayerKeys, Stage, Step, reading_through, stacked, take
 from sparsity_core.attention.thinning import ThinningStage
 from sparsity_core.models import AttentionCall, Enough, Model
@@ -173,7 +174,7 @@ class Recorder:
     @property
     def index_bytes(self) -> int:
         """What the stages hold beside the cache; where drops are simulated, of the keys that are left."""
-        return sum(stage.nbytes(layer) for stage in self._others for layer in self._keys)
+        return sum(stage.nbytes(layer) for stage in (self._eviction, *self._others) for layer in self._keys)
 
     def cached_bytes(self) -> int:
         """The keys and values of all texts after the last query, without empty slots; of compressed keys, those that any

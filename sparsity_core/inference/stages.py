@@ -101,6 +101,8 @@ def recorder_for(
             raise ValueError(
                 f"layers of {model.name} share a cache: leave gate and decode out, or choose another model"
             )
+        if pipeline.eviction is not None and pipeline.eviction.remembers:
+            raise ValueError(f"layers of {model.name} share a cache: choose memory=none, or choose another model")
         only_layer = only_layer if only_layer is None else model.cached_in(only_layer)
     rules = layer_rules(model, pipeline.eviction, seed, words.ids[:n_prefill])
     protected, dropped = _rules(pipeline, words, n_tokens)

@@ -16,6 +16,7 @@ from .eviction import class_named as class_named
 from .eviction import forgetting_factor_of as forgetting_factor_of
 from .eviction import least_of as least_of
 from .eviction import normalised_factor as normalised_factor
+from .eviction import with_memory as with_memory
 from .gate import Gate as Gate
 from .gate import GateMethod as GateMethod
 from .knobs import MOST_CHANNELS as MOST_CHANNELS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsity_core.kinds.knobs import MOST_LAYERS, MOST_TOKENS, REDUCTIONS, knob
@@ -68,6 +68,7 @@ class ScanRule:
     rank: Callable[[Any], Any] | None = None  # HeldKeys → [B, Hkv, n]
     every: int = 1
     ranking_queries: int = 0  # how many of the last queries `rank` looks at
+    memory: bool = False  # queries read the mean key and value of what was evicted, as so many keys
 
     def left(self, budget: int) -> int:
         """How many keys a head of this budget holds right after a cut."""
@@ -91,10 +92,18 @@ class PrefillRule:
     # (the ranked votes [B, Hkv, n], the budget of a head) → int64 [B, Hkv]: what each keeps, the layer's sum alike
     allot: Callable[[Any, int], Any] | None = None
     then: ScanRule = ScanRule(budget=None)
+    memory: bool = False  # as in ScanRule: of what the cut took
 
 
 ForgettingFactor = float | tuple[Any, ...] | Mapping[str, float]
 DENSE = PrefillRule(budget=None)
+
+
+def with_memory(rule: ScanRule | PrefillRule, memory: bool) -> ScanRule | PrefillRule:
+    """The rule, whose queries read a memory of what was evicted or do not."""
+    if isinstance(rule, PrefillRule):
+        return replace(rule, memory=memory, then=replace(rule.then, memory=memory))
+    return replace(rule, memory=memory)
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,11 @@ class EvictionMethod(Ruled):
         """Whether the prompt is read densely and cut when it ends, not as it is read."""
         return isinstance(self.rule_within(self.budget, LayerShape(0, 1, 1)), PrefillRule)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether queries read a memory of what was evicted beside the keys that are kept."""
+        return False
+
     def budget_of(self, layer: LayerShape) -> int:
         if self.layer_budget == "uniform" or layer.n_layers == 1 or self.budget == 1:
             return self.budget
@@ -150,7 +164,7 @@ class EvictionMethod(Ruled):
                 f"{self.name}: layer {layer.index} keeps {least} keys, fewer than the {rule.n_sink} sinks + "
                 f"{rule.recent} recent keys it protects. Raise the budget or protect fewer"
             )
-        return rule
+        return with_memory(rule, True) if self.remembers else rule
 
     def rule_within(self, budget: int, layer: LayerShape) -> ScanRule | PrefillRule:
         """The numbers of a layer whose heads keep `budget` keys each, or share `len(heads) · budget` among them."""
@@ -168,12 +182,27 @@ class EvictionMethod(Ruled):
 
 @dataclass(frozen=True)
 class ScoredEviction(EvictionMethod):
-    """An eviction method that ranks keys by the attention they received."""
+    """An eviction method that ranks keys by the attention they received.
+
+    With memory="mean" each layer and KV head holds one slot beside its budget: the mean m of the keys that it evicted, as they
+    were cached, and the mean of their values. A query reads it as c keys, c being how many were evicted: its logit is
+    q · m / √D + log c. Where the c keys are equal this is what the dense model reads; else it is the least attention that
+    keys of this mean can have (Jensen), so that it never takes more than was there.
+    """
 
     reduction: str = knob(
         "sum", choices=REDUCTIONS, help="how the attention of the query heads that share a KV head becomes one number"
     )
     value_norm: bool = knob(False, help="weigh the attention a key receives by the norm of its value")
+    memory: str = knob(
+        "none",
+        choices=("none", "mean"),
+        help="mean: the mean key and value of what was evicted are held in one more slot, which is read as so many keys",
+    )
+
+    @property
+    def remembers(self) -> bool:
+        return self.memory == "mean"
 
 
 def forgetting_factor_of(factor: ForgettingFactor, layer: LayerShape) -> ForgettingFactor:

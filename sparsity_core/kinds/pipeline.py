@@ -63,6 +63,11 @@ class Pipeline:
         decode, prefill = self.decode, self.prefill
         if decode is not None and decode.needs_all_keys and (self.gate is not None or self.eviction is not None):
             raise ValueError(decode.needs_all_keys)
+        if decode is not None and self.eviction is not None and self.eviction.remembers:
+            raise ValueError(
+                f"{decode.name} chooses among the keys that are held, and queries of {self.eviction.name} read a memory "
+                "beside them: choose memory=none, or leave decode out"
+            )
         if self.gate is not None and self.weights is not None and self.weights.turns_stream:
             raise ValueError(
                 f"{self.weights.name} changes the residual stream that the gate reads: leave one of the two out"

@@ -59,6 +59,11 @@ VARIANTS = [
     "streaming_llm(budget=12, n_sink=12)",
     "random(budget=12, n_sink=2, recent=2)",
     "a2sf(budget=12, protect='3-5, 20')",
+    "a2sf(budget=12, memory=mean)",
+    "a2sf(budget=12, forgetting_factor=0.5, variant=prefill, n_sink=2, value_norm=True, memory=mean)",
+    "h2o(budget=12, recent_share=1.0, memory=mean)",
+    "tova(budget=12, shared_heads=True, memory=mean, protect='3-5, 20')",
+    "snapkv(budget=12, observation_window=4, memory=mean)",
     "ada_kv(budget=12, base='knorm(n_sink=2)', safeguard=0.0)",
     "ada_kv(budget=12, base='a2sf(forgetting_factor=0.75, variant=prefill_only, recent=3)', dense_layers=1)",
     "knorm(budget=12, every=1, n_sink=2)",
@@ -85,6 +90,11 @@ def resized(method: str, budget: int) -> Pipeline:
 
 def rules(method: str) -> list:
     return [pipeline(method).eviction.rule(LayerShape(i, 3, 2)) for i in range(3)]
+
+
+def memory_bytes(method: str) -> int:
+    """Of a memory in each of 3 layers and 2 heads: the sums of keys and values of 16 float64, and how many they are."""
+    return 3 * 2 * (2 * 16 + 1) * 8 if "memory=mean" in method else 0
 
 
 def held_after(rule: ScanRule, n: int) -> np.ndarray:
@@ -147,7 +157,8 @@ def check_against_plain_attention(
         trace = run(model, ids, pipeline(method), n_prefill=n_prefill)
     assert (trace.evicted_at < len(ids)).any()
     plain, tokens = tiny.transformer(family), torch.tensor([ids])
-    with tiny.plain_attention(plain, [trace.keep(layer) for layer in range(3)]):
+    keeps = [trace.keep(layer) for layer in range(3)]
+    with tiny.plain_attention(plain, keeps, remembers="memory=mean" in method):
         expected = plain.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
         logits = plain(input_ids=tokens, use_cache=False).logits[0]
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-9)

@@ -80,6 +80,17 @@ def test_a_layer_that_shares_a_cache_sees_what_its_source_sees():
 def test_stages_that_keep_an_index_refuse_a_shared_cache_before_anything_runs():
     with pytest.raises(ValueError, match="layers of gemma3n_text share a cache: leave gate and decode out"):
         run(model("gemma3n_text"), tiny.ids(PROMPT), "decode=quest(tokens=0.5)")
+    with pytest.raises(ValueError, match="layers of gemma3n_text share a cache: choose memory=none"):
+        run(model("gemma3n_text"), tiny.ids(PROMPT), "eviction=a2sf(budget=6, memory=mean)")
+
+
+def test_a_layer_with_a_window_has_no_memory():
+    plain, remembered = (
+        run(model("mistral"), tiny.ids(PROMPT), f"eviction=h2o(budget=6{more})") for more in ("", ", memory=mean")
+    )
+    assert (plain.evicted_at < PROMPT).any()
+    np.testing.assert_array_equal(remembered.nll, plain.nll)
+    assert remembered.kv_bytes == plain.kv_bytes
 
 
 def test_a_window_within_the_budget_drops_nothing():

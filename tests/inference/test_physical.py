@@ -42,7 +42,7 @@ def test_masked_simulation_equals_physical_eviction(method):
 
 
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f != "llama"])
-@pytest.mark.parametrize("method", BELOW_THE_WINDOW)
+@pytest.mark.parametrize("method", [*BELOW_THE_WINDOW, "h2o(budget=6, memory=mean)"])
 def test_masked_simulation_equals_physical_eviction_in_every_family(family, method):
     masked, real, hidden, physical = simulated_and_real(tiny.model(family), method, text()[:PROMPT], 8)
     assert (real.evicted_at < real.n_tokens).any()

@@ -25,6 +25,8 @@ OTHERS = [
     "weights=head_pruning(ratio=0.25) prefill=minference(vertical=5, slash=5, probes=8) eviction=tova(budget=16)",
     "prefill=minference(vertical=5, slash=5, probes=8) eviction=snapkv(budget=16, observation_window=4)",
     "prefill=lsh(buckets=8, rounds=1, window=3) eviction=random(budget=16)",
+    "prefill=assa(block=16, window=5) eviction=snapkv(budget=16, observation_window=4, memory=mean)",
+    "gate=dcp prefill=strided(stride=5) eviction=a2sf(budget=16, memory=mean)",
     "prefill=bigbird(block=8, window_blocks=1) decode=double_sparsity(tokens=0.25, channels=4, dense_layers=0)",
     "weights=row_norm(ratio=0.25) gate=dcp prefill=assa(block=16, window=5) eviction=a2sf(budget=16) decode=think(recent=4)",
     "eviction=streaming_llm(budget=16, re_rotate=True) decode=double_sparsity(tokens=0.5, channels=4, dense_layers=0)",
@@ -33,6 +35,7 @@ SETS = [" ".join(EXAMPLES[s] for s in chosen) for n in range(2, 6) for chosen in
 REFUSED = {
     "gate=dcp decode=quest": "quest's pages keep every key",
     "eviction=h2o decode=quest": "quest's pages keep every key",
+    "eviction=h2o(budget=16, memory=mean) decode=sparq": "sparq chooses .* queries of h2o read a memory",
     "weights=slicegpt(ratio=0.25) gate=dcp": "changes the residual stream that the gate reads",
 }
 

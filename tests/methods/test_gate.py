@@ -42,8 +42,10 @@ def test_simulated_dropping_is_physical_dropping_in_every_family(tmp_path, famil
     [
         ["eviction=a2sf(budget=12)"],
         ["eviction=h2o(budget=12, protect='3, 9-10', drop='5')"],
+        ["eviction=h2o(budget=12, protect='3, 9-10', drop='5', memory=mean)"],
         ["eviction=streaming_llm(budget=12, protect='6')"],
         ["eviction=snapkv(budget=12, observation_window=4, drop='2-3')"],
+        ["eviction=snapkv(budget=12, observation_window=4, drop='2-3', memory=mean)"],
         ["decode=sparq(tokens=0.5, dense_layers=0)"],
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sparselens_kernels.dispatch import Backend, check_attention_shapes, check_scoring, choose, per_key
+from sparselens_kernels.evict_scan.memory import Memory as Memory
 from sparselens_kernels.masks import KeyMask
 
 
@@ -18,6 +19,7 @@ class EvictScan(NamedTuple):
     threshold: torch.Tensor  # [B, Hkv, Tq]: the score of the key that the query dropped; nan where no score decided
     snapshots: torch.Tensor  # [B, Hkv, len(snapshot_steps), Tk]: score after these queries; nan where not kept
     backend: str  # "reference" or "triton"
+    memory: Memory | None = None  # of all that was evicted, where one was given
 
 
 def evict_scan(
@@ -45,6 +47,7 @@ def evict_scan(
     score: torch.Tensor | None = None,
     start: int | None = None,
     snapshot_steps: Sequence[int] = (),
+    memory: Memory | None = None,
     backend: Backend = "auto",
 ) -> EvictScan:
     """Causal attention over a cache that never holds more than `budget` keys per KV head.
@@ -77,6 +80,8 @@ def evict_scan(
         start: the position of the first query, Tk − Tq where None (a cache that has lost nothing).
         scale: of the logits, 1/√D where None. `softcap` and `window` as the model's own attention has them.
         snapshot_steps: queries (0 … Tq − 1) after which the score is copied out.
+        memory: what was evicted before the first query; those that follow read its mean key and value too, as c keys where c
+            were evicted (its logit and log c), and it takes in what they drop. What was hidden already does not enter.
 
     Raises ValueError for numbers or shapes that do not fit, and for backend="triton" where it cannot take the call.
     """
@@ -102,6 +107,8 @@ def evict_scan(
         unsupported = "hidden or protected keys"
     elif shared:
         unsupported = "heads that choose together"
+    elif memory is not None:
+        unsupported = "a memory of what was evicted"
     elif q.dtype == torch.float64:
         unsupported = "float64"
     chosen = choose(backend, q.device, unsupported)
@@ -130,8 +137,9 @@ def evict_scan(
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
     from sparselens_kernels.evict_scan import reference
 
-    hidden: dict[str, Any] = {"until": until, "protected": protected}
-    return EvictScan(*reference.evict_scan(q, k, v, **numbers, **hidden, shared=shared), chosen)
+    own: dict[str, Any] = {"until": until, "protected": protected, "shared": shared, "memory": memory}
+    out, evicted_at, final, threshold, snapshots, left = reference.evict_scan(q, k, v, **numbers, **own)
+    return EvictScan(out, evicted_at, final, threshold, snapshots, chosen, left)
 
 
 def _of_each_head(budget: int | Sequence[int], n_kv: int) -> tuple[int, ...]:

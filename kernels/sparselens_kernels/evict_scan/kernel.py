@@ -193,10 +193,9 @@ def evict_scan(
     hides = softcap, window, sink_q, mask
     if q.shape[2] <= _FEW_QUERIES and all(x is None for x in hides):
         return _scanned(q, k, v, **numbers)
-    out, evicted_at, *scores = reference.evict_scan(
-        q, k, v, **numbers, softcap=softcap, window=window, sink_q=sink_q, mask=mask, walk=walk
-    )
-    return out, evicted_at, scores[0], scores[1], scores[2]
+    hidden: dict[str, Any] = {"softcap": softcap, "window": window, "sink_q": sink_q, "mask": mask}
+    out, evicted_at, final, threshold, snapshots, _ = reference.evict_scan(q, k, v, **numbers, **hidden, walk=walk)
+    return out, evicted_at, final, threshold, snapshots
 
 
 def _scanned(

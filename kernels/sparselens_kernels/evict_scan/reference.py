@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sparselens_kernels.dispatch import LATE, NEVER
+from sparselens_kernels.evict_scan.memory import BlockMemory, Memory
 from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype, attend, decayed_sums, logits
 from sparselens_kernels.slots import staying
@@ -52,8 +53,9 @@ def evict_scan(
     until: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
     shared: bool = False,
+    memory: Memory | None = None,
     walk: Callable[[Block, int, int, bool], Walked] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Memory | None]:
     """`walk` takes a block's rows one after the other; `Block.by_score`, on the CPU, where None."""
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
@@ -105,6 +107,8 @@ def evict_scan(
             protected=spread(protected, columns),
             shared=shared,
         )
+        if memory is not None:
+            block.remember(memory, q[:, :, begin:end], k_block, scale, softcap)
         if sink_q is not None:
             first = min(n_kept + rows, int(block.n_empty.max()) + n_sink)
             block.see_sinks(logits(sink_q[:, :, begin:end], k_block[:, :, :first], scale, softcap), n_sink)
@@ -120,6 +124,8 @@ def evict_scan(
             block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
             dropped_in, p, choices, lowest = (walk or Block.by_score)(block, n_sink, recent, scored)
+            if memory is not None:
+                p = block.attention(dropped_in)
             threshold[:, :, begin:end] = lowest
             if forced.any():
                 threshold[:, forced.nonzero()[1], begin:end] = float("nan")
@@ -127,6 +133,9 @@ def evict_scan(
                 current = choices[row].masked_fill(dropped_in <= row, float("nan"))
                 snapshots[:, :, slot].scatter_(2, columns[..., : n_kept + row + 1], current[..., : n_kept + row + 1])
         out[:, :, begin:end] = attend(p, v_block)
+        if block.memory is not None:
+            out[:, :, begin:end] = block.memory.add_to(out[:, :, begin:end], v_block, dropped_in)
+            memory = block.memory.after(k_block, v_block, dropped_in)
 
         alive = dropped_in == rows
         # The least of both: an empty column may be that of a key which an earlier block dropped.
@@ -137,7 +146,7 @@ def evict_scan(
             n_held, complete = np.minimum(n_held + rows, budgets), complete and bool(keeps_all.all())
             stay = staying(alive, int(n_held.max()))
             kept, kept_score = columns.gather(2, stay), block.score.gather(2, stay)
-    return out, evicted_at, final, threshold, snapshots
+    return out, evicted_at, final, threshold, snapshots, memory
 
 
 def _blocks(n_queries: int, free: int) -> list[tuple[int, int]]:
@@ -183,6 +192,7 @@ class Block:
         self.positions, self.until, self.protected = positions, until, protected  # [B, Hkv, C]
         self.score = score.masked_fill(self.place < 0, 0.0) if self.has_empty else score  # [B, Hkv, C]
         self.rows = logits.shape[3]
+        self.memory: BlockMemory | None = None
 
     @cached_property
     def place(self) -> torch.Tensor:
@@ -190,6 +200,12 @@ class Block:
         device = self.positions.device
         column = torch.arange(self.positions.shape[2], device=device)
         return column - torch.from_numpy(self.n_empty).to(device)[..., None]
+
+    def remember(self, memory: Memory, q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None) -> None:
+        """Lets the block's queries q [B, H, R, D] see a memory, and takes into it those of the keys k that they drop."""
+        raw = self.logits.clone() if softcap is None else logits(q, k, scale, None)
+        query = self.positions[:, :, self.n_kept :]
+        self.memory = BlockMemory(memory, q=q, raw=raw, scale=scale, softcap=softcap, query=query, until=self.until)
 
     def see_sinks(self, found: torch.Tensor, n_sink: int) -> None:
         """Takes `found` [B, Hkv, G, R, n], logits against the first n columns, for the first `n_sink` keys of each head."""
@@ -246,18 +262,15 @@ class Block:
             gone[empty], dropped_in[empty] = np.inf, -1
         choices = np.empty((self.rows, *score.shape), score.dtype)
         victims = np.empty((self.rows, *score.shape[:2]), np.int64)
+        memory = None if self.memory is None else self.memory.rows()
         order, full = self._order(n_sink), self.n_free <= np.arange(self.rows)[:, None, None]  # [R, B, Hkv]
         all_full = bool(full.all())
         for i, choice in enumerate(choices):
             own = p[:, :, :, i]
-            own *= alive[:, :, None]
-            total = own.sum(-1, keepdims=True)
-            if total.min() < 1e-20:  # what was dropped held nearly all: softmax again, over what is left
-                with np.errstate(divide="ignore"):
-                    left = logits[:, :, :, i] + np.log(alive)[:, :, None]
-                np.exp(left - left.max(-1, keepdims=True), out=own)
-                total = own.sum(-1, keepdims=True)
-            own /= total
+            if memory is not None:
+                own[:] = memory.attention(i, logits[:, :, :, i] - gone[:, :, None])
+            else:
+                _renormalise(own, alive[:, :, None], logits[:, :, :, i])
             if scored:
                 added = own.max(2) if self.reduction == "max" else own.sum(2)
                 if self.reduction == "mean":
@@ -277,6 +290,8 @@ class Block:
             dropped = (*heads, victim) if all_full else tuple(x[full[i]] for x in (*heads, victim))
             alive[dropped] = 0
             gone[dropped] = np.inf
+            if memory is not None:
+                memory.drop(i, dropped)
         row, *at = full.nonzero()
         dropped_in[*at, victims[full]] = row
         lowest = np.where(full, np.take_along_axis(choices, victims[..., None], axis=3)[..., 0], np.nan)
@@ -314,12 +329,16 @@ class Block:
         return order
 
     def attention(self, dropped_in: torch.Tensor | None = None) -> torch.Tensor:
-        """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped; all that is not hidden, where None."""
+        """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped; all that is not hidden, where None.
+
+        Of a row that sees a memory too, P leaves the memory its share.
+        """
         if dropped_in is None:
             return torch.softmax(self.logits, dim=-1)
         row = torch.arange(self.rows, device=dropped_in.device)[:, None]
         gone = row > dropped_in[:, :, None, :]
-        return torch.softmax(self.logits.masked_fill(gone[:, :, None], float("-inf")), dim=-1)
+        left = self.logits.masked_fill(gone[:, :, None], float("-inf"))
+        return torch.softmax(left, dim=-1) if self.memory is None else self.memory.attention(left, dropped_in)
 
     def accumulate(
         self,
@@ -344,3 +363,15 @@ class Block:
                 n = self.n_kept + stop
                 current = score[..., :n].masked_fill(dropped_in[..., :n] < stop, float("nan"))
                 snapshots[:, :, steps[stop - 1]].scatter_(2, columns[..., :n], current)
+
+
+def _renormalise(p: np.ndarray, alive: np.ndarray, logits: np.ndarray) -> None:
+    """Makes of a row's probabilities p [B, Hkv, G, C] those over the columns that are `alive`, 1 or 0."""
+    p *= alive
+    total = p.sum(-1, keepdims=True)
+    if total.min() < 1e-20:  # what was dropped held nearly all: softmax again, over what is left
+        with np.errstate(divide="ignore"):
+            left = logits + np.log(alive)
+        np.exp(left - left.max(-1, keepdims=True), out=p)
+        total = p.sum(-1, keepdims=True)
+    p /= total

@@ -51,6 +51,10 @@ class AdaKV(EvictionMethod):
         super().__post_init__()
         self.rule_within(self.budget, LayerShape(0, 1, 1))
 
+    @property
+    def remembers(self) -> bool:
+        return self._base().remembers
+
     def rule_within(self, budget: int, layer: LayerShape) -> PrefillRule:
         base = replace(self._base(), budget=budget)
         rule = base.rule_within(base.budget_of(layer), layer)
