@@ -29,13 +29,13 @@ def test_heads_share_the_budget_by_their_highest_scores():
 
 
 def naive() -> np.ndarray:
-    """float64 [L, Hkv, T]: one query of the repetition, one head at a time."""
+    """float64 [L, Hkv, T]: one query after the prompt, one head at a time."""
     said = tiny.tokenizer()(INSTRUCTION, add_special_tokens=False)["input_ids"]
     ids = [*IDS[:PROMPT], *said, *IDS[:PROMPT]]
     found = np.zeros((3, 2, PROMPT))
     for layer, (q, k, _) in enumerate(dense_qkv(tiny.model(), ids)):
         for head in range(4):
-            for query in range(len(ids) - PROMPT, len(ids)):
+            for query in range(PROMPT, len(ids)):
                 share = torch.softmax(k[head // 2, : query + 1] @ q[head, query] / 4, 0)[:PROMPT].numpy()
                 found[layer, head // 2] = np.maximum(found[layer, head // 2], share)
     return found

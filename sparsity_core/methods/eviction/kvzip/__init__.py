@@ -16,15 +16,15 @@ class KVzip(EvictionMethod):
     """Keys stay that the model attends to while it repeats the prompt, whatever will be asked about it later.
 
     The model reads the prompt, an instruction to repeat it, and the prompt again; A is the largest attention that a query of
-    the repetition gives a key, over the query heads of its KV head. The highest of all layers and heads together stay, so
-    that heads keep `budget` keys on average. What comes after the prompt is never dropped. The authors repeat 2,000 tokens
-    at a time from the cache that is there; here all of it is read at once, apart from the run.
+    the instruction or of the repetition gives a key, over the query heads of its KV head. The highest of all layers and heads
+    together stay, so that heads keep `budget` keys on average. What comes after the prompt is never dropped. The authors repeat
+    2,000 tokens at a time from the cache that is there; here all of it is read at once, apart from the run.
     """
 
     name: ClassVar[str] = "kvzip"
     source: ClassVar[str] = "arXiv:2505.23416; snu-mllab/KVzip; NVIDIA/kvpress"
     equation: ClassVar[str] = (
-        r"A_k = \max_{h,\,q \in \text{repetition}} S^h_{q,k},\quad \{(l, h, k)\} = \operatorname{top}_{L H \cdot \text{budget}} A"
+        r"A_k = \max_{h,\,q \ge T} S^h_{q,k},\quad \{(l, h, k)\} = \operatorname{top}_{L H \cdot \text{budget}} A"
     )
     card: ClassVar[Card] = Card(
         sees="the attention of the model while it repeats the whole prompt: no question, and no token after the prompt",

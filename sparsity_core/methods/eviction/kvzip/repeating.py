@@ -21,7 +21,7 @@ def measured(model: Model, prompt: tuple[int, ...]) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure(model: Model, prompt: tuple[int, ...]) -> torch.Tensor:
-    """[L, Hkv, T]: the largest attention that each key of the prompt gets while the model repeats it.
+    """[L, Hkv, T]: the largest attention that each key of the prompt gets while the model is told to repeat it, and does.
 
     Raises ValueError where the prompt, the instruction and the prompt again are more tokens than the model's positions.
     """
@@ -61,14 +61,14 @@ class _Listener:
         from sparselens_kernels import causal_rows
 
         q, k, v, n = call.q, call.k, call.v, self._n
-        group, again = q.shape[1] // call.n_kv, call.n_keys - n
+        group = q.shape[1] // call.n_kv
         out = q.new_empty(*q.shape[:3], v.shape[3])
         largest = torch.zeros(call.n_kv, n, device=q.device)
         for tile in causal_rows(q, k, **call.how):
             own = slice(tile.heads.start * group, tile.heads.stop * group)
             out[:, own, tile.start : tile.end] = tile.attend(v)
-            if tile.end > again:
-                p = tile.probabilities()[0, :, :, max(0, again - tile.start) :, :n]  # [KV heads, G, R, n]
+            if tile.end > n:
+                p = tile.probabilities()[0, :, :, max(0, n - tile.start) :, :n]  # [KV heads, G, R, n]
                 largest[tile.heads] = largest[tile.heads].maximum(p.amax((1, 2)).to(largest.dtype))
         self.found[call.layer] = largest
         return out
