@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import ADD_BOS, PROMPTS
+from sparsity_core.models import ADD_BOS, PROMPTS, QUESTION
 from sparsity_core.record import RunSpec
 from sparsity_core.work import EMBEDDED, keep_prompt, kept_prompt
 
@@ -66,9 +66,12 @@ def read_address(parameters: Mapping[str, str]) -> Asked:
         generate=_number(parameters.get("generate", "0"), MOST_NEW),
         seed=_number(parameters.get("seed", "0"), MOST_SEED),
         add_bos=parameters.get("add_bos", EXAMPLE.add_bos),
+        question=parameters.get("question", EXAMPLE.question),
     )
     if spec.add_bos not in ADD_BOS:
         raise ValueError(f"add_bos is one of {', '.join(ADD_BOS)}; got {spec.add_bos[:40]!r}")
+    if spec.question not in QUESTION:
+        raise ValueError(f"question is one of {', '.join(QUESTION)}; got {spec.question[:40]!r}")
     if not _DEVICE.fullmatch(spec.device):
         raise ValueError(f"a device is cpu, cuda or cuda:1; got {spec.device[:40]!r}")
     if spec.dtype not in _DTYPES:
@@ -119,6 +122,7 @@ def write_address(specs: Sequence[RunSpec], view: Mapping[str, Any], names: Sequ
         "device": spec.device,
         "dtype": spec.dtype,
         **({"add_bos": spec.add_bos} if spec.add_bos != EXAMPLE.add_bos else {}),
+        **({"question": spec.question} if spec.question != EXAMPLE.question else {}),
     }
     known = next((name for name, prompt in PROMPTS.items() if prompt.text == spec.prompt), None)
     if known is not None:

@@ -113,6 +113,7 @@ def _command(spec: RunSpec) -> str:
         pipeline=spec.pipeline,
         seed=spec.seed,
         add_bos=spec.add_bos,
+        question=None if spec.question == "auto" else spec.question,
         device=spec.device,
         dtype=spec.dtype,
         out="results",

@@ -9,7 +9,7 @@ from ui.knobs import keep_settings
 from ui.literal import literal
 from ui.session import specs
 
-_OF_RUNS = ("model", "prompt_choice", "prompt_text", "generate", "seed", "device", "dtype", "add_bos")
+_OF_RUNS = ("model", "prompt_choice", "prompt_text", "generate", "seed", "device", "dtype", "add_bos", "question")
 
 
 def model_bar() -> None:

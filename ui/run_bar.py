@@ -9,8 +9,8 @@ from pathlib import Path
 import streamlit as st
 
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import ADD_BOS, PROMPTS
-from sparsity_core.record import RunSpec
+from sparsity_core.models import ADD_BOS, PROMPTS, QUESTION
+from sparsity_core.record import RunSpec, question_of
 from sparsity_core.work import Job, explain, read_text
 from ui import shared, work
 from ui.address import places_of, read_model
@@ -145,7 +145,7 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     st.caption(f"{tokens:,} token{'' if tokens == 1 else 's'}" if tokens else about)
     pipelines, wrong = choose_pipelines()
     problems += wrong
-    generate, seed, device, dtype, add_bos = _run_settings(first)
+    generate, seed, device, dtype, add_bos, question = _run_settings(first)
     positions = most_positions(model)
     if tokens and positions and tokens + generate > positions:
         new = f" and {generate:,} new ones" if generate else ""
@@ -153,7 +153,12 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
             f"The prompt has {tokens:,} tokens{new}, and {model} reads at most {positions:,}: shorten it by "
             f"{tokens + generate - positions:,}."
         )
-    base = RunSpec(str(model or "").strip(), prompt, pipelines[0], generate, seed, device, dtype, add_bos)
+    base = RunSpec(str(model or "").strip(), prompt, pipelines[0], generate, seed, device, dtype, add_bos, question)
+    if question == "unknown" and prompt.strip() and question_of(prompt) is None:
+        problems.append(
+            "No question is found in the prompt, so it cannot be unknown: write it as “Question: … Answer:”, end the prompt with "
+            "a question, or choose auto under Run settings."
+        )
     try:
         read_model(base.model)
         for text in pipelines:
@@ -164,8 +169,8 @@ def _form(first: RunSpec) -> tuple[list[RunSpec], list[str]]:
     return [base, *(replace(base, pipeline=p) for p in pipelines[1:])], problems
 
 
-def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
-    """(tokens to generate, seed, device, number format, start token)."""
+def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str, str]:
+    """(tokens to generate, seed, device, number format, start token, whether the question is known)."""
     with folded("Run settings", "run_settings") as opened:
         generate = held(
             "generate",
@@ -197,9 +202,21 @@ def _run_settings(first: RunSpec) -> tuple[int, int, str, str, str]:
             ),
             drawn=opened,
         )
+        question = held(
+            "question",
+            first.question,
+            lambda: st.selectbox(
+                "Question",
+                QUESTION,
+                key="question",
+                help="unknown: the prompt is compressed up to its question, which comes after, a token at a time. known: what "
+                "is compressed includes it. auto: known where tokens are generated; else a cut comes after half of the text",
+            ),
+            drawn=opened,
+        )
         if opened:
             st.caption(work.memory_held())
-    return int(generate), int(seed), device, dtype, add_bos
+    return int(generate), int(seed), device, dtype, add_bos, question
 
 
 def _numbers(first: RunSpec, drawn: bool) -> tuple[str, str]:

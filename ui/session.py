@@ -33,6 +33,7 @@ _SETTINGS = (
     "device",
     "dtype",
     "add_bos",
+    "question",
 )
 _MOST_LETTERS_IN_A_FILE = 100_000  # of a prompt in a figure's file; a longer one is found again where it was run
 _MOST_TRACE_BYTES = 512 * 1024**2  # in memory, of all sessions together

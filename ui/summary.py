@@ -153,10 +153,10 @@ def _prefill_figures(row: DeltaGenerator, trace: Trace) -> None:
     """How much of itself the prompt saw, where a prefill method hid the rest."""
     if trace.prefill is None:
         return
-    shown = trace.prefill.shown[..., : trace.n_prompt]
+    shown = trace.prefill.shown[..., : trace.n_at_once]
     row.metric(
         "Prompt seen",
-        f"{shown.mean() / ((trace.n_prompt + 1) / 2):.0%}",
+        f"{shown.mean() / ((trace.n_at_once + 1) / 2):.0%}",
         help="share of the prompt's causal (query, key) pairs that the prefill method shows, over all layers. The keys stay in "
         "the cache, and what comes after the prompt sees them",
         width=_WIDTH,

@@ -71,6 +71,15 @@ def start_option(parser: argparse.ArgumentParser, auto: str) -> None:
     )
 
 
+def question_option(parser: argparse.ArgumentParser, auto: str) -> None:
+    parser.add_argument(
+        "--question",
+        choices=("auto", "known", "unknown"),
+        default="auto",
+        help=f"whether what compresses the prompt reads its question first; auto: {auto}",
+    )
+
+
 def out_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="a folder; nothing in it is overwritten")
 

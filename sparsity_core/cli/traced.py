@@ -16,6 +16,7 @@ def trace_options(parser: argparse.ArgumentParser) -> None:
     """What is run and recorded, and where the trace goes."""
     shared.run_options(parser)
     shared.start_option(parser, "as the tokenizer does")
+    shared.question_option(parser, "run reads half the text before a cut, generate the whole prompt")
     shared.setting(parser, "snapshots", 64, "most copies of the scores in the trace")
     shared.setting(parser, "against_dense", True, "a second, dense pass, for regret, the ideal mask and KL")
     parser.add_argument("--out", type=shared.path, metavar="DIR", help="write the trace there, as trace.npz")
@@ -26,7 +27,7 @@ def trace_options(parser: argparse.ArgumentParser) -> None:
 
 def recorded(options: argparse.Namespace) -> dict[str, Any]:
     """What `trace_options` asked for, by the names that `run` and `generate` take."""
-    return shared.chosen(options, "seed", "snapshots", "against_dense", "add_bos")
+    return shared.chosen(options, "seed", "snapshots", "against_dense", "add_bos", "question")
 
 
 def trace_answer(options: argparse.Namespace, trace: Trace, text: str | None = None) -> shared.Answer:
@@ -56,6 +57,7 @@ def summary(trace: Trace) -> dict[str, Any]:
         "pipeline": trace.provenance.pipeline,
         "dtype": trace.provenance.dtype,
         "add_bos": trace.provenance.add_bos,
+        "question": trace.provenance.question or "auto",
         "device": trace.provenance.device,
         "kernels": ", ".join(trace.provenance.backends),
         "tokens": trace.n_tokens,

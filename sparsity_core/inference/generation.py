@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from sparsity_core.attention import HostLayer, Offloaded, Recorder, ThinLayer
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
+from sparsity_core.inference.question import asked_prefill
 from sparsity_core.inference.stages import pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline, ReadingMethod, ThinningMethod
@@ -57,6 +58,7 @@ def generate(
     snapshots: int = 64,
     against_dense: bool = True,
     add_bos: str = "auto",
+    question: str = "auto",
     stop_at_eos: bool = True,
     progress: Progress = silent,
 ) -> Generation:
@@ -66,12 +68,13 @@ def generate(
         temperature: 0 takes the likeliest token; above it, samples with `seed`.
         n_prefill: tokens of the prompt that are read at once; those after them are decode steps like the new tokens, so a
             method of one cut does not know them. The whole prompt where None.
+        question: "unknown" reads the prompt at once up to its question, as `n_prefill` does; "known" reads it whole.
         others: as in `run`.
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed, ids = pipeline_of(pipeline), whole("seed", seed), ids_of(model, prompt, add_bos)
-    n_prefill = _prefilled(ids, n_prefill)
+    n_prefill = _prefilled(ids, asked_prefill(model, ids, question, n_prefill, generates=True))
     total = _check_lengths(model, pipeline, ids, n_prefill, seed, max_new_tokens, temperature)
     reference, model = model, pruned(model, pipeline, progress)
     dense = reference if against_dense and pipeline.methods else None
@@ -99,11 +102,12 @@ def generate(
         new, hidden = _write(recorder, words, ids[n_prefill:], choice, told)
     seconds, kv_bytes = time.perf_counter() - began, held(cache) + recorder.index_bytes
     written = model.tokenizer.decode(new, skip_special_tokens=True)
-    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written)
-    trace = draft(recorder, pipeline, reference, record, seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
+    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written, n_prefill if n_prefill < len(ids) else 0)
+    about: dict[str, Any] = {"seed": seed, "add_bos": add_bos, "question": question, "kv_bytes": kv_bytes}
+    trace = draft(recorder, pipeline, reference, record, **about)
     trace = replace(trace, offload=None if offload is None else offload.moved.record())
-    share, masks = (read + max_new_tokens) * step, recorder.masks
-    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=masks, at_once=n_prefill)
+    share = (read + max_new_tokens) * step
+    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks)
     return Generation(written, new, trace, kv_bytes, trace.kv_bytes_dense)
 
 

@@ -35,6 +35,7 @@ def draft(
     *,
     seed: int,
     add_bos: str,
+    question: str,
     kv_bytes: int,
 ) -> Trace:
     """The trace as far as the pruned pass alone tells it. `reference` is the model that the pipeline started from."""
@@ -47,6 +48,7 @@ def draft(
         pipeline=str(pipeline),
         seed=seed,
         add_bos=add_bos,
+        question="" if question == "auto" else question,
         inputs=pipeline.inputs(),
         dtype=model.dtype_name,
         device=str(model.device),
@@ -141,12 +143,11 @@ def complete(
     share: float,
     progress: Progress,
     masks: Mapping[int, KeyMask] | None = None,
-    at_once: int | None = None,
 ) -> Trace:
     """Adds the loss of the pruned pass and, with a dense pass, what the pruning cost.
 
     Eviction is held against the same weights without eviction, the losses against the reference, whose weights are whole.
-    Queries whose masks looked ahead have no losses: of the tokens read `at_once` (the prompt where None) all but the last.
+    Queries whose masks looked ahead have no losses: of the tokens read at once all but the last.
     """
     ids = torch.from_numpy(draft.token_ids.astype(np.int64))
     seconds = {"forward": round(forward_seconds, 3)}
@@ -181,9 +182,7 @@ def complete(
             check_losses(found[each], of.name)
     if draft.prefill is not None and draft.prefill.looks_ahead:
         for name in {"nll", "kl_to_dense", "top1_agrees"} & set(found):
-            found[name][: (draft.n_prompt if at_once is None else at_once) - 1] = (
-                np.nan
-            )  # what these queries saw was chosen by tokens after them
+            found[name][: draft.n_at_once - 1] = np.nan  # what these queries saw was chosen by tokens after them
     progress(1.0, "compared with the dense model")
     return draft.replaced(provenance=replace(draft.provenance, seconds=seconds), **found)
 

@@ -11,6 +11,7 @@ import torch
 from sparsity_core.attention import Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
+from sparsity_core.inference.question import asked_prefill
 from sparsity_core.inference.stages import prefill_of, pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
@@ -32,6 +33,7 @@ def run(
     snapshots: int = 64,
     against_dense: bool = True,
     add_bos: str = "auto",
+    question: str = "auto",
     progress: Progress = silent,
 ) -> Trace:
     """One forward over the text, every query of it a decode step, so that it gives perplexity too.
@@ -44,6 +46,7 @@ def run(
         snapshots: how many times, at most, the accumulated scores are copied into the trace.
         against_dense: a second, dense pass for regret, the ideal mask and KL.
         add_bos: whether a text starts with the start token: "auto" as the tokenizer does, "yes" or "no". Never with two.
+        question: "known" and "unknown" put a cut after and before the prompt's question, in place of `n_prefill`.
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
@@ -54,7 +57,12 @@ def run(
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
     n = len(ids)
-    n_prefill = prefill_of(model, pipeline, n, n_prefill)
+    if question == "unknown" and pipeline.prefill is not None:
+        raise ValueError(
+            f"{pipeline.prefill.name} reads a run's text at once, its question too: generate tokens, leave prefill out, or "
+            "leave question at auto"
+        )
+    n_prefill = prefill_of(model, pipeline, n, asked_prefill(model, ids, question, n_prefill, generates=False))
     began = time.perf_counter()
     words = Words.of(model, ids)
     weight = 0.5 if against_dense else 1.0
@@ -70,8 +78,16 @@ def run(
         progress=progress,
     )
     seconds = time.perf_counter() - began
-    kv_bytes = recorder.cached_bytes() + recorder.index_bytes
-    trace = draft(recorder, pipeline, reference, words.record(n), seed=seed, add_bos=add_bos, kv_bytes=kv_bytes)
+    trace = draft(
+        recorder,
+        pipeline,
+        reference,
+        words.record(n),
+        seed=seed,
+        add_bos=add_bos,
+        question=question,
+        kv_bytes=recorder.cached_bytes() + recorder.index_bytes,
+    )
     dense = reference if against_dense else None
     return complete(model, trace, hidden, dense, began, seconds, weight, progress, masks=recorder.masks)
 

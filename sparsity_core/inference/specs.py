@@ -22,7 +22,7 @@ def execute(spec: RunSpec, progress: Progress = silent) -> Trace:
         raise ValueError("the prompt is empty: type or choose some text")
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype, progress=lambda share, doing: progress(0.0, doing))
-    shared: dict[str, Any] = {"seed": spec.seed, "add_bos": spec.add_bos, "progress": progress}
+    shared: dict[str, Any] = {"seed": spec.seed, "add_bos": spec.add_bos, "question": spec.question}
     if not spec.generate:
-        return run(model, spec.prompt, pipeline, **shared)
-    return generate(model, spec.prompt, pipeline, max_new_tokens=spec.generate, **shared).trace
+        return run(model, spec.prompt, pipeline, progress=progress, **shared)
+    return generate(model, spec.prompt, pipeline, max_new_tokens=spec.generate, progress=progress, **shared).trace

@@ -23,7 +23,7 @@ class Words:
     def of(cls, model: Model, ids: list[int]) -> Words:
         return cls(ids, *pieces(model.tokenizer, ids), token_classes(model.tokenizer, ids))
 
-    def record(self, n_prompt: int, continuation: str = "") -> TextRecord:
+    def record(self, n_prompt: int, continuation: str = "", n_at_once: int = 0) -> TextRecord:
         return TextRecord(
             token_ids=np.asarray(self.ids, np.int32),
             texts=self.texts,
@@ -32,4 +32,5 @@ class Words:
             classes=self.classes,
             n_prompt=n_prompt,
             continuation=continuation,
+            n_at_once=n_at_once,
         )

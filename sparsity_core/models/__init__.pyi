@@ -23,6 +23,7 @@ from .preflight import checked_config as checked_config
 from .preflight import count_apart as count_apart
 from .prompts import ADD_BOS as ADD_BOS
 from .prompts import PROMPTS as PROMPTS
+from .prompts import QUESTION as QUESTION
 from .refusals import ModelError as ModelError
 from .seam import Attends as Attends
 from .seam import Enough as Enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ADD_BOS = ("auto", "yes", "no")  # whether a prompt starts with the start token; auto: as the tokenizer does
+QUESTION = ("auto", "known", "unknown")  # whether what compresses a prompt reads its question first
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from .removal import removed_at as removed_at
 from .removal import removed_pairs as removed_pairs
 from .removal import removed_rows as removed_rows
 from .sizes import SizeRecord as SizeRecord
+from .spans import question_at as question_at
+from .spans import question_of as question_of
 from .spans import spans_of as spans_of
 from .spec import RunSpec as RunSpec
 from .store import Store as Store

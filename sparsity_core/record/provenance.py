@@ -52,6 +52,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     add_bos: str = ""  # whether a start token was asked for: "auto" as the tokenizer does, "yes" or "no"
+    question: str = ""  # "known" or "unknown" to what compressed the prompt, where that was asked for
     inputs: dict[str, str] = field(default_factory=dict)  # digests of files and texts that the pipeline was made of
 
     caption: str = ""
@@ -79,7 +80,7 @@ class Provenance:
             **_known(model=self.model, weights=self.fingerprint, pipeline=self.pipeline, prompt=self.prompt_hash),
             **self.facts,
             **_known(**{name: _told(value) for name, value in seen.items()}),
-            **_known(**{"seed": seed, "start token": self.add_bos}),
+            **_known(**{"seed": seed, "start token": self.add_bos, "question": self.question}),
             **self.inputs,
             **_known(dtype=self.dtype, device=self.device, kernels=kernels, versions=versions, command=self.command),
         }
@@ -161,6 +162,7 @@ _READ: dict[str, _Reading] = {
     "prompt": ("record", "prompt_hash", str, str),
     "seed": ("record", "seed", int, str),
     "start token": ("record", "add_bos", str, str),
+    "question": ("record", "question", str, str),
     "dtype": ("record", "dtype", str, str),
     "device": ("record", "device", str, str),
     "kernels": ("record", "backends", lambda text: tuple(text.split(", ")), ", ".join),

@@ -7,18 +7,62 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_ROLE = re.compile(
-    r"(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>)(system|user|assistant|model)(?:<\|end_header_id\|>)?\n"
-    r"(.*?)(?=<\|im_end\|>|<end_of_turn>|<\|eot_id\|>|$)",
-    re.DOTALL,
+_ROLES = (  # ChatML, Gemma and Llama 3; Phi-3 and Zephyr; Llama 2 and Mistral, whose system text stands in the first turn
+    re.compile(
+        r"(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>)(?P<role>system|user|assistant|model)"
+        r"(?:<\|end_header_id\|>)?\n(?P<said>.*?)(?=<\|im_end\|>|<end_of_turn>|<\|eot_id\|>|$)",
+        re.DOTALL,
+    ),
+    re.compile(
+        r"<\|(?P<role>system|user|assistant)\|>\s*(?P<said>.*?)"
+        r"(?=\s*(?:<\|end\|>|<\|(?:system|user|assistant|endoftext)\|>|</s>|$))",
+        re.DOTALL,
+    ),
+    re.compile(r"(?P<role><<SYS>>)\s*(?P<said>.*?)\s*<</SYS>>", re.DOTALL),
+    re.compile(r"(?P<role>\[INST\])\s*(?:<<SYS>>.*?<</SYS>>\s*)?(?P<said>.*?)(?=\s*(?:\[/INST\]|$))", re.DOTALL),
+    re.compile(r"(?P<role>\[/INST\])\s*(?P<said>.*?)(?=\s*(?:</s>|\[INST\]|$))", re.DOTALL),
 )
+_NAMES = {"<<SYS>>": "system", "[INST]": "user", "[/INST]": "assistant"}
+_ASKED = re.compile(r"Question:.*?(?=\s*Answer:|$)", re.DOTALL)
+_ANSWERS = re.compile(  # what a chat's template or a prompt puts after the question, for the answer to begin
+    r"(?:\s|(?:<\|[a-z_]+\|>|<(?:start|end)_of_turn>)(?:assistant|model)?|\[/INST\]|</?s>|</?think>)*$"
+)
+_SENTENCE = re.compile(r"(?:[.!?](?=\s)|[。！？]|\n|\|>|\[INST\]|</?s>)\s*")  # its end, and what stands before the next
+_TAIL = 200  # characters of a prompt in which its template ends
 _RULES = {
-    "question": re.compile(r"Question:.*?(?=\s*Answer:|$)|[^.!?\n]*\?\s*$", re.DOTALL),
     "code": re.compile(r"```.*?```", re.DOTALL),
     "numbers": re.compile(r"\d[\d.,]*\d|\d"),
 }
 _POSITIONS = re.compile(r"(\d+)\s*-\s*(\d+)")
 OTHER = "other"
+
+
+def question_of(text: str) -> tuple[int, int] | None:
+    """The question of a prompt, as its first character and the one after its last; None where none is found.
+
+    It is the last `Question: …`, up to `Answer:`, else the sentence with a question mark that ends the text, or that only
+    the end of a chat's turn or `Answer: …` follows.
+    """
+    asked = list(_ASKED.finditer(text))
+    if asked:
+        return asked[-1].span()
+    before = text.rpartition("Answer:")[0] or text
+    tail = _ANSWERS.search(before[-_TAIL:])
+    before = before[: len(before) - len(tail[0])] if tail else before
+    if not before.endswith(("?", "？")):
+        return None
+    return max((end.end() for end in _SENTENCE.finditer(before[:-1])), default=0), len(before)
+
+
+def question_at(texts: Sequence[str]) -> tuple[int, int] | None:
+    """`question_of` in tokens: the first of its tokens and the one after its last."""
+    found = question_of("".join(texts))
+    if found is None:
+        return None
+    ends = np.cumsum([len(each) for each in texts])
+    starts = np.concatenate([[0], ends[:-1]])
+    inside = np.flatnonzero((starts < found[1]) & (ends > found[0]))
+    return int(inside[0]), int(inside[-1]) + 1
 
 
 def spans_of(texts: Sequence[str], own: str = "", n_prompt: int | None = None) -> dict[str, np.ndarray]:
@@ -42,8 +86,12 @@ def spans_of(texts: Sequence[str], own: str = "", n_prompt: int | None = None) -
 
     found: dict[str, np.ndarray] = {}
     prompt = "".join(texts[:n_prompt])
-    for role in _ROLE.finditer(prompt):
-        _join(found, role[1], within(*role.span(2)))
+    for rule in _ROLES:
+        for role in rule.finditer(prompt):
+            _join(found, _NAMES.get(role["role"], role["role"]), within(*role.span("said")))
+    for asked in {question_of(prompt), *(match.span() for match in _ASKED.finditer(prompt))}:
+        if asked is not None:
+            _join(found, "question", within(*asked))
     for name, rule in _RULES.items():
         for match in rule.finditer(prompt):
             _join(found, name, within(*match.span()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+_LATER = ("add_bos", "question")
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -18,8 +20,9 @@ class RunSpec:
     device: str = "cpu"
     dtype: str = "float32"
     add_bos: str = "auto"  # the start token: as the tokenizer does, "yes" or "no"
+    question: str = "auto"  # "known" or "unknown" to what compresses the prompt; auto: as `run` and `generate` do
 
     def to_json(self) -> str:
-        """The fields by name; `add_bos` only where it is chosen, since earlier results are stored under specs without it."""
-        values = {name: value for name, value in asdict(self).items() if (name, value) != ("add_bos", "auto")}
+        """The fields by name; those of `_LATER` only where they are chosen: earlier results have specs without them."""
+        values = {name: value for name, value in asdict(self).items() if not (name in _LATER and value == "auto")}
         return json.dumps(values, sort_keys=True, ensure_ascii=False)

@@ -21,6 +21,7 @@ class TextRecord(Part):
     classes: list[str]
     n_prompt: int
     continuation: str  # what generate wrote, its last token included; "" for run
+    n_at_once: int = 0  # tokens of the prompt that generate read at once, the rest a token at a time; 0: all of it
 
     def check(self, sizes: dict[str, int]) -> list[str]:
         wrong, n = super().check(sizes), len(self.token_ids)

@@ -166,6 +166,11 @@ class Trace(Part):
         return len(self.token_ids)
 
     @property
+    def n_at_once(self) -> int:
+        """The leading tokens that were read at once: the prompt, or what of it stands before a question that was not known."""
+        return self.text.n_at_once or self.n_prompt
+
+    @property
     def n_bytes(self) -> int:
         """What its arrays take in memory."""
         return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))

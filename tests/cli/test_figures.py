@@ -25,7 +25,7 @@ def test_a_figure_is_exported_and_its_file_tells_the_run_again(capsys, tmp_path)
     told = as_json(capsys, "restore", str(file))
     assert told["spec"] == {
         "model": "smollm2-135m", "prompt": PROMPT, "pipeline": A2SF, "generate": 0, "seed": 0, "device": "cpu",
-        "dtype": "float32", "add_bos": "auto",
+        "dtype": "float32", "add_bos": "auto", "question": "auto",
     }  # fmt: skip
     assert [spec["pipeline"] for spec in told["specs"]] == [A2SF, "dense"]
     assert told["fields"]["layer"] == "3" and "layer=3" in told["link"]

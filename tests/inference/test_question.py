@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sparsity_core import generate, run
+from sparsity_core.models import PROMPTS
+from sparsity_core.record import RunSpec
 from tests import tiny
 
 IDS = tiny.ids(40)
@@ -44,3 +46,40 @@ def test_a_cut_before_the_question_keeps_other_keys_than_one_that_knows_it():
 def test_a_part_that_is_none_is_refused(n):
     with pytest.raises(ValueError, match=f"n_prefill is 1 to 40, the tokens of the prompt; got {n}"):
         generate(tiny.model(), IDS, n_prefill=n)
+
+
+ASKED = "the cat sat on the mat. Question: where? Answer: on"  # a character is a token of the tiny model
+FIRST, END = ASKED.index("Question"), ASKED.index(" Answer")
+
+
+def test_a_question_that_is_not_known_is_read_after_the_cut():
+    by_hand = generate(tiny.model(), ASKED, PIPELINES[2], max_new_tokens=3, n_prefill=FIRST)
+    asked = generate(tiny.model(), ASKED, PIPELINES[2], max_new_tokens=3, question="unknown")
+    assert asked.trace.n_prefill == asked.trace.n_at_once == FIRST and asked.trace.n_prompt == len(ASKED)
+    np.testing.assert_array_equal(asked.trace.evicted_at, by_hand.trace.evicted_at)
+    assert asked.trace.provenance.fields["question"] == "unknown" and "question" not in by_hand.trace.provenance.fields
+    known = generate(tiny.model(), ASKED, PIPELINES[2], max_new_tokens=3, question="known").trace
+    assert known.n_prefill == known.n_at_once == len(ASKED)
+    cuts = [run(tiny.model(), ASKED, PIPELINES[2], question=each).n_prefill for each in ("auto", "known", "unknown")]
+    assert cuts == [len(ASKED) // 2, END, FIRST]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "sentence"),
+    [
+        (PROMPTS["repeated"].text[:60], {"question": "unknown"}, "no question is found .* so it cannot be unknown"),
+        ("Where is it?", {"question": "unknown"}, "the prompt begins with its question"),
+        ("It is. Where?", {"question": "known"}, "the prompt ends with its question, and a run reads nothing after it"),
+        (ASKED, {"question": "maybe"}, "question is one of auto, known, unknown; got 'maybe'"),
+        (ASKED, {"question": "known", "n_prefill": 3}, "give one of the two"),
+        (ASKED, {"question": "unknown", "pipeline": "prefill=strided"}, "reads a run's text at once, its question too"),
+    ],
+)
+def test_a_prompt_that_cannot_be_parted_is_a_sentence(prompt, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(tiny.model(), prompt, **settings)
+
+
+def test_a_spec_that_says_nothing_of_the_question_keeps_its_key():
+    assert "question" not in RunSpec("m", "p").to_json()
+    assert '"question": "unknown"' in RunSpec("m", "p", question="unknown").to_json()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsity_core.models import PROMPTS
-from sparsity_core.record import spans_of
+from sparsity_core.record import question_at, question_of, spans_of
 
 TEXTS = ["The", " code", " is", " 7421", ".", " Question", ":", " which", "?", " Answer", ":"]
 
@@ -67,3 +67,44 @@ def test_rules_look_at_the_prompt_alone():
     assert at(spans_of([*asked, " It", " is", " blue", "."], n_prompt=4)["question"]) == [0, 1, 2, 3]
     whole = spans_of(["Question:", " why", " 7", " then"], n_prompt=2)
     assert at(whole["question"]) == [0, 1] and "numbers" not in whole
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Two cats. Question: which? Answer: the", "Question: which?"),
+        ("Question: a? Answer: b\nQuestion: c? Answer:", "Question: c?"),  # solved examples come first
+        ("It is 3.5 m. How long is 3.5 m?", "How long is 3.5 m?"),
+        ("A door.\n\nWhich door?\n", "Which door?"),
+        ("Which door? Answer: the", "Which door?"),
+        ("<|im_start|>user\nI do. Where?<|im_end|>\n<|im_start|>assistant\n", "Where?"),
+        ("<s>[INST] Where? [/INST]", "Where?"),
+        ("<|user|>\nWhere?<|end|>\n<|assistant|>\n", "Where?"),
+        ("<start_of_turn>user\nWhere?<end_of_turn>\n<start_of_turn>model\n", "Where?"),
+        ("Why? Because. The end.", None),
+        ("", None),
+    ],
+)
+def test_the_question_of_a_prompt_is_its_last(text, question):
+    found = question_of(text)
+    assert (found and text[slice(*found)]) == question
+
+
+def test_a_question_begins_at_the_first_token_that_has_a_piece_of_it():
+    assert question_at(TEXTS) == (5, 9)  # " Question" holds the space before it
+    assert question_at(TEXTS[:5]) is None
+
+
+LLAMA = "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHello. [/INST] Hi there. </s><s>[INST] Where? [/INST]"
+PHI = (
+    "<|system|>\nBe kind.<|end|>\n<|user|>\nHello.<|end|>\n<|assistant|>\nHi there.<|end|>\n"
+    "<|user|>\nWhere?<|end|>\n<|assistant|>\n"
+)
+ZEPHYR = PHI.replace("<|end|>", "</s>")
+
+
+@pytest.mark.parametrize("text", [LLAMA, PHI, ZEPHYR])
+def test_the_roles_of_other_families_are_spans(text):
+    found = spans_of(list(text))
+    said = {name: "".join(np.asarray(list(text))[tokens]) for name, tokens in found.items()}
+    assert (said["system"], said["user"], said["assistant"]) == ("Be kind.", "Hello.Where?", "Hi there.")

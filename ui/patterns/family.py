@@ -23,7 +23,7 @@ def family_specs(item: Shown) -> dict[tuple[str, str], RunSpec]:
     """Runs of this prompt under every method of the kind, each at three settings from sparse to dense."""
     found: dict[tuple[str, str], RunSpec] = {}
     weights = Pipeline.parse(item.spec.pipeline).weights
-    for name, settings in _settings(item.trace.n_prompt).items():
+    for name, settings in _settings(item.trace.n_at_once).items():
         for knobs in settings:
             method = methods.get(name)(**knobs)
             setting = ", ".join(f"{knob}={value:g}" for knob, value in knobs.items())

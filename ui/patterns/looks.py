@@ -21,7 +21,7 @@ _AT_ONCE = 2048  # tokens whose attention is looked at without being asked
 def block_of(shown: list[Shown]) -> int:
     """The tokens of a block: as a prefill stage's record has them, or as one would."""
     recorded = [item.trace.prefill.block for item in shown if item.trace.prefill is not None]
-    return recorded[0] if recorded else max(16, -(-shown[0].trace.n_prompt // 128))
+    return recorded[0] if recorded else max(16, -(-shown[0].trace.n_at_once // 128))
 
 
 def look_of(item: Shown, layer: int, block: int) -> AttentionLook | None:
@@ -32,11 +32,11 @@ def watch_look(item: Shown, layer: int, block: int) -> AttentionLook | None:
     """The look, once it is there: begun by itself for a short text, by a button for a long one. Shows its progress."""
     found, key = look_of(item, layer, block), key_of_look(item, layer, block)
     if found is None and not work.pending("attention_look"):
-        first = item.trace.n_prompt <= _AT_ONCE and st.session_state.get("attention look") != key
+        first = item.trace.n_at_once <= _AT_ONCE and st.session_state.get("attention look") != key
         label = f"Look at the dense attention of layer {layer}"
         if first or st.button(label, key="look_at_attention", icon=":material/search:"):
             st.session_state["attention look"] = key
-            ids = tuple(item.trace.token_ids[: item.trace.n_prompt].tolist())
+            ids = tuple(item.trace.token_ids[: item.trace.n_at_once].tolist())
             work.submit(
                 "attention_look",
                 {key: partial(patterns.look, item.spec, ids, layer, block)},

@@ -25,7 +25,7 @@ def pattern(shown: list[Shown], at: View) -> None:
         return
     lost = _lost(table)
     show_figure(
-        viz.plot_pattern(table, at.token if at.token < shown[0].trace.n_prompt else None),
+        viz.plot_pattern(table, at.token if at.token < shown[0].trace.n_at_once else None),
         table,
         name="pattern",
         caption=f"Blocks of {block_of(shown)} keys that blocks of queries see in layer {at.layer}, {at.mean_heads}, over the "
@@ -56,7 +56,7 @@ def _lost(table) -> str:  # type: ignore[no-untyped-def]
 
 def along(item: Shown, at: View) -> None:
     """Importance and information density along the text, with what is kept of each segment."""
-    trace, step = item.trace, min(at.step, item.trace.n_prompt - 1)
+    trace, step = item.trace, min(at.step, item.trace.n_at_once - 1)
     st.subheader(f"{item.letter}: importance along the text, layer {at.layer}", anchor=False)
     look = watch_look(item, at.layer, block_of([item]))
     if look is None:
@@ -93,7 +93,7 @@ def along(item: Shown, at: View) -> None:
 
 def hierarchy(item: Shown, at: View) -> None:
     """What the query sees of tokens, sentences and paragraphs."""
-    step = min(at.step, item.trace.n_prompt - 1)
+    step = min(at.step, item.trace.n_at_once - 1)
     st.subheader(f"{item.letter}: token, sentence, paragraph, layer {at.layer}", anchor=False)
     table = viz.hierarchy_table(item.trace, at.layer, at.head, step)
     counts = table.groupby("level", sort=False).size()

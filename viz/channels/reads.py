@@ -23,7 +23,7 @@ def choices(trace: Trace) -> np.ndarray:
     all in `run`, the first after the prompt in `generate`.
     """
     generated = trace.n_tokens > trace.n_prompt or bool(trace.continuation)
-    first = trace.n_prompt if generated else 0
+    first = trace.n_at_once if generated else 0
     return np.maximum(trace.evicted_at - np.maximum(np.arange(trace.n_tokens), first), 0).astype(np.int64)
 
 

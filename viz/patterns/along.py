@@ -18,7 +18,7 @@ from viz.text import plain
 def along_table(trace: Trace, look: AttentionLook, layer: int, head: int | str, step: int) -> pd.DataFrame:
     """One row per token of the prompt up to `step`: position, token, importance (the mean dense attention that it gets from the
     queries that can see it), sees (the share of the KV heads whose query at `step` sees it)."""
-    step = min(step, trace.n_prompt - 1)
+    step = min(step, trace.n_at_once - 1)
     position = np.arange(step + 1)
     return pd.DataFrame(
         {

@@ -66,7 +66,7 @@ def _memory(trace: Trace | None) -> str:
 def _pairs(trace: Trace | None) -> str:
     if trace is None or trace.prefill is None:
         return "–"
-    n = trace.n_prompt
+    n = trace.n_at_once
     return f"{trace.prefill.pairs.sum() / (trace.n_layers * trace.n_heads * n * (n + 1) / 2):.0%}"
 
 

@@ -30,7 +30,7 @@ def point_of(trace: Trace) -> dict[str, float]:
     record, sizes = trace.prefill, trace.sizes
     if record is None or sizes is None:
         raise ValueError("this run has no prefill stage, or was made before sizes were kept: run it again")
-    n = trace.n_prompt
+    n = trace.n_at_once
     dense = float(sizes.pair_flops.sum()) * n * (n + 1) / 2
     own = float((record.pairs * sizes.pair_flops).sum()) / trace.n_heads
     with np.errstate(invalid="ignore"):

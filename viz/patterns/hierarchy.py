@@ -20,7 +20,7 @@ def hierarchy_table(trace: Trace, layer: int, head: int | str, step: int) -> pd.
 
     `sees` is the share of its tokens that the query at `step` sees, over its KV heads.
     """
-    step = min(step, trace.n_prompt - 1)
+    step = min(step, trace.n_at_once - 1)
     sees, texts = reads_at(trace, layer, head, step), trace.texts[: step + 1]
     found = {
         "token": np.arange(step + 1),

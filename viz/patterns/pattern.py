@@ -46,7 +46,7 @@ def pattern_table(
         if record is None and look is None:
             continue
         block = record.block if record is not None else look.block  # type: ignore[union-attr]
-        side = -(-trace.n_prompt // block)
+        side = -(-trace.n_at_once // block)
         query, key = np.tril_indices(side)
         seen = np.ones((side, side)) if record is None else of_head(record.blocks[layer], trace.n_kv_heads, head)
         given = np.full((side, side), np.nan)

@@ -63,7 +63,7 @@ def segments_table(
     share of keys over which it is spread evenly; `needed` the share that holds 95 % of it; `budget` the share that the query
     at `step` sees.
     """
-    step = min(step, trace.n_prompt - 1)
+    step = min(step, trace.n_at_once - 1)
     given = of_head(look.importance, trace.n_kv_heads, head)[: step + 1]
     seen = reads_at(trace, layer, head, step)
     numbers = segments(trace.texts[: step + 1], level)

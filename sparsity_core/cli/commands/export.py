@@ -17,6 +17,7 @@ from sparsity_core.work import from_app
 def options(parser: argparse.ArgumentParser) -> None:
     shared.run_options(parser)
     shared.start_option(parser, "as the tokenizer does")
+    shared.question_option(parser, "half the text is read before a cut, or with --generate all of it")
     parser.add_argument(
         "--beside", action="append", default=[], metavar="P", help="a further pipeline; may be repeated"
     )
@@ -91,7 +92,7 @@ def _checked(options: argparse.Namespace, again: Any, paper: Any) -> tuple[float
 def _run(options: argparse.Namespace, model: Any, text: str, pipeline: Pipeline, progress: Any) -> Trace:
     from sparsity_core.inference import generate, run
 
-    given: dict[str, Any] = {"seed": options.seed, "add_bos": options.add_bos, "progress": progress}
+    given: dict[str, Any] = {**shared.chosen(options, "seed", "add_bos", "question"), "progress": progress}
     if not options.generate:
         return run(model, text, pipeline, **given)
     return generate(model, text, pipeline, max_new_tokens=options.generate, **given).trace
@@ -99,9 +100,8 @@ def _run(options: argparse.Namespace, model: Any, text: str, pipeline: Pipeline,
 
 def _spec(options: argparse.Namespace, text: str, trace: Trace) -> RunSpec:
     made = trace.provenance
-    return RunSpec(
-        options.model, text, made.pipeline, options.generate, options.seed, made.device, made.dtype, options.add_bos
-    )
+    asked = shared.chosen(options, "generate", "seed", "add_bos", "question")
+    return RunSpec(options.model, text, made.pipeline, device=made.device, dtype=made.dtype, **asked)
 
 
 def provenance(figure: str, specs: list[RunSpec], traces: list[Trace], at: dict[str, Any]) -> Provenance:
@@ -141,6 +141,7 @@ def _command(figure: str, specs: list[RunSpec], seen: dict[str, Any]) -> str:
         device=first.device,
         dtype=first.dtype,
         add_bos=first.add_bos,
+        question=None if first.question == "auto" else first.question,
         **seen,
         out=f"{figure}.pdf",
     )
