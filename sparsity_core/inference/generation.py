@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from sparsity_core.attention import HostLayer, Offloaded, Recorder, ThinLayer
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
-from sparsity_core.inference.question import asked_prefill
+from sparsity_core.inference.question import asked_of_prompt
 from sparsity_core.inference.stages import pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline, ReadingMethod, ThinningMethod
@@ -74,7 +74,7 @@ def generate(
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
     """
     pipeline, seed, ids = pipeline_of(pipeline), whole("seed", seed), ids_of(model, prompt, add_bos)
-    n_prefill = _prefilled(ids, asked_prefill(model, ids, question, n_prefill, generates=True))
+    n_prefill = _prefilled(ids, asked_of_prompt(model, ids, question, n_prefill))
     total = _check_lengths(model, pipeline, ids, n_prefill, seed, max_new_tokens, temperature)
     reference, model = model, pruned(model, pipeline, progress)
     dense = reference if against_dense and pipeline.methods else None
@@ -102,9 +102,9 @@ def generate(
         new, hidden = _write(recorder, words, ids[n_prefill:], choice, told)
     seconds, kv_bytes = time.perf_counter() - began, held(cache) + recorder.index_bytes
     written = model.tokenizer.decode(new, skip_special_tokens=True)
-    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written, n_prefill if n_prefill < len(ids) else 0)
-    about: dict[str, Any] = {"seed": seed, "add_bos": add_bos, "question": question, "kv_bytes": kv_bytes}
-    trace = draft(recorder, pipeline, reference, record, **about)
+    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written, n_prefill)
+    asked = {"seed": seed, "add_bos": add_bos, "question": question}
+    trace = draft(recorder, pipeline, reference, record, asked, kv_bytes)
     trace = replace(trace, offload=None if offload is None else offload.moved.record())
     share = (read + max_new_tokens) * step
     trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks)

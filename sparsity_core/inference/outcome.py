@@ -32,13 +32,13 @@ def draft(
     pipeline: Pipeline,
     reference: Model,
     text: TextRecord,
-    *,
-    seed: int,
-    add_bos: str,
-    question: str,
+    asked: Mapping[str, Any],
     kv_bytes: int,
 ) -> Trace:
-    """The trace as far as the pruned pass alone tells it. `reference` is the model that the pipeline started from."""
+    """The trace as far as the pruned pass alone tells it.
+
+    `reference` is the model that the pipeline started from; `asked` what was asked for beside it: seed, add_bos, question.
+    """
     n, model, stages = len(text.token_ids), recorder.model, recorder.stages
     evicted_at = recorder.evicted_at(n)
     prompt = text.token_ids[: text.n_prompt].astype(np.int64)
@@ -46,9 +46,9 @@ def draft(
         model=reference.name,
         fingerprint=reference.fingerprint,  # the pipeline's own text says how its weights were cut
         pipeline=str(pipeline),
-        seed=seed,
-        add_bos=add_bos,
-        question="" if question == "auto" else question,
+        seed=asked["seed"],
+        add_bos=asked["add_bos"],
+        question="" if asked["question"] == "auto" else asked["question"],
         inputs=pipeline.inputs(),
         dtype=model.dtype_name,
         device=str(model.device),

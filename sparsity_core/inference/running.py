@@ -11,7 +11,7 @@ import torch
 from sparsity_core.attention import Recorder
 from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
-from sparsity_core.inference.question import asked_prefill
+from sparsity_core.inference.question import asked_of_run
 from sparsity_core.inference.stages import prefill_of, pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
@@ -57,12 +57,7 @@ def run(
     reference, model = model, pruned(model, pipeline, progress)
     against_dense = against_dense and bool(pipeline.methods)
     n = len(ids)
-    if question == "unknown" and pipeline.prefill is not None:
-        raise ValueError(
-            f"{pipeline.prefill.name} reads a run's text at once, its question too: generate tokens, leave prefill out, or "
-            "leave question at auto"
-        )
-    n_prefill = prefill_of(model, pipeline, n, asked_prefill(model, ids, question, n_prefill, generates=False))
+    n_prefill = prefill_of(model, pipeline, n, asked_of_run(model, ids, pipeline, question, n_prefill))
     began = time.perf_counter()
     words = Words.of(model, ids)
     weight = 0.5 if against_dense else 1.0
@@ -78,16 +73,8 @@ def run(
         progress=progress,
     )
     seconds = time.perf_counter() - began
-    trace = draft(
-        recorder,
-        pipeline,
-        reference,
-        words.record(n),
-        seed=seed,
-        add_bos=add_bos,
-        question=question,
-        kv_bytes=recorder.cached_bytes() + recorder.index_bytes,
-    )
+    asked = {"seed": seed, "add_bos": add_bos, "question": question}
+    trace = draft(recorder, pipeline, reference, words.record(n), asked, recorder.cached_bytes() + recorder.index_bytes)
     dense = reference if against_dense else None
     return complete(model, trace, hidden, dense, began, seconds, weight, progress, masks=recorder.masks)
 

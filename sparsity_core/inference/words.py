@@ -32,5 +32,5 @@ class Words:
             classes=self.classes,
             n_prompt=n_prompt,
             continuation=continuation,
-            n_at_once=n_at_once,
+            n_at_once=n_at_once if n_at_once < n_prompt else 0,
         )
