@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -62,13 +62,12 @@ def generate(
     stop_at_eos: bool = True,
     progress: Progress = silent,
 ) -> Generation:
-    """Tokens after a prompt, at least 1, from a cache that physically loses what the pipeline evicts.
+    """At least 1 token after a prompt, from a cache that physically loses what the pipeline evicts.
 
     Args:
         temperature: 0 takes the likeliest token; above it, samples with `seed`.
-        n_prefill: tokens of the prompt that are read at once; those after them are decode steps like the new tokens, so a
-            method of one cut does not know them. The whole prompt where None.
-        question: "unknown" reads the prompt at once up to its question, as `n_prefill` does; "known" reads it whole.
+        n_prefill: tokens of the prompt that are read at once, all where None; the rest are decode steps, as new tokens are.
+        question: "unknown" reads at once what stands before the prompt's question, "known" the whole prompt.
         others: as in `run`.
 
     Raises ValueError for a prompt or pipeline that does not fit, and whatever `progress` raises to cancel.
@@ -101,14 +100,12 @@ def generate(
     with recording(recorder), contextlib.closing(offload) if offload is not None else contextlib.nullcontext():
         new, hidden = _write(recorder, words, ids[n_prefill:], choice, told)
     seconds, kv_bytes = time.perf_counter() - began, held(cache) + recorder.index_bytes
-    written = model.tokenizer.decode(new, skip_special_tokens=True)
-    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), written, n_prefill)
+    record = Words.of(model, [*ids, *new[:-1]]).record(len(ids), _written(model, new), n_prefill)
     asked = {"seed": seed, "add_bos": add_bos, "question": question}
-    trace = draft(recorder, pipeline, reference, record, asked, kv_bytes)
-    trace = replace(trace, offload=None if offload is None else offload.moved.record())
-    share = (read + max_new_tokens) * step
-    trace = complete(model, trace, hidden, dense, began, seconds, share, progress, masks=recorder.masks)
-    return Generation(written, new, trace, kv_bytes, trace.kv_bytes_dense)
+    trace = draft(recorder, pipeline, reference, record, asked, kv_bytes, offload)
+    done = (read + max_new_tokens) * step
+    trace = complete(model, trace, hidden, dense, began, seconds, done, progress, masks=recorder.masks)
+    return Generation(record.continuation, new, trace, kv_bytes, trace.kv_bytes_dense)
 
 
 def _check_lengths(
@@ -149,6 +146,10 @@ def _prefilled(ids: list[int], asked: int | None) -> int:
     if not 1 <= whole("n_prefill", asked) <= max(1, len(ids)):  # an empty prompt has a sentence of its own
         raise ValueError(f"n_prefill is 1 to {len(ids)}, the tokens of the prompt; got {asked}")
     return whole("n_prefill", asked)
+
+
+def _written(model: Model, new: list[int]) -> str:
+    return str(model.tokenizer.decode(new, skip_special_tokens=True))
 
 
 def _tell(progress: Progress, read: float, step: float, most: int, n: int) -> None:

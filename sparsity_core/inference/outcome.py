@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sparselens_kernels import KeyMask
 
-from sparsity_core.attention import AgainstDense, Recorder, cuts_once
+from sparsity_core.attention import AgainstDense, Offloaded, Recorder, cuts_once
 from sparsity_core.kinds import EvictionMethod, Pipeline
 from sparsity_core.models import Model, check_losses, log_total, picked, recording
 from sparsity_core.record import Losses, Provenance, SizeRecord, TextRecord, Trace
@@ -34,6 +34,7 @@ def draft(
     text: TextRecord,
     asked: Mapping[str, Any],
     kv_bytes: int,
+    offload: Offloaded | None = None,
 ) -> Trace:
     """The trace as far as the pruned pass alone tells it.
 
@@ -73,6 +74,7 @@ def draft(
         prefill=None if stages.prefill is None else stages.prefill.record(n),
         reading=None if stages.reading is None else stages.reading.record(n),
         thinning=None if stages.thinning is None else stages.thinning.record(n),
+        offload=None if offload is None else offload.moved.record(),
         drift_record=None if stages.reading is None else stages.reading.drift(),
         sizes=_sizes(recorder, pipeline, reference),
     )
