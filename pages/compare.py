@@ -20,7 +20,7 @@ def page(shown: list[Shown], at: View) -> None:
         st.info("One pipeline is shown. Add others in the sidebar, or take a whole list there, and press Run.")
     st.subheader("Quality against realised bytes", anchor=False)
     ui.quality(shown)
-    ui.tested(shown)
+    ui.many_texts(shown)
     ui.haystack(shown, at)
     ui.generations(shown, at)
     ui.kl(shown, at)

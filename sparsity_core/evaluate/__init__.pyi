@@ -13,10 +13,17 @@ from .needles import NeedleFound as NeedleFound
 from .pairs import Paired as Paired
 from .pairs import paired as paired
 from .pairs import paired_outcomes as paired_outcomes
+from .passages import later_loss as later_loss
+from .passages import over_texts as over_texts
 from .passages import passage_losses as passage_losses
+from .passages import passages_of as passages_of
 from .perplexities import perplexity as perplexity
+from .profiles import Profile as Profile
+from .profiles import profile_of as profile_of
 from .sweeping import MOST_CELLS as MOST_CELLS
 from .sweeping import Swept as Swept
 from .sweeping import read_sweep as read_sweep
 from .sweeping import sweep as sweep
 from .task_checks import check_tasks as check_tasks
+from .texts import read_texts as read_texts
+from .texts import texts_of_lines as texts_of_lines

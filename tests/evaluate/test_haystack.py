@@ -84,7 +84,7 @@ def test_each_cell_of_the_grid_is_a_run_of_its_own() -> None:
     )
     assert [(f.needle.length, f.needle.depth) for f in found] == [(500, 0.0), (500, 1.0), (600, 0.0), (600, 1.0)]
     shares = [share for share, _ in told]
-    assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1
+    assert np.diff(shares).min() > -1e-9 and shares[0] >= 0 and shares[-1] == pytest.approx(1)
     assert told[-1][1].startswith("600 tokens, depth 100%: ")
     last = found[-1]
     own = generate(model, last.needle.prompt, "eviction=h2o(budget=64)", max_new_tokens=NEW_TOKENS)

@@ -26,7 +26,7 @@ def test_a_passages_loss_is_that_of_its_own_run_over_its_later_half() -> None:
     [
         ({"passages": 10**6}, None, "the text has .* tokens"),
         ({"length": 2}, None, "at least 4 tokens"),
-        ({}, "prefill=minference()", "looks ahead"),
+        ({"passages": 2, "length": 16}, "prefill=minference()", "looks ahead"),
     ],
 )
 def test_passages_that_cannot_be_are_a_sentence(asked: dict, pipeline: str | None, sentence: str) -> None:

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsity_core.evaluate import Needle, NeedleFound
+from sparsity_core.evaluate import Needle, NeedleFound, profile_of
 from sparsity_core.record import RunSpec, Store, key_of
 from tests.app.test_app import figures, open_page, said, titles
 from tests.pages.test_pages import example, open_exports, opened
 from tests.server import cache_with_models
 from ui.bundle import BESIDE
 from ui.compare import needles as ui_needles
-from ui.compare import passages, written
+from ui.compare import texts, written
 from ui.session import EXAMPLE, Shown
-from ui.tasks.compare import needle_run
+from ui.tasks.compare import Measured, needle_run
+from viz import compare as viz
 
 METHODS = ["a2sf(budget=64)", "h2o(budget=64)", "tova(budget=64)", "random(budget=64)", "streaming_llm(budget=64)"]
 SPECS = [replace(EXAMPLE, pipeline=f"eviction={method}") for method in METHODS]
@@ -28,6 +29,7 @@ SPECS = [replace(EXAMPLE, pipeline=f"eviction={method}") for method in METHODS]
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSELENS_CACHE", str(cache_with_models(tmp_path)))
     ui_needles._known().clear()
+    texts._known().clear()
     # The first is the bundled example; the others are it under other names, and the last the bundled run beside it.
     for at, spec in enumerate(SPECS[1:4], 1):
         made = replace(example().provenance, pipeline=spec.pipeline)
@@ -43,10 +45,10 @@ def compared(tmp_path: Path, specs: list[RunSpec]) -> AppTest:
     return at
 
 
-def key(spec: RunSpec) -> str:
-    trace = Store().get(spec)
-    assert trace is not None
-    return passages._key(Shown("A", spec, trace))
+def measured(loss: float, *, kl: float = 0.5) -> Measured:
+    """A text of the bundled example's shape, under another loss and KL."""
+    row = {**viz.text_row(example()), "kl": kl}
+    return Measured(loss, row, profile_of(example()))
 
 
 def test_many_pipelines_are_compared_and_a_choice_is_answered(tmp_path: Path) -> None:
@@ -104,17 +106,41 @@ def test_each_parting_is_told_with_its_evictions(tmp_path: Path) -> None:
     assert at.session_state["step"] == step
 
 
-def test_a_difference_is_told_with_its_verdict(tmp_path: Path) -> None:
+def test_a_difference_is_told_with_its_verdict_and_drawn_at_its_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    base = rng.normal(3, 1, passages.PASSAGES)
-    known = passages._known()
-    for spec, loss in zip(SPECS[:3], (base, base + 1, base + rng.normal(0, 0.1, len(base))), strict=True):
-        known[key(spec)] = loss
+    base = rng.normal(3, 1, texts.PASSAGES)
+    known = {"A": base, "B": base + 1, "C": base + rng.normal(0, 0.1, len(base))}
     at = compared(tmp_path, SPECS[:3])
+    assert [b.label for b in at.button if b.key == "run_tested"] == ["Measure"]
+    for spec, (letter, losses) in zip(SPECS[:3], known.items(), strict=True):
+        key = texts.key_of_texts(Shown(letter, spec, example()))
+        texts._known()[key] = [measured(loss, kl=k) for k, loss in enumerate(losses)]
+    at.run()
+    assert not at.exception
     told = " ".join(m.value for m in at.markdown)
     assert "is **worse** than A" in told and "is **cannot" not in told
     assert "**cannot be told apart at n = 16** from A" in told
     assert not [button for button in at.button if button.key == "run_tested"]
+    tradeoff = figures(at)[0]
+    assert tradeoff["layout"]["yaxis"]["title"]["text"] == "mean KL to dense (nats), mean of 16 texts"
+    marks = [mark for mark in tradeoff["data"] if mark["name"][0] in "ABC"]
+    assert len(marks) == 3 and all(mark["y"] == [7.5] and mark["error_y"]["array"][0] > 0 for mark in marks)
+    assert "bands" in open_exports(at)
+
+
+def test_texts_of_ones_own_are_checked_line_by_line_and_measured_apart(tmp_path: Path) -> None:
+    at = compared(tmp_path, SPECS[:2])
+    at.session_state["texts_source"] = "own"
+    at.run()
+    assert not [b for b in at.button if b.key == "run_tested"] and "0 texts. Two are needed" in said(at)
+    area = next(each for each in at.text_area if each.key == "texts_lines")
+    area.set_value("One text.\n\nAnother one.").run()
+    assert not at.exception and "2 texts. Two are needed" in said(at)
+    assert [b.label for b in at.button if b.key == "run_tested"] == ["Measure"]
+    assert at.session_state["own texts"] == ("One text.", "Another one.")
+    area = next(each for each in at.text_area if each.key == "texts_lines")
+    area.set_value("a\n" * 65).run()
+    assert any("at most 64 texts" in e.value for e in at.error)
 
 
 def test_a_needles_heatmap_is_drawn_and_its_cells_open_their_runs(tmp_path: Path) -> None:

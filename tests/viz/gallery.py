@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import viz
-from sparsity_core.evaluate import Needle, NeedleFound
+from sparsity_core.evaluate import Needle, NeedleFound, profile_of
 from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Channels
 from sparsity_core.record.trace import Trace
 from sparsity_core.studies import SHARES, AttentionLook, ChannelStudy, GateLook, History, JudgeStudy, Read, WeightStudy
@@ -79,7 +79,10 @@ def _of_traces(made: Trace) -> dict[str, go.Figure]:
     behind = compare.behind_table(made, np.full((LAYERS, made.n_heads, 6), 1 / 6, np.float32), 5)
     needle = Needle(256, 0.5, "prompt", "1234567", 250, 100)
     sought = {name: [NeedleFound(needle, 0.5 * at, not at, made.tokens[at])] for at, name in enumerate(runs)}
+    profiles = {name: [profile_of(made, 4), profile_of(beside, 4)] for name in runs}
+    bands = compare.bands_table(profiles, {name: texts[0] for name, texts in profiles.items()})
     return {
+        "plot_bands": compare.plot_bands(bands, looks, one=made.tokens[0]),
         "plot_haystack": compare.plot_haystack(compare.haystack_table(sought), (256, 0.5)),
         "plot_tradeoff": compare.plot_tradeoff(quality, looks, "kl", "held"),
         "plot_tested": compare.plot_tested(tested, looks),

@@ -1,5 +1,5 @@
 from .needles import haystack as haystack
-from .passages import tested as tested
+from .passages import many_texts as many_texts
 from .sections import agreement as agreement
 from .sections import contested as contested
 from .sections import kl as kl

@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from ui.compare.texts import known_texts
 from ui.figure import of_runs, show_figure
 from ui.knobs import choose_one
 from ui.session import Shown, looks_of, specs
 from viz import compare as viz
 from viz import cost, paper
 
+_TEXTS = "texts"  # the span of many texts, beside viz.SPANS
 _NAMES = {
     "pipeline": "pipeline",
     "kl": "mean KL (nats)",
@@ -30,12 +32,18 @@ def quality(shown: list[Shown]) -> None:
     """What each pipeline keeps of the dense model's behaviour, against the bytes that it holds or reads."""
     generated = any(item.trace.n_tokens > item.trace.n_prompt for item in shown)
     row = st.container(horizontal=True)
+    texts = {
+        title: [text.row for text in measured] for title, measured in known_texts(shown).items() if len(measured) > 1
+    }
     with row:
         spans = viz.SPANS if generated else {"prompt": viz.SPANS["prompt"]}
-        span = choose_one("Measured on", spans, "compare_span") if generated else "prompt"
+        if texts:
+            spans = {_TEXTS: f"{len(next(iter(texts.values())))} texts", **spans}
+        span = choose_one("Measured on", spans, "compare_span" + _TEXTS * bool(texts)) if len(spans) > 1 else "prompt"
         measure = choose_one("Quality", viz.MEASURES, "compare_measure")
         counted = choose_one("Cost", viz.COSTS, "compare_cost")
-    table = viz.tradeoff_table({item.title: item.trace for item in shown}, span)
+    runs = {item.title: item.trace for item in shown}
+    table = viz.texts_table(texts) if span == _TEXTS else viz.tradeoff_table(runs, span)
     if not len(table):
         st.info("None of these runs was compared with the dense model: run one with a method.")
         return
@@ -44,23 +52,25 @@ def quality(shown: list[Shown]) -> None:
         figure,
         table,
         name="quality",
-        caption=f"{viz.MEASURES[measure]} of {_of(span, table)} against {viz.COSTS[counted]}, as realised, on one text.",
-        read=f"Down and left is better. {_told_bounds(shown)} {told_question(shown)} {_told_dense(shown, span)}"
+        caption=f"{viz.MEASURES[measure]} of {_of(span, table)} against {viz.COSTS[counted]}, as realised.",
+        read=f"Down and left is better. {_told_bounds(shown)} {_told_question(span)} {_told_dense(shown, span)}"
         + _told_absent(table, counted),
         sources=[(item.spec, item.trace) for item in shown],
     )
     _table(shown, table)
 
 
-def told_question(shown: list[Shown]) -> str:
+def _told_question(span: str) -> str:
     """What a compression of the prompt could know of the question in it, as a sentence: rankings turn with it."""
-    if specs()[0].generate:
+    if span != _TEXTS and specs()[0].generate:
         return "The question is known: it is part of the prompt that a compression reads."
     return "A method of one cut has read half of the text before it cuts, and does not know the rest."
 
 
 def _of(span: str, table: pd.DataFrame) -> str:
-    return f"the {int(table['n'].max())} queries of {'what was generated' if span == 'generated' else 'the prompt'}"
+    if span == _TEXTS:
+        return f"the later half of {int(table['n'].max())} texts, the mean with 95 % of its bootstrap resamples,"
+    return f"the {int(table['n'].max())} queries of {'what was generated' if span == 'generated' else 'the prompt'} on one text"
 
 
 def _told_dense(shown: list[Shown], span: str) -> str:
@@ -70,6 +80,8 @@ def _told_dense(shown: list[Shown], span: str) -> str:
             "Each is held against the dense model on the text that it wrote itself; one that runs in a loop finds its own "
             "text likely."
         )
+    if span == _TEXTS:
+        return ""
     dense = [item.letter for item in shown if viz.reads_prompt_densely(item.trace)]
     if not dense:
         return ""

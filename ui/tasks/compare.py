@@ -1,11 +1,11 @@
-"""What the Compare page asks of the model: one query's dense attention, many passages, needles in haystacks, as jobs."""
+"""What the Compare page asks of the model: one query's dense attention, many texts, needles in haystacks, as jobs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sparsity_core.evaluate import NEW_TOKENS, Needle, NeedleFound
+from sparsity_core.evaluate import NEW_TOKENS, Needle, NeedleFound, Profile, profile_of
 from sparsity_core.record import RunSpec, Store, Trace
 from sparsity_core.work import Progress
 
@@ -22,15 +22,31 @@ def query_attention(spec: RunSpec, ids: tuple[int, ...], progress: Progress) -> 
     return attention_of_last(load(spec.model, device=spec.device, dtype=spec.dtype), ids, progress)
 
 
-def losses(spec: RunSpec, passages: int, length: int, progress: Progress) -> np.ndarray:
-    """The mean −log p [passages] of a spec's pipeline on each of the first passages of the evaluation text."""
-    from sparsity_core.evaluate import passage_losses
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a pipeline did on one of many texts."""
+
+    loss: float  # mean −log p of its later half, nats a token
+    row: dict[str, float]  # of viz.compare.text_row
+    profile: Profile
+
+
+def over_texts(spec: RunSpec, texts: tuple[str, ...], passages: int, length: int, progress: Progress) -> list[Measured]:
+    """What a spec's pipeline does on each of these texts; where there are none, on the first passages of the evaluation text."""
+    from sparsity_core.evaluate import later_loss, over_texts, passages_of
     from sparsity_core.models import evaluation_text, load
+    from viz.compare import text_row
 
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype)
-    return passage_losses(
-        model, evaluation_text(), spec.pipeline, passages=passages, length=length, seed=spec.seed, progress=progress
+    return over_texts(
+        model,
+        texts or passages_of(model, evaluation_text(), passages, length),
+        lambda trace: Measured(later_loss(trace), text_row(trace), profile_of(trace)),
+        spec.pipeline,
+        seed=spec.seed,
+        add_bos=spec.add_bos,
+        progress=progress,
     )
 
 

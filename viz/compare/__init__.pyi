@@ -1,6 +1,9 @@
 from .agreement import AGREEMENTS as AGREEMENTS
 from .agreement import agreement_table as agreement_table
 from .agreement import plot_agreement as plot_agreement
+from .bands import BAND_MEASURES as BAND_MEASURES
+from .bands import bands_table as bands_table
+from .bands import plot_bands as plot_bands
 from .contested import contested_table as contested_table
 from .contested import plot_contested as plot_contested
 from .haystack import haystack_table as haystack_table
@@ -23,4 +26,6 @@ from .tradeoff import costs_of as costs_of
 from .tradeoff import plot_tradeoff as plot_tradeoff
 from .tradeoff import quality_of as quality_of
 from .tradeoff import reads_prompt_densely as reads_prompt_densely
+from .tradeoff import text_row as text_row
+from .tradeoff import texts_table as texts_table
 from .tradeoff import tradeoff_table as tradeoff_table

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from sparsity_core.evaluate import paired
 from sparsity_core.record import Trace
 from viz.fates import choices_kept
 from viz.looks import NEUTRAL, Look, look_of
@@ -41,13 +42,41 @@ def tradeoff_table(traces: Mapping[str, Trace], span: str = "prompt") -> pd.Data
     return pd.DataFrame(rows, columns=["pipeline", "n", *MEASURES, *COSTS, *(f"dense_{cost}" for cost in COSTS)])
 
 
+def text_row(trace: Trace) -> dict[str, float]:
+    """What `texts_table` takes of one of many texts: the quality of its later half, which every method has pruned, and costs."""
+    return {**quality_of(trace, "later"), **costs_of(trace)}
+
+
+def texts_table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFrame:
+    """`tradeoff_table` of means over texts, with the columns low_ and high_ of each measure: 95 % of resamples of the texts.
+
+    `n` counts the texts; the mean of perplexities ÷ dense is their geometric one. Raises ValueError for fewer than two texts.
+    """
+    found = []
+    for name, texts in rows.items():
+        each = pd.DataFrame(texts)
+        costs = [cost for column in COSTS for cost in (column, f"dense_{column}")]
+        row = {"pipeline": name, "n": len(each), **each[costs].mean(skipna=False).to_dict()}
+        for measure in MEASURES:
+            values = np.log(each[measure]) if measure == "perplexity" else each[measure]
+            over = paired(values.to_numpy(), np.zeros(len(each)))
+            edges = np.asarray([over.difference, over.low, over.high])
+            row |= dict(zip(
+                (measure, f"low_{measure}", f"high_{measure}"), np.exp(edges) if measure == "perplexity" else edges, strict=True
+            ))  # fmt: skip
+        found.append(row)
+    return pd.DataFrame(found)
+
+
 def quality_of(trace: Trace, span: str) -> dict[str, float]:
     """The means of `MEASURES` over the n queries of a span; nan where it has none.
 
-    `span` is "prompt", or "generated": the queries after the prompt, whose tokens the model wrote itself.
+    `span` is "prompt", or "generated": the queries after the prompt, whose tokens the model wrote itself; or "later": those of
+    the later half of the text.
     """
     n = trace.n_prompt - (trace.n_prompt == trace.n_tokens)  # the last query's own next token is not known
-    within = slice(0, n) if span == "prompt" else slice(trace.n_prompt, trace.n_tokens)
+    half = slice(trace.n_tokens // 2, trace.n_tokens - 1)
+    within = {"prompt": slice(0, n), "generated": slice(trace.n_prompt, trace.n_tokens), "later": half}[span]
     kl, agrees = trace.kl_to_dense[within], trace.top1_agrees[within]
     extra = trace.nll[within] - trace.dense_nll[within]
     return {
@@ -95,7 +124,10 @@ def reads_prompt_densely(trace: Trace) -> bool:
 
 
 def plot_tradeoff(table: pd.DataFrame, looks: Mapping[str, Look], measure: str = "kl", cost: str = "read") -> go.Figure:
-    """A mark per pipeline, the dense model's, and a line through those that no other beats in both cost and quality."""
+    """A mark per pipeline, the dense model's, and a line through those that no other beats in both cost and quality.
+
+    Of a table over texts each mark has its interval.
+    """
     figure, known = go.Figure(), table.dropna(subset=[measure, cost])
     points = [(float(row[cost]), float(row[measure])) for _, row in known.iterrows()]
     if len(known):
@@ -111,11 +143,13 @@ def plot_tradeoff(table: pd.DataFrame, looks: Mapping[str, Look], measure: str =
         )
         _mark(figure, "dense", dense, look_of("dense"), "", measure)
     for at, (name, point) in enumerate(zip(known["pipeline"], points, strict=True)):
-        _mark(
-            figure, str(name), point, looks[str(name)], str(name).partition(":")[0], measure, _BESIDE[at % len(_BESIDE)]
-        )
+        row = known.iloc[at]
+        edges = (row[f"low_{measure}"], row[f"high_{measure}"]) if f"low_{measure}" in known else None
+        letter, beside = str(name).partition(":")[0], _BESIDE[at % len(_BESIDE)]
+        _mark(figure, str(name), point, looks[str(name)], letter, measure, beside, edges)
     figure.update_xaxes(title=f"{COSTS[cost]} (MiB)", rangemode="tozero")
-    figure.update_yaxes(title=MEASURES[measure], tickformat=".0%" if measure == "disagrees" else None)
+    over = f", mean of {int(known['n'].max())} texts" if f"low_{measure}" in known and len(known) else ""
+    figure.update_yaxes(title=MEASURES[measure] + over, tickformat=".0%" if measure == "disagrees" else None)
     return figure.update_layout(height=420, showlegend=True)
 
 
@@ -127,6 +161,7 @@ def _mark(
     text: str,
     measure: str,
     beside: str = "top center",
+    edges: tuple[float, float] | None = None,
 ) -> None:
     form = ".1%" if measure == "disagrees" else ".4f"
     figure.add_scatter(
@@ -136,6 +171,9 @@ def _mark(
         marker={"color": look.colour, "symbol": look.symbol, "size": 11},
         text=[plain(text)],
         textposition=beside,
+        error_y=None
+        if edges is None
+        else {"symmetric": False, "array": [edges[1] - point[1]], "arrayminus": [point[1] - edges[0]]},
         cliponaxis=False,
         name=plain(name),
         hovertemplate=f"%{{x:.2f}} MiB, %{{y:{form}}}<extra>{plain(name)}</extra>",
