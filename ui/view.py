@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from sparsity_core.record import Trace
+from sparsity_core.record import RunSpec, Trace
 from ui.address import VIEW
 from ui.compat import rerun_here
 from ui.knobs import choose_one, held
@@ -53,7 +53,7 @@ _HEADS = {"first": "first head to drop", "last": "last head to drop"}
 def view_bar(shown: list[Shown]) -> View:
     """The steppers for layer, head, token and step; choices made in figures arrive here too."""
     trace = max((s.trace for s in shown), key=lambda t: t.n_tokens)
-    _apply_requests(trace)
+    _apply_requests(trace, *_openings(shown))
     row = st.container(horizontal=True, vertical_alignment="bottom")  # it wraps where it is too narrow for all
     # The value is given too: a widget that the browser has yet to draw begins with it, even where another run of the script
     # came before the browser heard what this one set.
@@ -157,6 +157,30 @@ def next_spike(traces: list[Trace], step: int) -> int | None:
     )
 
 
+def opening_step(traces: list[Trace]) -> int:
+    """The step at which runs that nobody has moved through are shown: half of what they drop for good is gone by then.
+
+    Where they drop nothing for good it is the query farthest from the dense model, and the last one where none is.
+    """
+    gone = np.concatenate([trace.evicted_at[trace.evicted_at < trace.n_tokens] for trace in traces])
+    if gone.size:
+        return int(np.quantile(gone, 0.5, method="inverted_cdf"))
+    far = [np.nan_to_num(trace.kl_to_dense) for trace in traces if trace.compared]
+    worst = max(far, key=lambda kl: kl.max(initial=0), default=np.zeros(1))
+    return int(worst.argmax()) if worst.max(initial=0) > 0 else max(trace.n_tokens for trace in traces) - 1
+
+
+def _openings(shown: list[Shown]) -> tuple[int, int | None]:
+    """The opening step of the runs on the page, and that of the runs before them where these are others."""
+    runs = tuple(item.spec for item in shown)
+    before: tuple[tuple[RunSpec, ...], int] | None = st.session_state.get("opening")
+    if before is not None and before[0] == runs:
+        return before[1], None
+    step = opening_step([item.trace for item in shown])
+    st.session_state.opening = (runs, step)
+    return step, before[1] if before is not None else None
+
+
 def _view() -> View:
     return View(**{name: st.session_state[name] for name in VIEW})
 
@@ -189,9 +213,10 @@ def _advance(n_tokens: int) -> None:
     st.rerun()
 
 
-def _apply_requests(trace: Trace) -> None:
+def _apply_requests(trace: Trace, opening: int, opened_before: int | None) -> None:
     """Fills in what is not chosen yet, takes what figures asked for, and keeps everything inside the trace.
 
+    A step at which other runs opened, and from which nobody moved, becomes the opening step of these.
     A run of the script that is ended within its page, as by another Back, may have told the browser nothing. What the
     browser sends then is stale, and what was meant is set again.
     """
@@ -199,7 +224,7 @@ def _apply_requests(trace: Trace) -> None:
     requests = st.session_state.pop("requests", {})
     stale, meant = st.session_state.setdefault("stale", {}), st.session_state.setdefault("meant", {})
     middle = trace.n_layers // 2
-    defaults = {"layer": middle, "head": 0, "token": _telling_token(trace, middle), "step": trace.n_tokens - 1}
+    defaults = {"layer": middle, "head": 0, "token": _telling_token(trace, middle), "step": opening}
     limits = {"layer": trace.n_layers - 1, "token": trace.n_tokens - 1, "step": trace.n_tokens - 1}
     before = st.session_state.get("last_step", limits["step"])
     st.session_state.last_step = limits["step"]
@@ -211,7 +236,9 @@ def _apply_requests(trace: Trace) -> None:
             value = value if value in _HEADS or 0 <= value < trace.n_kv_heads else 0
         else:
             value = min(max(0, _whole(value, default)), limits[name])
-        if name == "step" and before != limits["step"]:
+        if name == "step" and name in st.session_state and name not in requests and value == opened_before:
+            value = opening
+        elif name == "step" and before != limits["step"]:
             # A slider of another length is another widget to Streamlit, and starts at its least unless it is told.
             value = limits["step"] if value >= before else value
         elif name not in stale and st.session_state.get(name) == value:

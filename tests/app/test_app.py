@@ -22,6 +22,7 @@ from tests.server import cache_with_models
 from ui import figure
 from ui.literal import code
 from ui.session import EXAMPLE
+from ui.view import opening_step
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("[a-z]*.py") if path.stem != "figures")  # empty at first
@@ -281,12 +282,15 @@ def test_a_prompt_too_long_for_a_link_is_found_again_where_it_was_run(app: AppTe
     assert "found again only where it was run" in said(other)
 
 
-def test_the_step_stays_when_a_longer_text_is_shown(app: AppTest) -> None:
+def test_the_step_stays_when_a_longer_text_is_shown_but_one_that_nobody_chose(app: AppTest) -> None:
     app.run()
-    longest = app.slider(key="step").max
+    longest, opened = app.slider(key="step").max, app.slider(key="step").value
     shorter = replace(EXAMPLE, generate=0, seed=40)  # a spec of no other test
-    assert Store().put(shorter, run(tiny.model(), tiny.ids(40))) is None  # any run of fewer tokens
-    for at_step, then in ((39, longest), (17, 17)):
+    trace = run(tiny.model(), tiny.ids(40), "eviction=a2sf(budget=8)")  # any run of fewer tokens
+    assert Store().put(shorter, trace) is None
+    opening = opening_step([trace])
+    assert 17 < opening < 39
+    for at_step, then in ((39, longest), (17, 17), (opening, opened)):
         app.session_state["specs"] = [shorter]
         app.run()
         app.slider(key="step").set_value(at_step).run()

@@ -22,6 +22,7 @@ from tests.server import cache_with_models
 from ui.bundle import BESIDE
 from ui.literal import literal
 from ui.session import EXAMPLE
+from ui.view import opening_step
 from viz import atlas, scores
 
 PAIR = {"prompt": "needle", "pipeline": EXAMPLE.pipeline, "beside": BESIDE.pipeline, "generate": str(EXAMPLE.generate)}
@@ -236,16 +237,17 @@ def test_both_lines_of_a_comparison_are_in_its_table(tmp_path: Path) -> None:
     [
         ({"layer": "4", "head": "last", "token": "9", "step": "30"}, (4, "last", 9, 30)),
         ({"layer": "999", "head": "77", "token": "999", "step": "-4"}, (29, 0, 272, 0)),
-        ({"layer": "abc", "head": "-1", "token": "²", "step": "1e3"}, (15, 0, 111, 272)),
+        ({"layer": "abc", "head": "-1", "token": "²", "step": "1e3"}, (15, 0, 111, None)),
         ({"layer": "--5", "head": "²", "token": "", "step": "9" * 5000}, (15, 0, 111, 272)),
     ],
     ids=["inside", "outside", "unreadable", "hostile"],
 )
 def test_a_links_place_is_kept_inside_the_trace(
-    tmp_path: Path, given: dict[str, str], shown: tuple[int, int | str, int, int]
+    tmp_path: Path, given: dict[str, str], shown: tuple[int, int | str, int, int | None]
 ) -> None:
-    at = opened(tmp_path, **given)
-    assert tuple(at.session_state[name] for name in ("layer", "head", "token", "step")) == shown
+    at, (*place, step) = opened(tmp_path, **given), shown
+    assert [at.session_state[name] for name in ("layer", "head", "token")] == place
+    assert at.session_state["step"] == (opening_step([example()]) if step is None else step)
     assert figures(at)
 
 
