@@ -1,5 +1,6 @@
 from .against_dense import AgainstDense as AgainstDense
 from .against_dense import probe_steps as probe_steps
+from .batch import forward as forward
 from .eviction import EvictionStage as EvictionStage
 from .exact import ExactSelector as ExactSelector
 from .gate import GateStage as GateStage

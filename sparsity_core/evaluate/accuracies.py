@@ -49,9 +49,10 @@ def accuracy(
     question: str = "known",
     add_bos: str = "auto",
     seed: int = 0,
+    batch_size: int = 1,
     progress: Progress = silent,
 ) -> Accuracy:
-    """Accuracy on tasks of lm-evaluation-harness, each request read alone under the pipeline, all of it a decode step.
+    """Accuracy on tasks of lm-evaluation-harness, each request followed on its own under the pipeline, all of it a decode step.
 
     A method of one cut, as SnapKV, makes it where the answer begins: the question is known to it. Answers of RULER's tasks are
     generated, from a cache that loses what the pipeline drops; `string_match` is the share of what was asked for that they hold.
@@ -68,13 +69,15 @@ def accuracy(
             method of one cut does not know what it is asked.
         add_bos: as in `run`; never two start tokens.
         seed: of random eviction, and of which examples stand before a question.
+        batch_size: requests that share a forward: faster where they are short or generate, and equal but for rounding.
 
     Raises ValueError for unknown tasks, files and rows that cannot be read (with their place), a pipeline that gives no
     losses, and where lm-evaluation-harness is not installed; and whatever `progress` raises to cancel.
     """
     chosen = pipeline_of(pipeline)
     folder = None if data is None else Path(data)
-    check_tasks(tasks, chosen, data=folder, limit=limit, shots=shots, density=density, length=length, question=question)
+    batch_size, how = whole("batch_size", batch_size), {"limit": limit, "shots": shots, "length": length}
+    check_tasks(tasks, chosen, data=folder, density=density, question=question, batch_size=batch_size, **how)  # type: ignore[arg-type]
     from sparsity_core.evaluate.harness import PipelineLM, Setting, harness_results
 
     tables, items = [], []
@@ -83,8 +86,8 @@ def accuracy(
         def report(share: float, doing: str, place: int = place, name: str = name) -> None:
             progress((place + share) / len(tasks), f"{name}, {doing}")
 
-        lm = PipelineLM(model, Setting(chosen, density, add_bos, whole("seed", seed), question), report)
-        found, splits = harness_results(lm, name, folder, limit=limit, shots=shots, seed=seed, length=length)
+        lm = PipelineLM(model, Setting(chosen, density, add_bos, whole("seed", seed), question, batch_size), report)
+        found, splits = harness_results(lm, name, folder, seed=seed, **how)
         tables += _rows(found, splits, lm)
         items += _items(found)
     progress(1.0, "scored")

@@ -47,11 +47,12 @@ class CellSpec:
     add_bos: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    batch_size: int = 1
 
     @property
     def key(self) -> str:
         """The name of the cell's file: a hash of the spec and of the content of all that it names, wherever that lies."""
-        stated = asdict(self)
+        stated = {name: value for name, value in asdict(self).items() if (name, value) != ("batch_size", 1)}
         places = {"text": self.text, "data": str(Path(self.data, f"{self.task}.jsonl")) if self.data else ""}
         stated |= {name: digest_of(place) for name, place in places.items() if place}
         asked = [str(_RESULTS), json.dumps(stated, sort_keys=True), weights_on_disk(self.model)]
@@ -125,6 +126,7 @@ def _scored(spec: CellSpec, progress: Progress) -> list[dict[str, Any]]:
         question=spec.question,
         add_bos=spec.add_bos,
         seed=spec.seed,
+        batch_size=spec.batch_size,
         progress=progress,
     )
     items = {place: group["value"].tolist() for place, group in found.items.groupby(["task", "metric"])}
@@ -186,7 +188,9 @@ def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 
     kinds = {"value": pa.float64(), "n": pa.int64(), "items": pa.list_(pa.float32()), "line": pa.int64()}
     kinds |= dict.fromkeys(("stderr", "kv_share", "seconds", "density"), pa.float64())
-    kinds |= dict.fromkeys(("seed", "limit", "shots", "shots_given", "length", "block", "most_blocks"), pa.int64())
+    kinds |= dict.fromkeys(
+        ("seed", "limit", "shots", "shots_given", "length", "block", "most_blocks", "batch_size"), pa.int64()
+    )
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)

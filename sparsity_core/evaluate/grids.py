@@ -17,7 +17,19 @@ from sparsity_core.kinds import STAGES, Method, Pipeline, nearest
 from sparsity_core.work import MOST_BYTES, read_file
 
 _AXES = ("models", "pipelines", "densities", "texts", "tasks", "seeds")
-_SETTINGS = ("data", "limit", "shots", "length", "question", "block", "most_blocks", "add_bos", "device", "dtype")
+_SETTINGS = (
+    "data",
+    "limit",
+    "shots",
+    "length",
+    "question",
+    "block",
+    "most_blocks",
+    "add_bos",
+    "device",
+    "dtype",
+    "batch_size",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Grid:
 
 
 _OF_TEXTS = ("block", "most_blocks")
-_OF_TASKS = ("data", "limit", "shots", "length", "question")
+_OF_TASKS = ("data", "limit", "shots", "length", "question", "batch_size")
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
@@ -117,7 +129,7 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
 def _check(grid: Grid) -> None:
     data = grid.settings.get("data")
     asked: dict[str, Any] = {name: grid.settings.get(name) for name in ("limit", "shots", "length")}
-    asked["question"] = grid.settings.get("question", "known")
+    asked |= {"question": grid.settings.get("question", "known"), "batch_size": grid.settings.get("batch_size", 1)}
     for place, each in enumerate(grid.variants):
         if grid.tasks:  # whose files are read once
             check_tasks(grid.tasks, each.base, data=None if data is None or place else Path(data), **asked)

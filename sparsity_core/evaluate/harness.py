@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval import evaluate
@@ -21,10 +21,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from sparsity_core.evaluate.densities import at_density
 from sparsity_core.evaluate.local_tasks import config_of, rows_of, task_file
 from sparsity_core.evaluate.ruler import LENGTH, MOST_EXAMPLES, RULER_TASKS, ruler_config, ruler_rows
-from sparsity_core.inference import generate, read_logits
+from sparsity_core.inference import generate_batch, one_at_a_time, read_logits_batch
 from sparsity_core.kinds import Pipeline, nearest
 from sparsity_core.models import Model
 from sparsity_core.work import Progress
+
+T = TypeVar("T")
 
 _RESAMPLES = 1000  # of metrics whose standard error has no formula; accuracy's has one
 _MOST_NEW = 256  # tokens that a task generates where it says nothing, as in lm-evaluation-harness
@@ -39,16 +41,22 @@ class Setting:
     add_bos: str = "auto"
     seed: int = 0
     question: str = "known"  # unknown: a prompt that has one apart is read up to it, and the rest a token at a time
+    batch_size: int = 1  # requests that share a forward
 
 
 class PipelineLM(TemplateLM):  # type: ignore[misc]
-    """A language model as lm-evaluation-harness sees one. Each request is read alone, so nothing is padded.
+    """A language model as lm-evaluation-harness sees one. Requests of about one length share a forward, padded at its
+    end, each followed by stages of its own; with a `batch_size` of 1 each is read alone.
 
     log p(continuation | context) = Σ_t log softmax(logits_t)[token_t], every token of the text a decode step, as in `run`. A
     method of one cut makes it where the continuation begins.
+
+    Raises ValueError where a batch is asked for and the model or the pipeline takes one text at a time.
     """
 
     def __init__(self, model: Model, setting: Setting, progress: Progress) -> None:
+        if setting.batch_size > 1 and (why := one_at_a_time(model, [setting.pipeline], caches=True)):
+            raise ValueError(f"{why}: set batch_size to 1")
         super().__init__()
         self.model, self.setting, self._progress = model, setting, progress
         self.tokenizer = model.tokenizer
@@ -84,23 +92,33 @@ class PipelineLM(TemplateLM):  # type: ignore[misc]
             same.setdefault((len(context), *context, *continuation[:-1]), []).append(place)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         done = 0
-        for (n_context, *ids), places in same.items():
+        for keys in self._batches(list(same), lambda key: len(key)):
             self._progress(done / len(requests), f"request {done + 1:,} of {len(requests):,}")
-            rows = len(requests[places[0]][2])
-            log_p = self._log_p(ids, n_context, rows)
-            for place in places:
-                tokens = torch.tensor(requests[place][2], device=log_p.device)
-                picked = log_p.gather(1, tokens[:, None])[:, 0]
-                found[place] = float(picked.sum()), bool((log_p.argmax(-1) == tokens).all())
-            done += len(places)
+            rows = [len(requests[same[key][0]][2]) for key in keys]
+            for key, log_p in zip(keys, self._log_p(keys, rows), strict=True):
+                for place in same[key]:
+                    tokens = torch.tensor(requests[place][2], device=log_p.device)
+                    picked = log_p.gather(1, tokens[:, None])[:, 0]
+                    found[place] = float(picked.sum()), bool((log_p.argmax(-1) == tokens).all())
+                    done += 1
         return found
 
-    def _log_p(self, ids: list[int], n_context: int, rows: int) -> torch.Tensor:
-        """[rows, vocabulary]: log-probabilities of what follows each of the last tokens."""
-        pipeline = at_density(self.setting.pipeline, self.setting.density, len(ids))
-        logits, share = read_logits(self.model, ids, pipeline, rows=rows, n_prefill=n_context, seed=self.setting.seed)
-        self.kv_shares.append(share)
-        return logits[len(logits) - rows :].log_softmax(-1)
+    def _log_p(self, keys: list[tuple[int, ...]], rows: list[int]) -> Iterator[torch.Tensor]:
+        """[rows, vocabulary] of each: log-probabilities of what follows its last tokens; a key is a context's length, and ids."""
+        texts, setting = [list(ids) for _, *ids in keys], self.setting
+        pipelines = [at_density(setting.pipeline, setting.density, len(ids)) for ids in texts]
+        cuts = [n_context for n_context, *_ in keys]
+        for logits, share in read_logits_batch(
+            self.model, texts, pipelines, rows=rows, n_prefill=cuts, seed=setting.seed
+        ):
+            self.kv_shares.append(share)
+            yield logits.log_softmax(-1)
+
+    def _batches(self, asked: list[T], length: Callable[[T], int]) -> Iterator[list[T]]:
+        """What is asked in batches of about one length, the longest first."""
+        ordered = sorted(asked, key=length, reverse=True) if self.setting.batch_size > 1 else asked
+        for start in range(0, len(ordered), self.setting.batch_size):
+            yield ordered[start : start + self.setting.batch_size]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         """Σ log p of each whole text, in windows of the model's positions that do not overlap."""
@@ -114,41 +132,56 @@ class PipelineLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        texts = []
-        for done, request in enumerate(requests):
-            context, how = request.args
+        asked = [self._asked(request) for request in requests]
+        texts, done = [""] * len(requests), 0
+        for places in self._batches(list(range(len(asked))), lambda place: len(asked[place].ids)):
             self._progress(done / len(requests), f"request {done + 1:,} of {len(requests):,}")
-            if how.get("do_sample") and how.get("temperature"):
-                raise ValueError(
-                    "this task draws its answers at random, which is not offered: choose one that does not"
-                )
-            until = how.get("until") or []
-            most = how.get("max_gen_toks") or how.get("max_new_tokens") or _MOST_NEW
-            text = self._written(context, int(most), (request.doc or {}).get("before"))
-            stops = [text.index(s) for s in ([until] if isinstance(until, str) else until) if s and s in text]
-            texts.append(text[: min(stops, default=len(text))])
+            for most in sorted({asked[place].most for place in places}):
+                alike = [place for place in places if asked[place].most == most]
+                for place, text in zip(alike, self._written([asked[place] for place in alike], most), strict=True):
+                    stops = [text.index(stop) for stop in asked[place].until if stop and stop in text]
+                    texts[place] = text[: min(stops, default=len(text))]
+            done += len(places)
         return texts
 
-    def _written(self, context: str, most: int, before: str | None) -> str:
-        """What the model writes after a context; `before` is the part of it that stands before its question."""
-        setting = self.setting
-        ids, n_prefill = self.tok_encode(context), None
-        if before is not None and setting.question == "unknown":
+    def _asked(self, request: Any) -> _Request:
+        """Raises ValueError for a task whose answers are drawn at random."""
+        context, how = request.args
+        if how.get("do_sample") and how.get("temperature"):
+            raise ValueError("this task draws its answers at random, which is not offered: choose one that does not")
+        until, ids, n_prefill = how.get("until") or [], self.tok_encode(context), None
+        before = (request.doc or {}).get("before")  # the part of the context that stands before its question
+        if before is not None and self.setting.question == "unknown":
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, self.tok_encode(before), strict=False))
             n_prefill = sum(1 for _ in same)
-        pipeline = at_density(setting.pipeline, setting.density, len(ids))
-        out = generate(
+        most = how.get("max_gen_toks") or how.get("max_new_tokens") or _MOST_NEW
+        return _Request(ids, n_prefill, int(most), [until] if isinstance(until, str) else list(until))
+
+    def _written(self, asked: list[_Request], most: int) -> list[str]:
+        """What the model writes after each context."""
+        setting = self.setting
+        found = generate_batch(
             self.model,
-            ids,
-            pipeline,
+            [each.ids for each in asked],
+            [at_density(setting.pipeline, setting.density, len(each.ids)) for each in asked],
+            n_prefill=[each.n_prefill for each in asked],
             max_new_tokens=most,
-            n_prefill=n_prefill,
             seed=setting.seed,
             snapshots=0,
             against_dense=False,
         )
-        self.kv_shares.append(out.kv_bytes / out.kv_bytes_dense)
-        return out.text
+        self.kv_shares += [out.kv_bytes / out.kv_bytes_dense for out in found]
+        return [out.text for out in found]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A context after which the model writes."""
+
+    ids: list[int]
+    n_prefill: int | None
+    most: int  # new tokens
+    until: list[str]  # what is written ends before the first of these
 
 
 def harness_results(

@@ -21,6 +21,7 @@ def check_tasks(
     density: float | None = None,
     length: int | None = None,
     question: str = "known",
+    batch_size: int = 1,
 ) -> None:
     """Raises ValueError, before any model is loaded, for what `accuracy` would refuse of its arguments."""
     if isinstance(tasks, str) or not tasks:
@@ -29,6 +30,8 @@ def check_tasks(
         raise ValueError(f"limit is at least 1 question of each task; got {limit}")
     if shots is not None and shots < 0:
         raise ValueError(f"shots is 0 or more examples before each question; got {shots}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is 1 or more requests that share a forward; got {batch_size}")
     check_density(pipeline, density)
     others = [name for name in tasks if name not in RULER_TASKS]
     _check_made([name for name in tasks if name in RULER_TASKS], others, shots, length, question)

@@ -1,10 +1,13 @@
+from .checks import one_at_a_time as one_at_a_time
 from .checks import pipeline_of as pipeline_of
 from .checks import whole as whole
 from .generation import Generation as Generation
 from .generation import generate as generate
+from .generation import generate_batch as generate_batch
 from .replay import refill as refill
 from .replay import replaying as replaying
 from .running import read_logits as read_logits
+from .running import read_logits_batch as read_logits_batch
 from .running import run as run
 from .specs import execute as execute
 from .stages import gate_stage as gate_stage

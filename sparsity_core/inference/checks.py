@@ -56,3 +56,16 @@ def check_run(model: Model, ids: Sequence[int], seed: int, extra: int = 0) -> No
             f"{len(ids):,} prompt tokens and {extra:,} new ones pass the {model.arch.max_positions:,} positions of "
             f"{model.name}: shorten the prompt or generate at most {model.arch.max_positions - len(ids):,}"
         )
+
+
+def one_at_a_time(model: Model, pipelines: Sequence[Pipeline], *, caches: bool) -> str:
+    """Why texts of these pipelines do not share a forward; empty where they do. `caches`: tokens are generated from caches."""
+    if len({str(each.weights) for each in pipelines}) > 1:
+        return "the pipelines of a batch have one weights stage"
+    if model.changes_with_length:
+        return f"the rotary frequencies of {model.name} depend on the length of its text"
+    if caches and (model.shares_caches or any(layer.latent for layer in model.caches)):
+        return f"the cache of {model.name} holds more than each layer's keys and values"
+    if caches and any(getattr(each.decode, "keeps_cache_on_host", False) for each in pipelines):
+        return "an offloaded cache is of one text"
+    return ""

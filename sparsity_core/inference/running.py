@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from sparsity_core.attention import Recorder
-from sparsity_core.inference.checks import check_run, ids_of, pipeline_of, whole
+from sparsity_core.attention import Recorder, forward
+from sparsity_core.inference.checks import check_run, ids_of, one_at_a_time, pipeline_of, whole
 from sparsity_core.inference.outcome import complete, draft
 from sparsity_core.inference.question import asked_of_run
 from sparsity_core.inference.stages import prefill_of, pruned, recorder_for, snapshot_steps
 from sparsity_core.inference.words import Words
 from sparsity_core.kinds import Pipeline
-from sparsity_core.models import Model, recording
+from sparsity_core.models import Model
 from sparsity_core.record import Trace
 from sparsity_core.work import Progress, silent
 
@@ -82,13 +82,11 @@ def run(
 def _read(reference: Model, pipeline: Pipeline, words: Words, **how: Any) -> tuple[Recorder, torch.Tensor]:
     """What followed the forward over a text, and its hidden states [T, hidden]; `how` as in `recorder_for`."""
     recorder = recorder_for(reference, pipeline, words, n_tokens=len(words.ids), **how)
-    with recording(recorder):
-        hidden = pruned(reference, pipeline).hidden(torch.tensor([words.ids]), use_cache=False)[0]
+    (hidden,) = forward(pruned(reference, pipeline), [(recorder, words.ids)])
     recorder.check_fired(1)
     return recorder, hidden
 
 
-@torch.inference_mode()
 def read_logits(
     model: Model,
     ids: Sequence[int],
@@ -103,23 +101,59 @@ def read_logits(
     Without a stage that acts while the model runs, attention is transformers' own SDPA.
 
     Args:
-        rows: how many of the last tokens the logits are of, at least.
+        rows: how many of the last tokens the logits are of.
         n_prefill: as in `run`.
 
-    Returns float32 logits of the last tokens [rows or more, vocabulary], and the bytes that the cache holds after the last
+    Returns float32 logits of the last tokens [rows, vocabulary], and the bytes that the cache holds after the last
     one over those that it would hold with nothing dropped. Raises ValueError as `run` does.
     """
-    ids = list(ids)
-    pipeline.check(generates=False, shares_heads=model.arch.n_heads > model.arch.n_kv_heads)
-    check_run(model, ids, seed)
-    cut = pruned(model, pipeline)
-    if set(pipeline.methods) <= {"weights"}:
-        hidden, kv_bytes = cut.hidden(torch.tensor([ids]), use_cache=False)[0], cut.cache_bytes(len(ids))
+    (only,) = read_logits_batch(model, [ids], [pipeline], rows=[rows], n_prefill=[n_prefill], seed=seed)
+    return only
+
+
+@torch.inference_mode()
+def read_logits_batch(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    pipelines: Sequence[Pipeline],
+    *,
+    rows: Sequence[int],
+    n_prefill: Sequence[int | None],
+    seed: int = 0,
+) -> list[tuple[torch.Tensor, float]]:
+    """What `read_logits` gives for each text, in one forward, but for what sums of floats round to.
+
+    Raises ValueError as `run` does, and where the model or a pipeline takes one text at a time.
+    """
+    if len(texts) > 1 and (why := one_at_a_time(model, pipelines, caches=False)):
+        raise ValueError(f"{why}: give one text at a time")
+    for ids, pipeline in zip(texts, pipelines, strict=True):
+        pipeline.check(generates=False, shares_heads=model.arch.n_heads > model.arch.n_kv_heads)
+        check_run(model, ids, seed)
+    cut = pruned(model, pipelines[0])
+    if all(set(each.methods) <= {"weights"} for each in pipelines):
+        longest = max(map(len, texts))
+        padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in texts])
+        states, sizes = cut.hidden(padded, use_cache=False), [cut.cache_bytes(len(ids)) for ids in texts]
+        hidden = [states[row, : len(ids)] for row, ids in enumerate(texts)]
     else:
-        n_prefill = prefill_of(cut, pipeline, len(ids), n_prefill)
-        recorder, hidden = _read(model, pipeline, Words.of(cut, ids), n_prefill=n_prefill, seed=seed)
-        kv_bytes = recorder.cached_bytes() + recorder.index_bytes
-    # All tokens of a short text: what a matrix product rounds to depends on how many rows it has, and all of them are
-    # what transformers computes.
-    most = max(rows, _LOGIT_ELEMENTS // cut.hf.get_input_embeddings().weight.shape[0])
-    return cut.logits(hidden[-most:]), kv_bytes / model.cache_bytes(len(ids))
+        recorders = [
+            recorder_for(
+                model,
+                pipeline,
+                Words.of(cut, list(ids)),
+                n_tokens=len(ids),
+                n_prefill=prefill_of(cut, pipeline, len(ids), first),
+                seed=seed,
+            )
+            for ids, pipeline, first in zip(texts, pipelines, n_prefill, strict=True)
+        ]
+        hidden = forward(cut, list(zip(recorders, texts, strict=True)))
+        sizes = [recorder.cached_bytes() + recorder.index_bytes for recorder in recorders]
+        for recorder in recorders:
+            recorder.check_fired(1)
+    # Of a text alone all tokens where it is short: what a matrix product rounds to depends on how many rows it has, and all of
+    # them are what transformers computes.
+    most = 0 if len(texts) > 1 else _LOGIT_ELEMENTS // cut.hf.get_input_embeddings().weight.shape[0]
+    logits = [cut.logits(states[-max(n, most) :])[-n:] for states, n in zip(hidden, rows, strict=True)]
+    return [(each, size / model.cache_bytes(len(ids))) for each, size, ids in zip(logits, sizes, texts, strict=True)]

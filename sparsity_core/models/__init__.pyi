@@ -30,6 +30,7 @@ from .seam import Enough as Enough
 from .seam import attention_input as attention_input
 from .seam import block_input as block_input
 from .seam import is_attention as is_attention
+from .seam import one_row as one_row
 from .seam import recording as recording
 from .seam import residual_stream as residual_stream
 from .sources import source_of as source_of

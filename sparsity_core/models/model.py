@@ -151,6 +151,11 @@ class Model:
         """Whether any layer reads another's cache."""
         return any(layer.source is not None for layer in self.caches)
 
+    @property
+    def changes_with_length(self) -> bool:
+        """Whether a text's rotary frequencies depend on how long it is."""
+        return bool(frequency_limits(self.hf))
+
     def cached_in(self, layer: int) -> int:
         """The layer whose cache this one reads: itself, or the one that it shares with."""
         source = self.caches[layer].source if self.caches else None

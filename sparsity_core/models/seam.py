@@ -94,6 +94,20 @@ def attention_input(layer: int) -> torch.Tensor:
     return seen.hidden
 
 
+@contextlib.contextmanager
+def one_row(row: int, n: int) -> Iterator[None]:
+    """Inside, a recorder that attends sees of what the model reads the first n tokens of this row of the batch alone."""
+    seen, residual = _input.get(), _residual.get()
+    own = slice(row, row + 1), slice(n)
+    part = None if seen is None else BlockInput(seen.layer, seen.hidden[own], seen.settings)
+    tokens = _input.set(part), _residual.set(None if residual is None else residual[own])
+    try:
+        yield
+    finally:
+        _input.reset(tokens[0])
+        _residual.reset(tokens[1])
+
+
 def block_input() -> BlockInput | None:
     """What the attention block that runs was called with; None where this family does not show it."""
     return _input.get()

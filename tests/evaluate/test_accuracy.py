@@ -11,9 +11,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
@@ -227,3 +229,40 @@ def test_the_command_prints_the_rows_as_json(smollm, tmp_path, capsys):
     ]
     assert found["rows"][0]["stderr"] is None  # of one question
     assert 0.4 < found["rows"][0]["kv_share"] < 0.6
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["dense", "eviction=h2o", "decode=double_sparsity(tokens=0.25, dense_layers=0, channels=8)"]
+)
+def test_requests_that_share_a_forward_are_scored_as_alone(pipeline):
+    model = tiny.model()
+    how = {"data": TASKS, "density": 0.5 if "h2o" in pipeline else None}
+    alone, together = (accuracy(model, ["arc_easy", "winogrande"], pipeline, batch_size=n, **how) for n in (1, 5))
+    pd.testing.assert_frame_equal(together.table, alone.table, rtol=1e-9)
+    pd.testing.assert_frame_equal(together.items, alone.items)
+
+
+def test_and_so_are_answers_that_are_generated():
+    texts = ["The 12 cats sat on 3 mats, and", "Who saw them all? Ann saw", "One two three four five six seven"]
+    most = (6, 6, 4)
+    requests = [
+        Instance("generate_until", {"before": text[:9]}, (text, {"max_gen_toks": n, "until": ["e"]}), place)
+        for place, (text, n) in enumerate(zip(texts, most, strict=True))
+    ]
+
+    def answers(batch_size):
+        setting = Setting(
+            Pipeline.parse("eviction=snapkv(observation_window=4)"),
+            density=0.4,
+            question="unknown",
+            batch_size=batch_size,
+        )
+        lm = PipelineLM(tiny.model(), setting, silent)
+        return lm.generate_until(requests), sorted(lm.kv_shares)
+
+    assert answers(1) == answers(2) == answers(8)
+
+
+def test_a_batch_of_no_requests_is_refused():
+    with pytest.raises(ValueError, match="batch_size is 1 or more requests that share a forward; got 0"):
+        accuracy(tiny.model(), ["arc_easy"], data=TASKS, batch_size=0)

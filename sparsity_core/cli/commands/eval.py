@@ -28,6 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         default="known",
         help="whether what compresses a prompt of RULER's reads its question first",
     )
+    shared.setting(parser, "batch_size", 1, "requests of tasks that share a forward, each followed on its own")
     parser.add_argument(
         "--density", type=float, metavar="X", help="eviction keeps this share of each question's tokens, 8 at least"
     )
@@ -50,7 +51,7 @@ def _scored(options: argparse.Namespace) -> shared.Answer:
 
     pipeline = Pipeline.parse(options.pipeline)
     tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
-    asked = shared.chosen(options, "data", "limit", "shots", "density", "length", "question")
+    asked = shared.chosen(options, "data", "limit", "shots", "density", "length", "question", "batch_size")
     check_tasks(tasks, pipeline, **asked)
     with shared.progress_bar() as progress:
         model = shared.load_model(options, progress)
