@@ -45,6 +45,7 @@ _METHODS = {
     "knorm": Look(GREEN, SPARSE, "cross"),
     "keydiff": Look(BLUE, SPARSE, "triangle-left"),
     "r_kv": Look(ORANGE, SPARSE, "hexagram"),
+    "multi_metric": Look(VERMILLION, DASH_DOTS, "cross"),
     "expected_attention": Look(VERMILLION, LONG_DOT, "hexagon"),
     "ada_kv": Look(SKY, SPARSE, "star"),
     "duo_attention": Look(BLUE, DASH_DOTS, "hourglass"),

@@ -36,6 +36,7 @@ from .prefill import PrefillMethod as PrefillMethod
 from .prefill import PromptView as PromptView
 from .ranked import HeldKeys as HeldKeys
 from .ranked import RankedEviction as RankedEviction
+from .ranked import max_pooled as max_pooled
 from .ranked import wide as wide
 from .registry import get as get
 from .registry import names as names

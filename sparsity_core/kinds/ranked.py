@@ -53,10 +53,40 @@ class HeldKeys:
         """[B, Hkv, G, min(w, last), n]: the softmax of `logits`."""
         return self.logits(last).softmax(-1)
 
+    def before(self, last: int) -> torch.Tensor:
+        """bool [B, Hkv, n]: the keys that stand before the last so many positions."""
+        found: torch.Tensor = self.positions < self.end - last
+        return found
+
+    def redundancy(self, similar: float) -> torch.Tensor:
+        """[B, Hkv, n]: how much each key repeats others, the softmax of its mean cosine to the held keys, as in R-KV.
+
+        Of the keys that a key resembles (cosine above `similar`) the newest is not held against it, so that of near-equal
+        keys the newest has the least.
+        """
+        keys, there = self.keys(), self.exists
+        unit = keys / keys.norm(dim=-1, keepdim=True).clamp_min(1e-8) * there[..., None]
+        cosine = unit @ unit.mT  # [B, Hkv, n, n]
+        cosine.diagonal(dim1=2, dim2=3).zero_()
+        place = self.positions.new_tensor(range(cosine.shape[3]))
+        newest = place.where(cosine > similar, -1).amax(-1, keepdim=True)  # of the keys that each key resembles
+        cosine = cosine.masked_fill(place == newest, 0.0)
+        mean = cosine.sum(2) / there.sum(2, keepdim=True).clamp_min(1)
+        found: torch.Tensor = mean.masked_fill(~there, float("-inf")).softmax(-1).nan_to_num(0.0)
+        return found
+
 
 def wide(x: torch.Tensor) -> torch.Tensor:
     """x in float32, or in float64 where it is."""
     return x if x.element_size() == 8 else x.float()
+
+
+def max_pooled(found: torch.Tensor, pool: int) -> torch.Tensor:
+    """[B, Hkv, n]: the largest of `found` ≥ 0 over `pool` neighbouring keys, an odd number."""
+    around = pool // 2
+    padded = found.new_zeros(*found.shape[:2], found.shape[2] + 2 * around)
+    padded[..., around : around + found.shape[2]] = found
+    return padded.unfold(2, pool, 1).amax(-1)
 
 
 @dataclass(frozen=True)

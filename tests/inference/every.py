@@ -72,6 +72,7 @@ VARIANTS = [
     "r_kv(budget=12, every=1, recent=3)",
     "r_kv(budget=12, every=3, recent=3, pool=3, layer_budget=pyramid)",
     "expected_attention(budget=12, every=3)",
+    "multi_metric(budget=12, every=3, recent=3, pool=3, top=4, redundancy=0.3)",
 ]
 # But those whose heads or layers have budgets of their own, by the model or the prompt: tests/methods has tests of each.
 OWN_BUDGETS = ("duo_attention", "cake", "kvzip")

@@ -80,6 +80,19 @@ def test_r_kv_lets_the_oldest_of_three_equal_keys_go():
     assert votes[0, 0].tolist() == pytest.approx(expected)
 
 
+def test_multi_metric_by_hand():
+    """Keys a = (1, 0) twice, b = (0, 1) and the window's c = (0, 1); no pooling, a query's one highest key counts.
+
+    One head looks at (0, √2 ln 4): shares 1/6, 1/6, 4/6 of a, a, b; the other at (√2 ln 2, 0): 2/5, 2/5, 1/5. Their mean
+    over its largest: 17/26, 17/26, 1. The highest key is b, or either a: each is so for one head of two, the largest share
+    that there is. Nothing repeats more than anything else (see R-KV above): R over its largest is 1.
+    """
+    q = [[0.0, 2**0.5 * math.log(4)], [2**0.5 * math.log(2), 0.0]]
+    method = methods.MultiMetric(recent=1, pool=1, top=1, attention=2.0, frequency=3.0, redundancy=4.0)
+    votes = method.rank(held([[1, 0], [1, 0], [0, 1], [0, 1]], q, group=2))
+    assert votes[0, 0].tolist() == pytest.approx([2 * 17 / 26 - 1, 2 * 17 / 26 - 1, 1, -4])
+
+
 def test_expected_attention_by_hand():
     """Without rotation, keys 1 and 3 in one channel beside a second of 0; queries (0, 0) and (2√2, 0): μ = √2, Σ = 2.
 
@@ -103,8 +116,9 @@ def keydiff(layer: Layer, head: int, keys: list[int], end: int) -> dict[int, flo
     return {i: -float(unit[i] @ anchor) / math.sqrt(float(anchor @ anchor)) for i in keys}
 
 
-def r_kv(layer: Layer, head: int, keys: list[int], end: int, window: int = 4, pool: int = 3) -> dict[int, float]:
+def r_kv(layer: Layer, head: int, keys: list[int], end: int, weight: float = 0.07) -> dict[int, float]:
     q, k, _ = layer
+    window, pool = 4, 3
     before = [i for i in keys if i < end - window]
     share = dict.fromkeys(before, 0.0)
     for query in range(end - window, end):
@@ -123,7 +137,34 @@ def r_kv(layer: Layer, head: int, keys: list[int], end: int, window: int = 4, po
         for j, c in cosine.items():
             repeats[j] += 0.0 if alike and j == max(alike) else c / len(keys)
     total = sum(math.exp(x) for x in repeats.values())
-    return {i: 0.07 * smooth[i] - 0.93 * math.exp(repeats[i]) / total if i in smooth else math.inf for i in keys}
+    votes = {i: weight * smooth.get(i, 0.0) - (1 - weight) * math.exp(repeats[i]) / total for i in keys}
+    return votes if weight == 0 else {i: votes[i] if i in smooth else math.inf for i in keys}
+
+
+def multi_metric(
+    layer: Layer, head: int, keys: list[int], end: int, window: int = 4, pool: int = 3
+) -> dict[int, float]:
+    """R-KV's redundancy is what is left of its votes at no weight on attention."""
+    q, k, _ = layer
+    before = [i for i in keys if i < end - window]
+    share, often = dict.fromkeys(before, 0.0), dict.fromkeys(before, 0)
+    for query in range(end - window, end):
+        for g in range(GROUP):
+            p = torch.softmax(k[head, before] @ q[head * GROUP + g, query] / 4, 0).tolist()
+            for i, x in zip(before, p, strict=True):
+                share[i] += x
+            for _, i in sorted(zip(p, before, strict=True), reverse=True)[:5]:
+                often[i] += 1
+    smooth = {
+        i: max(share[j] for j in before[max(0, at - pool // 2) : at + pool // 2 + 1]) for at, i in enumerate(before)
+    }
+    repeats = r_kv(layer, head, keys, end, weight=0.0)
+    most = min(repeats[i] for i in keys)
+    votes = {
+        i: smooth[i] / max(smooth.values()) + 0.5 * often[i] / max(often.values()) - 0.25 * repeats[i] / most
+        for i in before
+    }
+    return {i: votes.get(i, math.inf) for i in keys}
 
 
 def expected_attention(layer: Layer, head: int, keys: list[int], end: int, sinks: int = 4) -> dict[int, float]:
@@ -152,6 +193,7 @@ ORACLES = {
     "keydiff": ("", keydiff),
     "r_kv": (", recent=4, pool=3, similar=0.3", r_kv),
     "expected_attention": ("", expected_attention),
+    "multi_metric": (", recent=4, pool=3, similar=0.3, top=5, frequency=0.5, redundancy=0.25", multi_metric),
 }
 
 
@@ -168,7 +210,7 @@ def test_one_cut_keeps_what_a_naive_ranking_keeps(name):
 
 
 @pytest.mark.parametrize("every", [1, 5])
-@pytest.mark.parametrize("name", ["knorm", "keydiff", "r_kv"])
+@pytest.mark.parametrize("name", ["knorm", "keydiff", "r_kv", "multi_metric"])
 def test_cuts_by_blocks_keep_what_a_naive_scan_keeps(name, every):
     """Of the first layer, whose q, k and v no eviction changes."""
     knobs, oracle = ORACLES[name]

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsity_core.kinds import MOST_TOKENS, Card, HeldKeys, RankedEviction, knob, register
+from sparsity_core.kinds import MOST_TOKENS, Card, HeldKeys, RankedEviction, knob, max_pooled, register
 
 if TYPE_CHECKING:
     import torch
@@ -79,26 +79,10 @@ class RKV(RankedEviction):
         return self.recent
 
     def rank(self, held: HeldKeys) -> torch.Tensor:
-        return self.weight * self._importance(held) - (1 - self.weight) * self._redundancy(held)
+        return self.weight * self._importance(held) - (1 - self.weight) * held.redundancy(self.similar)
 
     def _importance(self, held: HeldKeys) -> torch.Tensor:
         """[B, Hkv, n]: 0 for the window's own keys."""
         logits = held.logits(self.recent).amax(2)  # [B, Hkv, w, n]
-        window = held.positions >= held.end - self.recent
-        before = logits.masked_fill(window[:, :, None], float("-inf"))
-        found = before.softmax(-1).nan_to_num(0.0).mean(2)
-        around = self.pool // 2
-        padded = found.new_zeros(*found.shape[:2], found.shape[2] + 2 * around)
-        padded[..., around : around + found.shape[2]] = found
-        return padded.unfold(2, self.pool, 1).amax(-1)
-
-    def _redundancy(self, held: HeldKeys) -> torch.Tensor:
-        keys, there = held.keys(), held.exists
-        unit = keys / keys.norm(dim=-1, keepdim=True).clamp_min(1e-8) * there[..., None]
-        cosine = unit @ unit.mT  # [B, Hkv, n, n]
-        cosine.diagonal(dim1=2, dim2=3).zero_()
-        place = held.positions.new_tensor(range(cosine.shape[3]))
-        newest = place.where(cosine > self.similar, -1).amax(-1, keepdim=True)  # of the keys that each key resembles
-        cosine = cosine.masked_fill(place == newest, 0.0)
-        mean = cosine.sum(2) / there.sum(2, keepdim=True).clamp_min(1)
-        return mean.masked_fill(~there, float("-inf")).softmax(-1).nan_to_num(0.0)
+        before = logits.masked_fill(~held.before(self.recent)[:, :, None], float("-inf"))
+        return max_pooled(before.softmax(-1).nan_to_num(0.0).mean(2), self.pool)
