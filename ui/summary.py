@@ -85,6 +85,7 @@ def _row(item: Shown) -> dict[str, object]:
         "": item.letter,
         "pipeline": item.name or label(trace),
         "tokens": f"{trace.n_prompt} + {generated_tokens(item.spec, trace)}",
+        **({"question": trace.provenance.question} if trace.provenance.question else {}),
         "perplexity": pruned,
         "to dense": pruned - dense,
         "KV cache": trace.kv_bytes,
@@ -186,9 +187,10 @@ def told_provenance(trace: Trace) -> str:
     """What one run was computed with, and how long that took."""
     made = trace.provenance
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in made.seconds.items())
+    question = f" · question {made.question}" if made.question else ""
     return (
         f"{literal(made.model)} · weights {made.fingerprint} · {made.dtype} on {made.device} · "
-        f"{', '.join(made.backends)} kernels · {seconds}, computed when this trace was made"
+        f"{', '.join(made.backends)} kernels{question} · {seconds}, computed when this trace was made"
     )
 
 

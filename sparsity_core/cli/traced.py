@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,11 @@ def recorded(options: argparse.Namespace) -> dict[str, Any]:
     return shared.chosen(options, "seed", "snapshots", "against_dense", "add_bos", "question")
 
 
-def trace_answer(options: argparse.Namespace, trace: Trace, text: str | None = None) -> shared.Answer:
-    """The numbers of a trace and the text that was generated, if any was."""
-    found = summary(trace)
+def trace_answer(
+    options: argparse.Namespace, trace: Trace, text: str | None = None, also: Mapping[str, Any] | None = None
+) -> shared.Answer:
+    """The numbers of a trace, `also` others, and the text that was generated, if any was."""
+    found = summary(trace) | dict(also or {})
     if text is not None:
         found["text"] = text
     if options.out is not None:

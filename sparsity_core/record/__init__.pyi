@@ -2,6 +2,7 @@ from .command import PROGRAM as PROGRAM
 from .command import command_line as command_line
 from .eviction import EvictionRecord as EvictionRecord
 from .gate import GateRecord as GateRecord
+from .loops import loop_of as loop_of
 from .losses import Comparison as Comparison
 from .losses import Losses as Losses
 from .notebook import notebook_table as notebook_table

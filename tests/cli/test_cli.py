@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsity_core import Trace, methods
+from sparsity_core import Trace, generate, methods
 from sparsity_core.cli.main import main
+from sparsity_core.record import loop_of
 from sparsity_core.work.files import read_text
 from tests import tiny
 
@@ -106,6 +107,28 @@ def test_generate_writes_text_and_counts_what_the_cache_holds(capsys, with_tiny,
     assert found["kv_bytes"] == 3 * 2 * 8 * 16 * 2 * 8 < found["kv_bytes_dense"]
     again = as_json(capsys, "generate", "--file", str(file), "--pipeline", A2SF, "--max-new-tokens", "5")
     assert again["text"] == found["text"]
+
+
+def test_generate_tells_how_far_its_text_went(capsys, with_tiny):
+    asked = ("generate", "--prompt", PROMPT, "--pipeline", A2SF, "--max-new-tokens", "24", "--no-stop-at-eos")
+    found = as_json(capsys, *asked)
+    own, dense = (
+        generate(tiny.model(), PROMPT, each, max_new_tokens=24, stop_at_eos=False).token_ids for each in (A2SF, None)
+    )
+    other = next(i for i, (a, b) in enumerate(zip(own, dense, strict=True)) if a != b)
+    assert found["first_other_token"] == len(PROMPT) + other  # a character is a token of the tiny model
+    assert (found["new_tokens"], found["ended"]) == (24, False)
+    loop = loop_of(own)
+    assert found["loop_period"] == (loop and loop[1])
+    assert found["loop_at"] == (loop and len(PROMPT) + loop[0])
+
+
+def test_a_question_that_is_not_known_is_asked_for_and_told(capsys, with_tiny):
+    prompt = f"{PROMPT} Question: when? Answer:"
+    found = as_json(capsys, "generate", "--prompt", prompt, "--max-new-tokens", "1", "--question", "unknown")
+    assert found["question"] == "unknown"
+    status, _, err = call(capsys, "run", "--prompt", PROMPT, "--question", "unknown")
+    assert status == 2 and "no question is found in the prompt" in err
 
 
 def test_numbers_that_do_not_exist_are_null(capsys, with_tiny, monkeypatch):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sparsity_core import generate, run
+from sparsity_core.inference import refill
+from sparsity_core.kinds import Pipeline
 from sparsity_core.models import PROMPTS
 from sparsity_core.record import RunSpec
 from tests import tiny
@@ -62,6 +64,15 @@ def test_a_question_that_is_not_known_is_read_after_the_cut():
     assert known.n_prefill == known.n_at_once == len(ASKED)
     cuts = [run(tiny.model(), ASKED, PIPELINES[2], question=each).n_prefill for each in ("auto", "known", "unknown")]
     assert cuts == [len(ASKED) // 2, END, FIRST]
+
+
+@pytest.mark.parametrize("method", ['eviction=h2o(budget=12, protect="/o/")', PIPELINES[2], "decode=quest(page=4)"])
+def test_what_was_decided_of_a_parted_prompt_is_decided_so_again(method):
+    """Its user's rules are of what was read at once, and a decode stage chooses from there on."""
+    trace = generate(tiny.model(), ASKED, method, max_new_tokens=3, question="unknown").trace
+    steps, scores = refill(tiny.model(), trace, Pipeline.parse(method), 1, steps=trace.snapshot_steps.tolist())
+    np.testing.assert_array_equal(steps, trace.snapshot_steps)
+    np.testing.assert_allclose(scores, trace.snapshots[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(

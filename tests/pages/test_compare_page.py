@@ -74,10 +74,11 @@ def test_who_loses_the_needle_is_drawn_and_a_line_that_names_nothing_is_a_senten
 
 def test_the_table_is_taken_away_in_three_forms(tmp_path: Path) -> None:
     at = compared(tmp_path, SPECS[:2])
-    at.session_state["take_table"] = True
+    at.session_state["take_comparison"] = at.session_state["take_writing"] = True
     at.run()
-    labels = {button.label for button in at.get("download_button") if button.key.startswith("table_")}
-    assert labels == {"CSV", "Markdown", "LaTeX"}
+    for table in ("comparison_", "writing_"):
+        labels = {button.label for button in at.get("download_button") if button.key.startswith(table)}
+        assert labels == {"CSV", "Markdown", "LaTeX"}
     assert {"quality", "kl", "contested", "agreement"} <= open_exports(at)
 
 

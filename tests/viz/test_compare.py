@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sparsity_core.record import Trace
 from sparsity_core.record.provenance import Provenance
 from tests.traces import EVICTED_AT, named, trace
 from tests.viz.figures import NAN, same
@@ -187,3 +188,30 @@ def test_the_share_kept_of_a_span_by_hand() -> None:
     assert table.loc["mine", "tokens"] == 4 and table.loc["mine", "kept"] == 0.5
     assert compare.spans_table(runs, own, step=1).set_index("span").loc["mine", "kept"] == 1.0
     assert table.loc["mine", "kl"] == pytest.approx(float(np.nanmean(made.kl_to_dense[:3])))
+
+
+# --- how far each text went ---
+
+
+def wrote(*ids: int) -> Trace:
+    """A run that read a prompt of two tokens and these, and wrote one more, which no trace has."""
+    n = 2 + len(ids)
+    made = Trace.from_kept([1, 2, *ids], [[list(range(n))]], n_prompt=2)
+    return made.replaced(continuation="…")
+
+
+def test_how_far_a_text_went_is_its_length_its_first_other_token_and_its_loop() -> None:
+    texts = {
+        "dense": wrote(3, 4, 5, 6),
+        "loops": wrote(3, 4, 7, 8, 7, 8, 7, 8, 7, 8, 7),
+        "same": wrote(3, 4, 5, 6),
+        "read": trace(),
+    }
+    table = compare.writing_table(texts, "dense", 12)
+    assert table["pipeline"].tolist() == ["dense", "loops", "same"]
+    assert table["tokens"].tolist() == [5, 12, 5] and table["ended"].tolist() == [True, False, True]
+    same(table["inflation"], [1, 2.4, 1])
+    same(table["parts"], [NAN, 4, NAN])  # the prompt's two, then 3 and 4, which both wrote
+    same(table["loop"], [NAN, 4, NAN])
+    same(table["period"], [NAN, 2, NAN])
+    assert compare.writing_table(texts, "dense", 5)["inflation"].isna().all()  # the dense one may have gone on

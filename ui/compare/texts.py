@@ -106,7 +106,7 @@ def key_of_texts(item: Shown) -> str:
     """The name of what a pipeline does on the texts, whatever the text on the page."""
     own = texts_asked()
     texts = hashlib.sha256("\0".join(own).encode("utf-8", "surrogatepass")).hexdigest() if own else "passages"
-    return f"texts {texts} {key_of(replace(item.spec, prompt='', generate=0))}"
+    return f"texts {texts} {key_of(replace(item.spec, prompt='', generate=0, question='auto'))}"
 
 
 @st.cache_resource(show_spinner=False)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from ui.compare.tables import take_away, told_question
 from ui.compare.texts import known_texts
-from ui.figure import of_runs, show_figure
+from ui.figure import show_figure
 from ui.knobs import choose_one
-from ui.session import Shown, looks_of, specs
+from ui.session import Shown, looks_of
 from viz import compare as viz
-from viz import cost, paper
+from viz import cost
 
 _TEXTS = "texts"  # the span of many texts, beside viz.SPANS
+_HALF = "A method of one cut has read half of the text before it cuts, and does not know the rest."
 _NAMES = {
     "pipeline": "pipeline",
     "kl": "mean KL (nats)",
@@ -47,24 +47,18 @@ def quality(shown: list[Shown]) -> None:
     if not len(table):
         st.info("None of these runs was compared with the dense model: run one with a method.")
         return
+    question = _HALF if span == _TEXTS else told_question(shown)
     figure = viz.plot_tradeoff(table, looks_of(shown), measure, counted)
     show_figure(
         figure,
         table,
         name="quality",
         caption=f"{viz.MEASURES[measure]} of {_of(span, table)} against {viz.COSTS[counted]}, as realised.",
-        read=f"Down and left is better. {_told_bounds(shown)} {_told_question(span)} {_told_dense(shown, span)}"
+        read=f"Down and left is better. {_told_bounds(shown)} {question} {_told_dense(shown, span)}"
         + _told_absent(table, counted),
         sources=[(item.spec, item.trace) for item in shown],
     )
-    _table(shown, table)
-
-
-def _told_question(span: str) -> str:
-    """What a compression of the prompt could know of the question in it, as a sentence: rankings turn with it."""
-    if span != _TEXTS and specs()[0].generate:
-        return "The question is known: it is part of the prompt that a compression reads."
-    return "A method of one cut has read half of the text before it cuts, and does not know the rest."
+    _table(shown, table, span)
 
 
 def _of(span: str, table: pd.DataFrame) -> str:
@@ -108,25 +102,15 @@ def _told_absent(table: pd.DataFrame, counted: str) -> str:
     return f" What {', '.join(absent)} costs so was not recorded: run it again." if absent else ""
 
 
-def _table(shown: list[Shown], table: pd.DataFrame) -> None:
+def _table(shown: list[Shown], table: pd.DataFrame, span: str) -> None:
     """The figure's numbers as papers print them, and the files that hold them."""
+    asked = {item.title: item.trace.provenance.question for item in shown if span != _TEXTS}
     mib = table.assign(**{name: table[name] / 2**20 for name in viz.COSTS})
     tidy = mib[list(_NAMES)].rename(columns=_NAMES)
-    st.dataframe(tidy, hide_index=True, column_config={name: _format(name) for name in tidy.columns[1:]})
-    popover = st.popover("Take the table away", icon=":material/table:", key="take_table", on_change="rerun")
-    if not popover.open:
-        return
-    made = replace(of_runs([(s.spec, s.trace) for s in shown]), caption="Quality and realised bytes of each pipeline.")
-    for form, (label, mime, write) in paper.TABLES.items():
-        popover.download_button(
-            label,
-            data=partial(write, tidy, made),
-            file_name=f"comparison.{form}",
-            mime=mime,
-            key=f"table_{form}",
-            icon=":material/download:",
-            on_click="ignore",
-        )
+    if any(asked.values()):
+        tidy.insert(1, "question", [asked[name] for name in table["pipeline"]])
+    st.dataframe(tidy, hide_index=True, column_config={name: _format(name) for name in [*_NAMES.values()][1:]})
+    take_away(tidy, [(s.spec, s.trace) for s in shown], "Quality and realised bytes of each pipeline.", "comparison")
 
 
 def _format(name: str) -> Any:

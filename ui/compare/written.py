@@ -11,6 +11,7 @@ import streamlit as st
 from sparsity_core.record import key_of
 from sparsity_core.work import Job
 from ui import work
+from ui.compare.tables import take_away
 from ui.figure import show_figure
 from ui.literal import code, literal
 from ui.session import Shown
@@ -18,6 +19,12 @@ from ui.tasks import compare
 from ui.view import View, go
 from viz import compare as viz
 
+_NAMES = {
+    "tokens": "tokens written",
+    "parts": "first other token",
+    "loop": "loop begins at",
+    "period": "loop's period",
+}
 _KEPT = 32  # looks at the attention of one query
 
 
@@ -32,6 +39,21 @@ def generations(shown: list[Shown], at: View) -> None:
     for item in shown:
         if item is not one:
             _generation(item, one)
+    _lengths(shown, one)
+
+
+def _lengths(shown: list[Shown], one: Shown) -> None:
+    """How far each text went: its length, where it parts from the first's, and the loop that it ends in."""
+    table = viz.writing_table({item.title: item.trace for item in shown}, one.title, one.spec.generate)
+    ratio = f"length ÷ {one.letter}"
+    tidy = table.rename(columns={**_NAMES, "inflation": ratio})
+    st.dataframe(tidy, hide_index=True, column_config={ratio: st.column_config.NumberColumn(format="%.2f")})
+    st.caption(
+        f"Length ÷ {one.letter} is a pipeline's tokens until the end of its text over those of {one.letter}, which is known "
+        f"where {one.letter} ended within {one.spec.generate} tokens; a text that did not end is longer still. A loop is an "
+        "n-gram that ends the text at least three times over, in eight tokens or more. Places count from the prompt's first token."
+    )
+    take_away(tidy, [(item.spec, item.trace) for item in shown], "How far each pipeline's text went.", "writing")
 
 
 def _generation(item: Shown, one: Shown) -> None:

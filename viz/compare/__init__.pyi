@@ -29,3 +29,4 @@ from .tradeoff import reads_prompt_densely as reads_prompt_densely
 from .tradeoff import text_row as text_row
 from .tradeoff import texts_table as texts_table
 from .tradeoff import tradeoff_table as tradeoff_table
+from .writing import writing_table as writing_table

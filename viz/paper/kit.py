@@ -39,6 +39,7 @@ def caption(provenance: Provenance) -> str:
     length = f"{tokens} tokens" + (f", {generated} of them generated" if generated not in ("", "0") else "")
     model = provenance.model + (f" in {provenance.dtype}" if provenance.dtype else "")
     settings = [model, *map(_told, pipelines_of(provenance)), length if tokens else "", f"seed {seed}" if seed else ""]
+    settings += [f"question {provenance.question}"] if provenance.question else []
     told = "; ".join(text for text in settings if text)
     return f"{provenance.caption} {told}." if told else provenance.caption
 

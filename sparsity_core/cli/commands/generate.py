@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from sparsity_core.cli import options as shared
 from sparsity_core.cli.traced import recorded, trace_answer, trace_options
+from sparsity_core.record import loop_of
+
+if TYPE_CHECKING:
+    from sparsity_core.inference import Generation
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -29,4 +34,18 @@ def answer(options: argparse.Namespace) -> shared.Answer:
         from sparsity_core.inference import generate
 
         out = generate(*given, progress=progress, **settings)
-    return trace_answer(options, out.trace, out.text)
+    return trace_answer(options, out.trace, out.text, _writing(options, out))
+
+
+def _writing(options: argparse.Namespace, out: Generation) -> dict[str, Any]:
+    """How far the text went; None where it has no such token. Places are in the whole text, the prompt's first being 0."""
+    trace, n = out.trace, out.trace.n_prompt
+    loop = loop_of(out.token_ids)
+    other = [] if options.temperature or not trace.compared else (trace.top1_agrees[n - 1 :] == 0).nonzero()[0]
+    return {
+        "new_tokens": len(out.token_ids),
+        "ended": len(out.token_ids) < options.max_new_tokens,
+        "first_other_token": n + int(other[0]) if len(other) else None,
+        "loop_at": None if loop is None else n + loop[0],
+        "loop_period": None if loop is None else loop[1],
+    }
