@@ -51,7 +51,7 @@ def _lengths(shown: list[Shown], one: Shown) -> None:
     st.caption(
         f"Length ÷ {one.letter} is a pipeline's tokens until the end of its text over those of {one.letter}, which is known "
         f"where {one.letter} ended within {one.spec.generate} tokens; a text that did not end is longer still. A loop is an "
-        "n-gram that ends the text at least three times over, in eight tokens or more. Places count from the prompt's first token."
+        "n-gram that ends the text at least three times over, in eight tokens or more. Places count from the text's first token."
     )
     take_away(tidy, [(item.spec, item.trace) for item in shown], "How far each pipeline's text went.", "writing")
 

@@ -75,5 +75,5 @@ def haystack(
 
 
 def needle_run(spec: RunSpec, needle: Needle) -> RunSpec:
-    """The run of a needle's prompt, of which the store keeps the trace."""
-    return replace(spec, prompt=needle.prompt, generate=NEW_TOKENS)
+    """The run of a needle's prompt, of which the store keeps the trace; its question is known."""
+    return replace(spec, prompt=needle.prompt, generate=NEW_TOKENS, question="auto")
