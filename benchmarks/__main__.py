@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import machine, save
 
-NAMES = ("kernels", "tracing", "app", "weights", "decode", "quality", "gate", "prefill", "sweep")
+NAMES = ("kernels", "tracing", "app", "weights", "decode", "quality", "gate", "prefill", "sweep", "batch")
 
 
 def main(arguments: list[str]) -> int:
