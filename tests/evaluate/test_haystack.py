@@ -64,17 +64,21 @@ def test_an_answer_that_is_fed_is_as_likely_as_one_that_is_written(pipeline: str
     own = generate(model, prompt, chosen, max_new_tokens=6, against_dense=False, stop_at_eos=False)
     (n, ids) = own.trace.n_prompt, own.trace.token_ids
     mean = own.trace.nll[n - 1 : n + 4].mean()
-    other = generate(model, prompt, chosen, max_new_tokens=1, against_dense=False).trace
     fed = generate(
         model, ids.tolist(), chosen, n_prefill=n, max_new_tokens=1, against_dense=False, stop_at_eos=False
     ).trace
     assert fed.nll[n - 1 : n + 4].mean() == pytest.approx(mean, rel=1e-6)
-    # The same through what a needle's answer is measured by, for an answer of plain characters.
-    needle = Needle(700, 0.5, prompt, "1234567", n, 0)
-    loss = answer_loss(model, chosen, needle, other)
-    ids = model.encode(f"{prompt} 1234567")
-    trace = generate(model, ids, chosen, n_prefill=n, max_new_tokens=1, against_dense=False).trace
-    assert loss == pytest.approx(float(trace.nll[n - 1 : n + 7].mean()), rel=1e-6)
+
+
+def test_the_loss_of_an_answer_is_that_of_its_own_tokens_in_transformers_logits() -> None:
+    model = long_model()
+    prompt = needle_of(lambda text: len(text.encode()), 700, 0.5).prompt
+    written = generate(model, prompt, max_new_tokens=1).trace
+    ids = torch.tensor([model.encode(f"{prompt} 1234567")])
+    logits = model.hf(ids).logits[0, -9:-1].log_softmax(-1)  # a space and seven digits, a token each
+    expected = -logits.gather(1, ids[0, -8:, None]).mean()
+    loss = answer_loss(model, pipeline_of(None), Needle(700, 0.5, prompt, "1234567", 700, 0), written)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_each_cell_of_the_grid_is_a_run_of_its_own() -> None:

@@ -65,8 +65,10 @@ def test_each_pipeline_has_its_panel_with_band_median_and_the_one_text() -> None
     table = compare.bands_table(dict.fromkeys(NAMES, profiles), dict.fromkeys(NAMES, profiles[0]))
     figure = compare.plot_bands(table, LOOKS)
     drawn = [(line.name, line.xaxis) for line in figure.data if line.name]
-    assert drawn == [(n, x) for x in ("x", "x2") for n in ("10 to 90 % of texts", "median", "this text")]
+    assert drawn == [(n, x) for x in ("x", "x2") for n in ("10 to 90 % of 3 texts", "median", "this text")]
     same(figure.data[1].y, table["high"][:4])
+    without = compare.plot_bands(compare.bands_table({NAMES[0]: profiles}, {}), LOOKS)
+    assert [line.name for line in without.data if line.name] == ["10 to 90 % of 3 texts", "median"]
     assert figure.data[1].fill == "tonexty" and [a.text for a in figure.layout.annotations] == NAMES
 
 

@@ -37,9 +37,13 @@ def quality(shown: list[Shown]) -> None:
     }
     with row:
         spans = viz.SPANS if generated else {"prompt": viz.SPANS["prompt"]}
-        if texts:
+        if len(texts) == len(shown):
             spans = {_TEXTS: f"{len(next(iter(texts.values())))} texts", **spans}
-        span = choose_one("Measured on", spans, "compare_span" + _TEXTS * bool(texts)) if len(spans) > 1 else "prompt"
+        span = (
+            choose_one("Measured on", spans, "compare_span" + _TEXTS * (_TEXTS in spans))
+            if len(spans) > 1
+            else "prompt"
+        )
         measure = choose_one("Quality", viz.MEASURES, "compare_measure")
         counted = choose_one("Cost", viz.COSTS, "compare_cost")
     runs = {item.title: item.trace for item in shown}

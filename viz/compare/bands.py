@@ -86,7 +86,7 @@ def plot_bands(
 def _lines(own: pd.DataFrame, look: Look, measure: str, one: str, first: bool) -> list[go.Scatter]:
     form = ".3f" if measure == "kl" else ".1%"
     edge = {"mode": "lines", "line": {"width": 0, "color": look.colour}, "hoverinfo": "skip"}
-    band = go.Scatter(x=own["at"], y=own["high"], fill="tonexty", name="10 to 90 % of texts", **edge)
+    band = go.Scatter(x=own["at"], y=own["high"], fill="tonexty", name=f"10 to 90 % of {own['n'].max()} texts", **edge)
     median = go.Scatter(
         x=own["at"],
         y=own["median"],
@@ -97,7 +97,7 @@ def _lines(own: pd.DataFrame, look: Look, measure: str, one: str, first: bool) -
         hovertemplate=f"median %{{y:{form}}}, 10 to 90 % of %{{customdata[2]}} texts: %{{customdata[0]:{form}}} to "
         f"%{{customdata[1]:{form}}}<extra></extra>",
     )
-    line = go.Scatter(
+    mine = go.Scatter(
         x=own["at"],
         y=own["one"],
         mode="lines",
@@ -105,5 +105,6 @@ def _lines(own: pd.DataFrame, look: Look, measure: str, one: str, first: bool) -
         name=plain(one),
         hovertemplate=f"{plain(one)}: %{{y:{form}}}<extra></extra>",
     )
-    lines = [go.Scatter(x=own["at"], y=own["low"], showlegend=False, **edge), band, median, line]
+    lines = [go.Scatter(x=own["at"], y=own["low"], showlegend=False, **edge), band, median]
+    lines += [] if own["one"].isna().all() else [mine]
     return [each.update(legendgroup=each.name, showlegend=first and each.showlegend is None) for each in lines]
