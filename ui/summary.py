@@ -18,6 +18,7 @@ from viz.cost import label, prompt_perplexity
 
 _IN_FULL = 2  # runs whose figures stand large
 _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
 def summary(shown: list[Shown]) -> None:
@@ -121,7 +122,7 @@ def _figures(item: Shown) -> None:
     )
     row.metric(
         "KV cache",
-        _bytes(trace.kv_bytes) if trace.kv_bytes_dense else "–",
+        tell_bytes(trace.kv_bytes) if trace.kv_bytes_dense else "–",
         f"{trace.kv_bytes / trace.kv_bytes_dense:.0%} of dense" if trace.kv_bytes_dense else None,
         delta_color="off",
         delta_arrow="off",
@@ -194,5 +195,7 @@ def told_provenance(trace: Trace) -> str:
     )
 
 
-def _bytes(n: int) -> str:
-    return f"{n / 2**20:.1f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"
+def tell_bytes(n: int) -> str:
+    """Bytes in the largest unit of which there is one, with a decimal below ten: a number of three digits fits a metric."""
+    unit, size = next(((name, n / of) for name, of in _UNITS.items() if n >= of), ("KiB", n / 2**10))
+    return f"{size:.1f} {unit}" if round(size, 1) < 10 else f"{size:.0f} {unit}"

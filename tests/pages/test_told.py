@@ -15,6 +15,7 @@ from tests import tiny, traces
 from ui.channels import other_calibrations, tell_fetched
 from ui.figure import generated_tokens
 from ui.session import EXAMPLE, Shown
+from ui.summary import tell_bytes
 from ui.tokens import tell_mass
 
 
@@ -25,6 +26,12 @@ def test_the_mass_that_was_read_is_measured_or_said_not_to_be() -> None:
     assert "was not measured here" in tell_mass(unknown) and "%" not in tell_mass(unknown)
     known = traces.trace(**read, selected_mass=np.where(np.arange(8) > 5, 0.25, mass))
     assert tell_mass(known) == "In the layers that choose, what was read held 25% of the exact attention."
+
+
+def test_bytes_are_told_in_three_digits_or_four_of_the_largest_unit() -> None:
+    told = {0: "0.0 KiB", 512: "0.5 KiB", 2**20 - 1: "1024 KiB", 2936012: "2.8 MiB", 10 * 2**20 - 1: "10 MiB"}
+    told |= {358718669: "342 MiB", 1023 * 2**20: "1023 MiB", 3 * 2**29: "1.5 GiB", 2**41: "2048 GiB"}
+    assert {n: tell_bytes(n) for n in told} == told
 
 
 def test_of_nothing_fetched_no_share_came_late() -> None:
