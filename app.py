@@ -24,7 +24,7 @@ from ui.model_bar import keep_run_settings, model_bar
 from ui.page import remember_pages
 from ui.page_kit import page_kit
 from ui.pins import begin_page
-from ui.restore import restore
+from ui.restore import restore, tell_restored
 from ui.run_bar import follow_link, run_bar
 from ui.session import Shown
 from ui.spectra import hold_choices
@@ -67,6 +67,7 @@ def main() -> None:
     )
     if problem:
         st.warning(literal(problem))
+    tell_restored()
     st.session_state.page = chosen.url_path or next(iter(PAGES))  # the first page's address is empty
     module = PAGES[st.session_state.page]
     st.session_state.stage = module.PAGE.explains

@@ -45,5 +45,12 @@ def _open(file_id: str, data: bytes) -> None:
     except ValueError as error:
         st.session_state.restored = (file_id, f"The view is as it was. {explain(error)}")
         return
-    st.session_state.restored = (file_id, f"This is the view of: {made.caption}")
+    told = st.session_state["restored view"] = f"This is the view of: {made.caption}"
+    st.session_state.restored = (file_id, told)
     st.switch_page(page_at(made.link.get("page", "")), query_params=link)
+
+
+def tell_restored() -> None:
+    """Says once, on the page that a file's view lies on, what was brought back: the uploader is not open there."""
+    if (told := st.session_state.pop("restored view", None)) is not None:
+        st.toast(literal(told), icon=":material/restore_page:", duration="long")

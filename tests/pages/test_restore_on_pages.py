@@ -16,6 +16,7 @@ from tests.app.test_app import unfold
 from tests.pages.test_pages import PAIR, opened
 from ui import figure, session
 from ui.address import read_address
+from ui.literal import literal
 from ui.session import EXAMPLE
 from viz import paper
 
@@ -44,6 +45,15 @@ def test_a_file_brings_back_runs_view_and_prompt(tmp_path: Path) -> None:
         "layer": "7", "head": "last", "token": "11", "step": "99"
     }  # fmt: skip
     assert at.session_state.restored[1] == "This is the view of: A figure."
+
+
+@pytest.mark.parametrize("page", ["tokens", "scores"])
+def test_the_page_that_a_file_opens_says_once_what_was_restored(tmp_path: Path, page: str) -> None:
+    at = upload(opened(tmp_path), "loss.json", exported({"page": page, **PAIR}))
+    assert at.session_state["page"] == page
+    assert [literal("This is the view of: A figure.")] == [toast.value for toast in at.toast]
+    at.run()
+    assert not at.toast
 
 
 def test_a_prompt_of_one_s_own_comes_with_the_file(tmp_path: Path) -> None:
