@@ -14,6 +14,7 @@ from sparsity_core.record import RunSpec, Store, key_of
 from tests.app.test_app import figures, open_page, said, titles
 from tests.pages.test_pages import example, open_exports, opened
 from tests.server import cache_with_models
+from ui.address import read_address, write_address
 from ui.bundle import BESIDE
 from ui.compare import needles as ui_needles
 from ui.compare import texts, written
@@ -70,6 +71,44 @@ def test_who_loses_the_needle_is_drawn_and_a_line_that_names_nothing_is_a_senten
     assert "7421" in area.value
     area.set_value("needle: no such words").run()
     assert not at.exception and any("The text has no 'no such words'" in e.value for e in at.error)
+
+
+def test_a_run_without_a_named_span_is_left_out_by_name(tmp_path: Path) -> None:
+    """What only one of them wrote: the others are drawn, and the sentence names the one that lacks it."""
+    at = compared(tmp_path, [EXAMPLE, BESIDE])
+    beside = Store().get(BESIDE)
+    assert beside is not None
+    own, other = ("".join(trace.texts[trace.n_prompt :]) for trace in (example(), beside))
+    words = next(line.strip() for line in own.split("\n") if line.strip() not in EXAMPLE.prompt + other)
+    area = next(each for each in at.text_area if (each.key or "").startswith("compare_spans_"))
+    area.set_value(f"written: {words}").run()
+    assert not at.exception and not at.error
+    assert any(each.value.startswith("B: ") and "is left out: the text has no" in each.value for each in at.info)
+    assert [row.partition(" (")[0] for row in figures(at)[-1]["data"][0]["y"]][-2:] == ["written", "other"]
+
+
+def test_how_far_each_text_went_and_whether_the_question_is_known_are_told(tmp_path: Path) -> None:
+    spec = replace(EXAMPLE, question="unknown")
+    made = replace(example().provenance, question="unknown")
+    assert Store().put(spec, example().replaced(provenance=made)) is None
+    at = opened(tmp_path, prompt="needle", pipeline=spec.pipeline, generate=str(spec.generate), question="unknown")
+    open_page(at, "compare")
+    assert not at.exception and at.session_state["specs"] == [spec]
+    assert "“Question: what is the code of the blue door?” from token 230 on, is not known" in said(at)
+    assert "question unknown" in said(at)
+    at = compared(tmp_path, [EXAMPLE, BESIDE])
+    table = next(each.value for each in at.dataframe if "tokens written" in each.value)
+    assert table["tokens written"].tolist() == [
+        len(t.token_ids) - t.n_prompt + 1 for t in (example(), Store().get(BESIDE)) if t is not None
+    ]
+
+
+def test_a_link_says_whether_the_question_is_known() -> None:
+    spec = replace(EXAMPLE, question="unknown")
+    assert read_address(write_address([spec], {})).specs == (spec,)
+    assert "question" not in write_address([EXAMPLE], {})
+    with pytest.raises(ValueError, match="question is one of auto, known, unknown; got 'perhaps'"):
+        read_address({"prompt": "needle", "question": "perhaps"})
 
 
 def test_the_table_is_taken_away_in_three_forms(tmp_path: Path) -> None:

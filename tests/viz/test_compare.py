@@ -205,13 +205,14 @@ def test_how_far_a_text_went_is_its_length_its_first_other_token_and_its_loop() 
         "dense": wrote(3, 4, 5, 6),
         "loops": wrote(3, 4, 7, 8, 7, 8, 7, 8, 7, 8, 7),
         "same": wrote(3, 4, 5, 6),
+        "goes on": wrote(3, 4, 5, 6, 9, 9),
         "read": trace(),
     }
     table = compare.writing_table(texts, "dense", 12)
-    assert table["pipeline"].tolist() == ["dense", "loops", "same"]
-    assert table["tokens"].tolist() == [5, 12, 5] and table["ended"].tolist() == [True, False, True]
-    same(table["inflation"], [1, 2.4, 1])
-    same(table["parts"], [NAN, 4, NAN])  # the prompt's two, then 3 and 4, which both wrote
-    same(table["loop"], [NAN, 4, NAN])
-    same(table["period"], [NAN, 2, NAN])
+    assert table["pipeline"].tolist() == ["dense", "loops", "same", "goes on"]
+    assert table["tokens"].tolist() == [5, 12, 5, 7] and table["ended"].tolist() == [True, False, True, True]
+    same(table["inflation"], [1, 2.4, 1, 1.4])
+    same(table["parts"], [NAN, 4, NAN, 6])  # the prompt's two, then 3 and 4, which both wrote; and where dense ended
+    same(table["loop"], [NAN, 4, NAN, NAN])
+    same(table["period"], [NAN, 2, NAN, NAN])
     assert compare.writing_table(texts, "dense", 5)["inflation"].isna().all()  # the dense one may have gone on

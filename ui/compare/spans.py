@@ -51,7 +51,7 @@ def spans(shown: list[Shown], at: View) -> None:
         name="spans",
         caption=f"{viz.SPAN_MEASURES[measure]}, up to step {at.step}, over all layers and KV heads, of each span and pipeline. "
         "Kept is what no gate and no eviction took for good; what a prefill or decode method leaves unread stays in the cache.",
-        read="Found by rule: the roles of a chat, the question, fenced code, numbers. What no span holds is “other”. What went "
-        f"before the question's first token went without knowing it: move the step there to see how much. {told_question(shown)}",
+        read="Found by rule: the roles of a chat, the question, fenced code, numbers. What no span holds is “other”. Move the "
+        f"step to the question's first token to see what went before it. {told_question(shown)}",
         sources=[(item.spec, item.trace) for item in shown],
     )

@@ -41,9 +41,9 @@ def told_question(shown: Sequence[Shown]) -> str:
         return "A method of one cut has read half of the text before it cuts, and does not know the rest."
     if spec.question == "unknown":
         place = question_at(trace.texts[: trace.n_prompt])
-        at = "" if place is None else f", at token {place[0]}: “{literal(_beginning(trace, *place))}”"
+        at = "" if place is None else f", “{literal(_beginning(trace, *place))}” from token {place[0]} on,"
         return (
-            f"The question is not known{at}. The prompt is compressed before it, and it and the rest come a token at a time. "
+            f"The question{at} is not known: the prompt is compressed before it, and it and the rest come a token at a time. "
             "To a method that evicts at each step this is next to no difference: it never knew what comes."
         )
     where = (

@@ -17,8 +17,8 @@ def writing_table(traces: Mapping[str, Trace], against: str, most: int) -> pd.Da
 
     `tokens` were written of at most `most`; fewer means that the text `ended` by itself. `inflation` is tokens over those of
     the pipeline `against`, nan where that one did not end; where this one did not, the true ratio is higher. `parts` is the
-    first token that differs from its text, and `loop` the first of a repeated n-gram in which the text ends, both by their
-    place in the whole text and nan where there is none; `period` is the n-gram's tokens.
+    first token that differs from its text, its end included, and `loop` the first of a repeated n-gram in which the text
+    ends, both by their place in the whole text and nan where there is none; `period` is the n-gram's tokens.
     """
     other, nan = traces[against], float("nan")
     dense = _written(other)
@@ -27,7 +27,7 @@ def writing_table(traces: Mapping[str, Trace], against: str, most: int) -> pd.Da
         if not trace.continuation:
             continue
         written, at = _written(trace), common_length(trace, other)
-        parts = trace.n_prompt <= at < min(trace.n_tokens, other.n_tokens)
+        parts = trace.n_prompt <= at < max(trace.n_tokens, other.n_tokens)
         loop = loop_of(trace.token_ids[trace.n_prompt :])
         rows.append(
             {
