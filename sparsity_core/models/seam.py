@@ -69,7 +69,7 @@ def _attention(
     softcap = kwargs.get("softcap")
     if kwargs.get("s_aux") is not None:
         raise ValueError("its heads have learned attention sinks, which are not implemented")
-    if kwargs.get("indices") is not None:
+    if kwargs.get("indices") is not None or kwargs.get("block_indices") is not None:
         raise ValueError("an indexer of its own chooses the keys that each query reads")
     if recorder is None:
         if softcap is None:

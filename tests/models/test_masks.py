@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparsity_core import run
 from sparsity_core.models import ModelError, wrap
@@ -89,6 +89,15 @@ def test_losses_beyond_every_window_are_transformers_own(family):
 def test_a_family_that_would_be_drawn_wrongly_is_refused(family, sentence):
     with pytest.raises(ModelError, match=sentence):
         wrap(families.network(family), tiny.tokenizer(), family)
+
+
+def test_a_model_whose_indexer_chooses_blocks_of_keys_is_refused():
+    """MiniMax M3 by its own configuration; without `layer_types` all its layers read everything, and it is drawn."""
+    config = families.configuration("minimax_m3_vl_text")
+    config.layer_types = ["full_attention", "minimax_m3_sparse", "full_attention"]
+    hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    with pytest.raises(ModelError, match="an indexer of its own chooses the keys"):
+        wrap(hf, tiny.tokenizer(), "minimax_m3_vl_text")
 
 
 def test_a_mask_that_changes_after_loading_is_refused_before_a_figure_is_drawn(monkeypatch):
