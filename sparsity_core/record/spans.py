@@ -27,7 +27,9 @@ _ASKED = re.compile(r"Question:.*?(?=\s*Answer:|$)", re.DOTALL)
 _ANSWERS = re.compile(  # what a chat's template or a prompt puts after the question, for the answer to begin
     r"(?:\s|(?:<\|[a-z_]+\|>|<(?:start|end)_of_turn>)(?:assistant|model)?|\[/INST\]|</?s>|</?think>)*$"
 )
-_SENTENCE = re.compile(r"(?:[.!?](?=\s)|[。！？]|\n|\|>|\[INST\]|</?s>)\s*")  # its end, and what stands before the next
+_SENTENCE = re.compile(
+    r"(?:(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)[.!?](?=\s)|[。！？]|\n|\|>|\[INST\]|</?s>)\s*"
+)  # its end, and what stands before the next
 _TAIL = 200  # characters of a prompt in which its template ends
 _RULES = {
     "code": re.compile(r"```.*?```", re.DOTALL),

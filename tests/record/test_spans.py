@@ -76,6 +76,7 @@ def test_rules_look_at_the_prompt_alone():
         ("Question: a? Answer: b\nQuestion: c? Answer:", "Question: c?"),  # solved examples come first
         ("It is 3.5 m. How long is 3.5 m?", "How long is 3.5 m?"),
         ("A door.\n\nWhich door?\n", "Which door?"),
+        ("He left. Where is Dr. Lee?", "Where is Dr. Lee?"),
         ("Which door? Answer: the", "Which door?"),
         ("<|im_start|>user\nI do. Where?<|im_end|>\n<|im_start|>assistant\n", "Where?"),
         ("<s>[INST] Where? [/INST]", "Where?"),
