@@ -18,14 +18,15 @@ from ui.spectra import RATIOS, example_method
 from ui.sweeps import swept
 
 _PASSAGES, _LETTERS = 16, 1600  # about 384 tokens each
+DENSE = replace(EXAMPLE, pipeline="dense")
 BESIDE = replace(EXAMPLE, pipeline="eviction=streaming_llm(budget=64)")
 
 
 def bundled_specs() -> list:
-    """What opens without a model: the example, what stands beside it first, all stages at once, a gate and a pattern alone, the
-    example's sweep."""
+    """What opens without a model: the example, the dense model's answer to it, what stands beside it first, all stages at once, a
+    gate and a pattern alone, the example's sweep."""
     example = swept(EXAMPLE)
-    return [EXAMPLE, BESIDE, FIVE_STAGES, GATED, PATTERNED, *(example.specs.values() if example else ())]
+    return [EXAMPLE, DENSE, BESIDE, FIVE_STAGES, GATED, PATTERNED, *(example.specs.values() if example else ())]
 
 
 def make_traces() -> None:

@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from sparsity_core.record import Trace
+from ui.answers import answers
 from ui.figure import generated_tokens
 from ui.glossary import told
 from ui.knobs import folded
@@ -24,9 +25,12 @@ _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 def summary(shown: list[Shown]) -> None:
     """A row of figures for each pipeline; of many, a row of one table."""
     if [item.spec for item in shown] == [EXAMPLE] and not visit_at()[0]:
-        st.caption(
-            "This run came with SparseLens. It shows what each layer dropped of the prompt at the left, while the "
-            "model read it and while it wrote on. Change any setting there and press Run."
+        st.title("SparseLens: what sparse inference throws away", anchor=False)
+        st.markdown(
+            "Five lines of work prune what a large language model computes: its context, its cache, its channels, its prompt's "
+            "attention and its weights. SparseLens runs a real model through any of them and shows which tokens, channels and "
+            "neurons go, when, and what it costs. Below, a run that came with it dropped most of the prompt at the left, while "
+            "the dense model still finds the answer in it: change any setting there and press Run."
         )
         offer_visits().button(
             "Show a run of all five stages",
@@ -44,11 +48,9 @@ def summary(shown: list[Shown]) -> None:
         named = f"**{item.letter}** · " if len(shown) > 1 else ""
         st.markdown(named + (f"{literal(item.name)} · " if item.name else "") + code(label(trace)))
         _figures(item)
-        if trace.continuation:
-            st.caption("The model went on:")
-            st.text(trace.continuation)  # not st.code, whose highlighter the browser would load before any chart
         for note in trace.notes:
             st.info(note)
+    answers(shown)
     for item in shown:
         st.caption((f"{item.letter}: " if len(shown) > 1 else "") + told_provenance(item.trace))
 

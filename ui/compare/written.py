@@ -13,10 +13,11 @@ from sparsity_core.work import Job
 from ui import work
 from ui.compare.tables import take_away
 from ui.figure import show_figure
-from ui.literal import code, literal
+from ui.literal import literal
+from ui.parting import go_to, show_parting
 from ui.session import Shown
 from ui.tasks import compare
-from ui.view import View, go
+from ui.view import View
 from viz import compare as viz
 
 _NAMES = {
@@ -57,28 +58,12 @@ def _lengths(shown: list[Shown], one: Shown) -> None:
 
 
 def _generation(item: Shown, one: Shown) -> None:
-    parting = viz.parting_of(item.trace, one.trace)
     st.markdown(f"**{literal(item.title)}**")
-    if parting is None:
-        same = item.trace.continuation == one.trace.continuation
-        st.caption(f"wrote the same as {one.letter}" if same else f"agrees with {one.letter} as far as both wrote")
-        return
-    st.markdown(f"{_inline(parting.before)} :red-background[{_inline(parting.token)}] {_inline(parting.after)}")
-    step = parting.position - 1
-    gone = float((item.trace.evicted_at[:, :, : parting.position] <= step).mean())
-    st.caption(
-        f"First other token: {parting.position}, {code(parting.token)} in place of {code(parting.instead_of)}. When it was "
-        f"chosen, at step {step}, {gone:.0%} of the keys of all layers and heads were gone."
-    )
-    with st.container(horizontal=True):
-        if st.button(f"Go to step {step}", key=f"parting_{item.letter}", icon=":material/my_location:"):
-            go(step=step)
-        _behind(item, step)
-
-
-def _inline(text: str) -> str:
-    """Text inside a line of Markdown, inert and with its line ends shown."""
-    return literal(" ".join(text.replace("\n", " ↵ ").split())).replace(":", "\\:")
+    step = show_parting(item, one.trace, one.letter)
+    if step is not None:
+        with st.container(horizontal=True):
+            go_to(step, f"parting_{item.letter}")
+            _behind(item, step)
 
 
 def _behind(item: Shown, step: int) -> None:
