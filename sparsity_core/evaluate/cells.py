@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_core.evaluate.densities import at_density
+from sparsity_core.evaluate.texts import text_of_line
 from sparsity_core.kinds import Pipeline
 from sparsity_core.work import Progress, digest_of, explain, read_file, read_text, silent, weights_on_disk
 
@@ -163,22 +164,8 @@ def text_of(path: str, line: int) -> str:
     with open(path, encoding="utf-8") as file:
         for number, written in enumerate(file, 1):
             if number == line:
-                return read_text(f"{path}, line {line}", text_in(path, line, written).encode())
+                return read_text(f"{path}, line {line}", text_of_line(path, line, written).encode())
     raise ValueError(f"{path} has no line {line} any more")
-
-
-def text_in(path: str, number: int, written: str) -> str:
-    """The text of a line of a JSONL file, its field `text` or `prompt`. Raises ValueError, with the line, without one."""
-    try:
-        row = json.loads(written)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise ValueError(f'{path}, line {number}: it is no JSON object; write {{"text": …}}')
-    found = next((row[name] for name in ("text", "prompt") if name in row), None)
-    if not isinstance(found, str) or not found.strip():
-        raise ValueError(f"{path}, line {number}: the field 'text' is missing, or holds no text")
-    return found
 
 
 def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sparsity_core.evaluate.cells import WHOLE, CellSpec, text_in
+from sparsity_core.evaluate.cells import WHOLE, CellSpec
 from sparsity_core.evaluate.densities import check_density
 from sparsity_core.evaluate.task_checks import check_tasks
+from sparsity_core.evaluate.texts import text_of_line
 from sparsity_core.kinds import STAGES, Method, Pipeline, nearest
 from sparsity_core.work import MOST_BYTES, read_file
 
@@ -212,7 +213,7 @@ def _texts(path: Path) -> Iterator[tuple[str, int]]:
         with open(path, encoding="utf-8") as file:
             for number, written in enumerate(file, 1):
                 if written.strip():
-                    text_in(str(path), number, written)
+                    text_of_line(str(path), number, written)
                     yield str(path), number
     elif path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path} is larger than {MOST_BYTES // 2**20} MB: cut it into smaller texts")

@@ -27,10 +27,11 @@ def read_texts(path: str | Path) -> list[str]:
 
 def texts_of_lines(name: str, content: str) -> list[str]:
     """The texts of a file of JSON lines, each an object. Raises ValueError with the name and the line of one that is none."""
-    return [_text(name, at, line) for at, line in enumerate(content.split("\n"), 1) if line.strip()]
+    return [text_of_line(name, at, line) for at, line in enumerate(content.split("\n"), 1) if line.strip()]
 
 
-def _text(name: str, at: int, line: str) -> str:
+def text_of_line(name: str, at: int, line: str) -> str:
+    """The text of a line of JSON. Raises ValueError with the file's name and the line's number."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
