@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -17,13 +19,13 @@ from ui.session import EXAMPLE, FIVE_STAGES, Shown, open_run, visit_at
 from ui.visits import offer_visits
 from viz.cost import label, prompt_perplexity
 
-_IN_FULL = 2  # runs whose figures stand large
+_ANSWERS = 2  # runs whose texts stand on every page; Compare has those of more
 _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
 def summary(shown: list[Shown]) -> None:
-    """A row of figures for each pipeline; of many, a row of one table."""
+    """The figures of one run; of several a table, beside the dense model's."""
     if [item.spec for item in shown] == [EXAMPLE] and not visit_at()[0]:
         st.title("SparseLens: what sparse inference throws away", anchor=False)
         st.markdown(
@@ -40,25 +42,23 @@ def summary(shown: list[Shown]) -> None:
             args=(FIVE_STAGES,),
             help="the same prompt: neurons cut, tokens dropped by a trained gate, a sparse prefill, an eviction and sparse reads",
         )
-    if len(shown) > _IN_FULL:
+    if len(shown) > 1:
         _compact(shown)
-        return
-    for item in shown:
-        trace = item.trace
-        named = f"**{item.letter}** · " if len(shown) > 1 else ""
-        st.markdown(named + (f"{literal(item.name)} · " if item.name else "") + code(label(trace)))
+    for item in shown if len(shown) == 1 else ():
+        st.markdown((f"{literal(item.name)} · " if item.name else "") + code(label(item.trace)))
         _figures(item)
-        for note in trace.notes:
+        for note in item.trace.notes:
             st.info(note)
-    answers(shown)
-    for item in shown:
-        st.caption((f"{item.letter}: " if len(shown) > 1 else "") + told_provenance(item.trace))
+    if len(shown) <= _ANSWERS:
+        answers(shown)
+    if len(shown) == 1:
+        st.caption(told_provenance(shown[0].trace))
 
 
 def _compact(shown: list[Shown]) -> None:
-    """The figures of many runs as a table of one row a run, and below it what they were computed with."""
+    """The figures of several runs as a table, and below it what they were computed with."""
     st.dataframe(
-        pd.DataFrame([_row(item) for item in shown]),
+        figures_table(shown),
         hide_index=True,
         column_config={name: st.column_config.NumberColumn(format=form) for name, form in _FORMATS.items()},
     )
@@ -68,6 +68,23 @@ def _compact(shown: list[Shown]) -> None:
         if opened:
             for item in shown:
                 st.caption(f"{item.letter}: {told_provenance(item.trace)}")
+
+
+def figures_table(shown: list[Shown]) -> pd.DataFrame:
+    """One row a run, the dense model's before them where none of them is it, and after two what B has more than A."""
+    rows = [_row(item) for item in shown]
+    if all(item.trace.provenance.pipeline != "dense" for item in shown):
+        one = shown[0].trace
+        dense = {"pipeline": "dense", "perplexity": prompt_perplexity(one)[1], "KV cache": one.kv_bytes_dense}
+        rows.insert(
+            0, {**dense, "to dense": 0.0, "of dense": 1.0, "keys kept": 1.0, "regret": 0.0, "same top token": 1.0}
+        )
+    if len(shown) == 2:
+        a, b = rows[-2:]
+        rows.append({"pipeline": "B − A", **{name: b[name] - a[name] for name in _FORMATS}})
+    columns = list(_row(shown[0]))
+    words = {name: "" for name in columns if name not in _FORMATS}
+    return pd.DataFrame([{**words, **row} for row in rows], columns=columns)
 
 
 _FORMATS = {
@@ -81,7 +98,7 @@ _FORMATS = {
 }
 
 
-def _row(item: Shown) -> dict[str, object]:
+def _row(item: Shown) -> dict[str, Any]:
     trace = item.trace
     pruned, dense = prompt_perplexity(trace)
     return {

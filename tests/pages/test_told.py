@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from sparsity_core import methods, studies
@@ -12,10 +13,11 @@ from sparsity_core.methods.decode.double_sparsity.channels import STATISTICS, Ch
 from sparsity_core.models import calibration_digest
 from sparsity_core.record import Store
 from tests import tiny, traces
+from ui.bundle import BESIDE, DENSE
 from ui.channels import other_calibrations, tell_fetched
 from ui.figure import generated_tokens
 from ui.session import EXAMPLE, Shown
-from ui.summary import tell_bytes
+from ui.summary import figures_table, tell_bytes
 from ui.tokens import tell_mass
 
 
@@ -86,3 +88,17 @@ def test_the_channels_page_tells_what_left_the_keys() -> None:
     assert at.markdown[0].value.startswith(
         "16 keys of each head, on average, are held in 8 of 16 channels; the cache takes 9"
     )
+
+
+def test_two_runs_stand_in_one_table_with_the_dense_model_and_their_difference() -> None:
+    stored = [Store().get(spec) for spec in (EXAMPLE, BESIDE, DENSE)]
+    example, beside, whole = (trace for trace in stored if trace is not None)
+    shown = [Shown("A", EXAMPLE, example), Shown("B", BESIDE, beside)]
+    table = figures_table(shown)
+    assert table["pipeline"].tolist() == ["dense", "a2sf(budget=64)", "streaming_llm(budget=64)", "B − A"]
+    dense, a, b, more = (row for _, row in table.iterrows())
+    assert dense["KV cache"] == example.kv_bytes_dense and dense["keys kept"] == 1 and dense["regret"] == 0
+    assert a["perplexity"] - dense["perplexity"] == pytest.approx(a["to dense"])
+    for name in ("perplexity", "KV cache", "regret", "same top token"):
+        assert more[name] == pytest.approx(b[name] - a[name])
+    assert figures_table([*shown, Shown("C", DENSE, whole)])["pipeline"].tolist()[0] == "a2sf(budget=64)"
