@@ -19,7 +19,7 @@ from ui.session import EXAMPLE, FIVE_STAGES, Shown, open_run, visit_at
 from ui.visits import offer_visits
 from viz.cost import label, prompt_perplexity
 
-_ANSWERS = 2  # runs whose texts stand on every page; Compare has those of more
+_ANSWERS = 2  # runs whose texts and provenance stand on every page; of more Compare and a fold have them
 _WIDTH = 135  # px of a metric; a row wraps where it is too narrow for all
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
@@ -64,6 +64,10 @@ def _compact(shown: list[Shown]) -> None:
     )
     for note in dict.fromkeys(f"{item.letter}: {note}" for item in shown for note in item.trace.notes):
         st.info(note)
+    if len(shown) <= _ANSWERS:
+        for item in shown:
+            st.caption(f"{item.letter}: {told_provenance(item.trace)}")
+        return
     with folded("What each was computed with", "told_provenance") as opened:
         if opened:
             for item in shown:

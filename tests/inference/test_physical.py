@@ -55,7 +55,7 @@ def test_a_forgetting_factor_by_class_is_the_same_for_what_is_read_and_what_is_w
     """The model is made to write the bytes of emoji, whose class a whole text shows and a single token does not."""
     written = tiny.tokenizer()("é🙂 中🙂1中🙂")["input_ids"]
     prompt, rest = tiny.tokenizer()("So é🙂 and 7 中 are one; 🙂")["input_ids"][:-2], iter(written)
-    monkeypatch.setattr(sys.modules["sparsity_core.inference.generation"], "_next_token", lambda *_: next(rest))
+    monkeypatch.setattr(sys.modules["sparsity_core.inference.writing"], "_next_token", lambda *_: next(rest))
     method = "a2sf(budget=8, forgetting_factor={punctuation: 1.0, space: 0.0, word: 0.5, number: 0.9, other: 0.25})"
     masked, real, hidden, physical = simulated_and_real(tiny.model(), method, prompt, len(written))
     torch.testing.assert_close(hidden, physical, rtol=0, atol=1e-9)

@@ -101,9 +101,14 @@ def test_every_figure_has_alt_text_a_line_to_read_it_by_its_table_and_its_downlo
             {"prompt.txt, which the command reads"} if any("--file prompt.txt" in c.value for c in at.code) else set()
         )
         assert labels == {"PDF", "SVG", "PNG", "HTML", "CSV", "JSON", WHOLE} | read
-    # Compare has a table below its first figure, and Reproduce one above it.
-    assert len(at.dataframe) == len(names) + (page_name in ("compare", "reproduce"))
-    of_model = app_module.PAGES[page_name].PAGE.needs == "model"
+    # Compare has a table below its first figure, Reproduce one above it, Channels one of what was written; of two runs the
+    # figures are a table, and on Compare how far their texts went.
+    needs = app_module.PAGES[page_name].PAGE.needs
+    of_model = needs == "model"
+    tables = (page_name in ("compare", "reproduce", "channels")) + bool(link) * (
+        (needs == "run") + (page_name == "compare")
+    )
+    assert len(at.dataframe) == len(names) + tables
     if link and not of_model and page_name != "channels":  # there A and B differ in what they read alone
         own = {name[-1] for name in names if name.endswith(("_A", "_B"))}
         # B decides by position and has no scores of its own to draw; the regret of both is one figure

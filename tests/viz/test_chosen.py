@@ -16,7 +16,7 @@ from viz.paper.formats import FORMATS
 MARKED = ["plot_atlas", "plot_comparison", "plot_distances", "plot_interactions", "plot_links", "plot_loss"]
 MARKED += ["plot_agreement", "plot_contested", "plot_judge_layers", "plot_kl"]
 MARKED += ["plot_magnitudes", "plot_overview", "plot_scores", "plot_selected", "plot_similarity"]
-MARKED += ["plot_along", "plot_hierarchy", "plot_pattern"]
+MARKED += ["plot_along", "plot_haystack", "plot_hierarchy", "plot_pattern"]
 
 
 def marks(figure: go.Figure) -> int:
