@@ -12,6 +12,7 @@ from tests.app.test_app import said
 from tests.pages.test_pages import example, opened
 from tests.server import cache_with_models
 from ui.bundle import DENSE
+from ui.parting import inline
 from ui.session import EXAMPLE
 
 
@@ -36,3 +37,8 @@ def test_a_run_whose_dense_answer_nobody_has_computed_offers_it(
     at = opened(tmp_path, prompt="needle", pipeline=EXAMPLE.pipeline, generate=str(EXAMPLE.generate), seed="7")
     assert any(each.value.startswith("This pipeline wrote: ") for each in at.markdown)
     assert at.button("run_dense_answer").label == "What does the dense model write?"
+
+
+def test_what_a_model_wrote_is_shown_and_never_read_as_markdown() -> None:
+    assert inline("![](http://x) <b>") == "!\\[\\](http\\://x) \\<b\\>"
+    assert inline("a] :red-background[b\nc") == "a\\] \\:red-background\\[b ↵ c"

@@ -15,6 +15,8 @@ from ui.literal import literal
 from ui.session import Shown
 from viz import paper
 
+HALF = "A method of one cut has read half of the text before it cuts, and does not know the rest."
+
 
 def take_away(table: pd.DataFrame, sources: list[tuple[RunSpec, Trace]], caption: str, name: str) -> None:
     """The files that hold a table, as papers print it."""
@@ -38,7 +40,7 @@ def told_question(shown: Sequence[Shown]) -> str:
     """What a compression of the prompt could know of the question in it, in sentences: rankings turn with it."""
     spec, trace = shown[0].spec, shown[0].trace
     if spec.question == "auto" and not spec.generate:
-        return "A method of one cut has read half of the text before it cuts, and does not know the rest."
+        return HALF
     if spec.question == "unknown":
         place = question_at(trace.texts[: trace.n_prompt])
         at = "" if place is None else f", “{literal(_beginning(trace, *place))}” from token {place[0]} on,"

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ui.compare.tables import take_away, told_question
+from ui.compare.tables import HALF, take_away, told_question
 from ui.compare.texts import known_texts
 from ui.figure import show_figure
 from ui.knobs import choose_one
@@ -16,7 +16,6 @@ from viz import compare as viz
 from viz import cost
 
 _TEXTS = "texts"  # the span of many texts, beside viz.SPANS
-_HALF = "A method of one cut has read half of the text before it cuts, and does not know the rest."
 _NAMES = {
     "pipeline": "pipeline",
     "kl": "mean KL (nats)",
@@ -51,7 +50,7 @@ def quality(shown: list[Shown]) -> None:
     if not len(table):
         st.info("None of these runs was compared with the dense model: run one with a method.")
         return
-    question = _HALF if span == _TEXTS else told_question(shown)
+    question = HALF if span == _TEXTS else told_question(shown)
     figure = viz.plot_tradeoff(table, looks_of(shown), measure, counted)
     show_figure(
         figure,
