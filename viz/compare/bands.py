@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from sparsity_core.evaluate import Profile
+from viz.compare.grid import panel_grid
 from viz.looks import Look
 from viz.text import plain
 
@@ -24,7 +24,6 @@ _AXES = {
     "layer": ("layer", "share of keys kept"),
 }
 _EDGES = (0.1, 0.5, 0.9)
-_BESIDE = 3  # panels in a row
 
 
 def bands_table(
@@ -60,22 +59,12 @@ def plot_bands(
 ) -> go.Figure:
     """A panel per pipeline: the band and median of the texts, and one text's own line."""
     names = list(table["pipeline"].unique())
-    rows, columns = -(-len(names) // _BESIDE), min(_BESIDE, len(names))
-    figure = make_subplots(
-        rows,
-        columns,
-        shared_xaxes="all",
-        shared_yaxes="all",
-        subplot_titles=[plain(name) for name in names],
-        horizontal_spacing=0.03,
-    )
-    x, y = _AXES[measure]
-    for at, name in enumerate(names):
-        row, column = at // _BESIDE + 1, at % _BESIDE + 1
+    grid, (x, y) = panel_grid(names), _AXES[measure]
+    figure, rows = grid.figure, grid.rows
+    for at, (name, place) in enumerate(zip(names, grid.places, strict=True)):
         for line in _lines(table[table["pipeline"] == name], looks[name], measure, one, first=not at):
-            figure.add_trace(line, row, column)
-        if row == rows or at + _BESIDE >= len(names):
-            figure.update_xaxes(title=x, showticklabels=True, row=row, col=column)
+            figure.add_trace(line, *place)
+    grid.title_columns(x)
     figure.update_yaxes(title=y, col=1)
     figure.update_yaxes(rangemode="tozero", tickformat=None if measure == "kl" else ".0%")
     figure.update_xaxes(tickformat=None if measure == "layer" else ".0%")

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from sparsity_core.evaluate import NeedleFound
 from viz.chosen import CHOSEN
+from viz.compare.grid import panel_grid
 from viz.looks import SEQUENTIAL, VERMILLION
 from viz.text import plain
 
 _COLUMNS = ["pipeline", "length", "depth", "tokens", "needle_at", "loss", "found", "written"]
-_BESIDE = 3  # panels in a row
 _WRITTEN = 6  # lengths of a panel whose cells have room for what is in them
 
 
@@ -39,23 +38,13 @@ def haystack_table(found: Mapping[str, Sequence[NeedleFound]]) -> pd.DataFrame:
 def plot_haystack(table: pd.DataFrame, selected: tuple[int, float] | None = None) -> go.Figure:
     """A panel per pipeline, a row per depth and a column per length; one colour axis. `selected` is a (length, depth)."""
     names = list(table["pipeline"].unique())
-    rows, columns = -(-len(names) // _BESIDE), min(_BESIDE, len(names))
-    figure = make_subplots(
-        rows,
-        columns,
-        shared_xaxes="all",
-        shared_yaxes="all",
-        subplot_titles=[plain(name) for name in names],
-        horizontal_spacing=0.03,
-        vertical_spacing=0.12 if rows < 3 else 0.08,
-    )
-    for at, name in enumerate(names):
-        row, column = at // _BESIDE + 1, at % _BESIDE + 1
-        figure.add_trace(_cells(table[table["pipeline"] == name]), row, column)
+    grid = panel_grid(names, vertical_spacing=0.12 if len(names) <= 6 else 0.08)
+    figure, rows = grid.figure, grid.rows
+    for name, place in zip(names, grid.places, strict=True):
+        figure.add_trace(_cells(table[table["pipeline"] == name]), *place)
         if selected is not None:
-            _mark(figure, table, selected, row, column)
-        if row == rows or at + _BESIDE >= len(names):
-            figure.update_xaxes(title="tokens of the prompt", showticklabels=True, row=row, col=column)
+            _mark(figure, table, selected, *place)
+    grid.title_columns("tokens of the prompt")
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_yaxes(title="depth of the needle", col=1)
     figure.update_xaxes(showgrid=False, type="category")
