@@ -33,7 +33,7 @@ wheel: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
 
-# On a machine with a card, in about four minutes: is what runs there right, and how fast. Send us the result file.
+# On a machine with a card, in some six minutes: is what runs there right, and how fast. Send us the result file.
 gpu-check: $(VENV)/dev
 	$(BIN)/python -m benchmarks.gpu_check
 

@@ -29,15 +29,15 @@ from benchmarks.measure import RESULTS, machine
 
 _ROOT = Path(__file__).parents[2]
 _SECTIONS = {  # the most seconds of each; what is right comes before what is fast
-    "shapes": ("the operations at real shapes, against float64", 60),
+    "shapes": ("the operations at real shapes, against float64", 120),
     "models": ("the card as the CPU, generated as run", 90),
     "laws": ("the tests of the operations, on the card", 120),
     "decode": ("a decode step against dense SDPA", 60),
     "trace": ("what recording costs", 60),
-    "offload": ("a cache in host memory", 60),
+    "offload": ("a cache in host memory", 120),
     "prefill": ("blocks of keys against causal SDPA", 90),
     "prompts": ("prompts that see some keys, the card as the CPU", 90),
-    "embedded": ("the embedded model, the card as the CPU", 120),
+    "embedded": ("the embedded model, the card as the CPU", 180),
 }
 _MARK = "FINDING "
 
@@ -75,7 +75,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(_SECTIONS)}; all where none")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --toy")
     parser.add_argument("--toy", action="store_true", help="small sizes, and no result file")
-    parser.add_argument("--seconds", type=float, default=240.0, help="for all sections together (240)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for all sections together (600)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.sections) - set(_SECTIONS))

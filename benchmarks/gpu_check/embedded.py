@@ -16,7 +16,7 @@ dense
 gate=dcp()
 eviction=a2sf(budget=64)
 decode=double_sparsity(tokens=0.25)
-weights=row_norm(ratio=0.25) eviction=h2o(budget=64)
+weights=row_norm(ratio=0.02) eviction=h2o(budget=64)
 gate=dcp() eviction=a2sf(budget=64) decode=double_sparsity(tokens=0.5)
 prefill=sliding_window(window=64)
 """.strip().splitlines()
@@ -43,7 +43,7 @@ def _agrees(cpu: Model, own: Model, half: Model, ids: list[int], pipeline: str) 
     told = float(expected.nll[:-1].mean())
     less = float(rounded.nll[:-1].mean())
     said = f"mean |Δloss| {apart:.1e}, {same:.2%} dropped alike; mean loss {told:.4f}, in bfloat16 {less:.4f}"
-    if not (apart < 5e-3 and same > 0.98 and abs(less - told) < 0.05):
+    if not (apart < 5e-3 and same > 0.98 and abs(less - told) < 0.03 * told):
         raise AssertionError(said)
     return said
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,10 +92,10 @@ def _counted(mask: KeyMask, n: int, block: int) -> tuple[np.ndarray, np.ndarray]
     edges, key = np.arange(0, n, block), torch.arange(n)
     for start in range(0, n, block):
         end = min(n, start + block)
-        rows: Any = mask.rows(start, end, key).expand(mask.lists, -1, -1).numpy()
-        seen[:, start:end] = rows.sum(2)
+        rows = mask.rows(start, end, key).numpy().view(np.uint8)  # of one list where all see the same
+        seen[:, start:end] = rows.sum(2, dtype=np.int32)
         own = edges[edges < end]
-        pairs[:, start // block, : len(own)] = np.add.reduceat(rows.sum(1), own, axis=1)
+        pairs[:, start // block, : len(own)] = np.add.reduceat(rows.sum(1, dtype=np.int32), own, axis=1)
         later = end - np.maximum(start, np.arange(end))  # queries of the block at or after each key
         causal[start // block, : len(own)] = np.add.reduceat(later, own)
     return seen, (pairs / np.maximum(causal, 1)).astype(np.float32)

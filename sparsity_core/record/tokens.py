@@ -50,9 +50,13 @@ class _Reader:
         names = dict(zip(known, tokenizer.convert_ids_to_tokens(known), strict=True))
         self.names: list[str | None] = [names[i] for i in self.ids]
         self._tokenizer = tokenizer
+        self._read: dict[tuple[int, ...], str] = {}  # words come back, and a decoder's call costs more than finding it
 
     def decode(self, start: int, end: int) -> str:
-        return _decoded(self._tokenizer, self.ids[start:end])
+        asked = tuple(self.ids[start:end])
+        if asked not in self._read:
+            self._read[asked] = _decoded(self._tokenizer, asked)
+        return self._read[asked]
 
     def added(self, start: int, end: int) -> str:
         """The text of tokens `start` to `end` within the whole text, whose first token may lose its leading space."""
@@ -145,7 +149,8 @@ def _visible_character(c: str, alone: bool) -> str:
 
 def token_classes(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The class of each token on its own, so that no later token changes an earlier one's."""
-    return [token_class(_decoded(tokenizer, [i])) for i in ids]
+    classes = {i: token_class(_decoded(tokenizer, [i])) for i in dict.fromkeys(ids)}
+    return [classes[i] for i in ids]
 
 
 def token_class(text: str) -> str:
