@@ -95,7 +95,7 @@ MEASURED: dict[str, Any] = {
     "split": "",
     "shots_given": 0,
     "kv_share": float("nan"),
-    "items": None,  # the value of each question
+    "items": None,  # the value of each question; the mean loss of each block of a text
     "seconds": float("nan"),
     "error": "",
 }
@@ -154,7 +154,8 @@ def _read(spec: CellSpec, progress: Progress) -> list[dict[str, Any]]:
         seed=spec.seed,
         progress=progress,
     )
-    return [{"metric": "perplexity", "value": found.perplexity, "n": found.tokens, "kv_share": found.kv_share}]
+    names = {"value": found.perplexity, "stderr": found.stderr, "n": found.tokens, "kv_share": found.kv_share}
+    return [{"metric": "perplexity", **names, "items": list(found.of_blocks)}]
 
 
 def text_of(path: str, line: int) -> str:

@@ -27,12 +27,24 @@ class Perplexity:
     kv_share: float = (
         1.0  # bytes that the cache held at the end of each block over those of nothing dropped; their mean
     )
+    of_blocks: tuple[float, ...] = ()  # the mean −log p of each block, nats
 
     @property
     def convention(self) -> str:
         """How it was measured, in words."""
         start = "a start token before each" if self.add_bos == "yes" else "no BOS added"
         return f"{self.tokens:,} tokens predicted in {self.blocks} blocks of {self.block}, {start}"
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the perplexity over its blocks (nan: of one block): perplexity × that of the blocks' mean loss.
+
+        It tells of other text of this kind. Two pipelines read the same blocks: hold their `of_blocks` against each other by
+        `evaluate.paired`.
+        """
+        if len(self.of_blocks) < 2:
+            return math.nan
+        return self.perplexity * float(np.std(self.of_blocks, ddof=1)) / math.sqrt(len(self.of_blocks))
 
 
 @torch.inference_mode()
@@ -101,12 +113,13 @@ def blocks_perplexity(
     if not blocks:
         raise ValueError(f"the text has {len(ids):,} tokens, fewer than one block of {block:,}: choose a smaller block")
     blocks = min(blocks, most_blocks or blocks)
-    total = 0.0
+    own: list[float] = []
     for i in range(blocks):
         progress(i / blocks, f"block {i + 1} of {blocks}")
         part = start + ids[i * block : (i + 1) * block]
         nll = losses(model, part) if losses_of is None else losses_of(part)
         check_losses(nll, model.name, i * block - len(start))
-        total += float(nll[:-1].astype(np.float64).sum())
+        own.append(float(nll[:-1].astype(np.float64).mean()))
     count = blocks * (block - 1 + len(start))
-    return Perplexity(math.exp(total / count), count, blocks, block, pipeline, add_bos)
+    mean = sum(own) / blocks  # blocks are of one length
+    return Perplexity(math.exp(mean), count, blocks, block, pipeline, add_bos, of_blocks=tuple(own))

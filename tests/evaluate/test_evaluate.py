@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -29,6 +30,10 @@ def test_perplexity_is_transformers_own_loss_over_the_blocks(smollm):
     assert found.blocks == len(ids) // block == len(losses) > 1
     assert found.tokens == found.blocks * (block - 1)
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    assert found.of_blocks == pytest.approx(losses, rel=1e-4)
+    spread = statistics.stdev(losses) / math.sqrt(len(losses))
+    assert found.stderr == pytest.approx(found.perplexity * spread, rel=1e-3)
+    assert math.isnan(perplexity(smollm, TEXT, block=block, most_blocks=1).stderr)
 
 
 def test_eviction_starts_afresh_in_each_block(smollm):

@@ -67,7 +67,9 @@ def test_a_sweep_computes_each_cell_once_and_its_table_is_what_the_functions_say
     table = read_sweep(place / "out").set_index(["task", "pipeline", "seed", "metric"])
     model, pipeline = load(str(place / "model")), "eviction=streaming_llm(budget=8)"
     read = table.loc[("", pipeline, 0, "perplexity")]
-    assert read["value"] == perplexity(model, tiny.TEXT, pipeline, block=32).perplexity and read["n"] == 31
+    alone = perplexity(model, tiny.TEXT, pipeline, block=32)
+    assert read["value"] == alone.perplexity and read["n"] == 31
+    np.testing.assert_allclose(read["items"], alone.of_blocks, rtol=1e-6)
     assert read["kv_share"] == 8 / 32
     scored, found = (
         table.loc[("arc_easy", pipeline, 1, "acc")],

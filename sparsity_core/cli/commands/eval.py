@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 
 from sparsity_core.cli import options as shared
@@ -42,8 +43,10 @@ def answer(options: argparse.Namespace) -> shared.Answer:
         from sparsity_core.evaluate import perplexity
 
         found = perplexity(*given, progress=progress, **own)
-    line = f"perplexity {found.perplexity:.4f}  ({found.pipeline}; {found.convention})"
-    return {"model": options.model, **asdict(found)}, line
+    error = None if math.isnan(found.stderr) else found.stderr
+    spread = "" if error is None else f" ± {error:.4f}"
+    line = f"perplexity {found.perplexity:.4f}{spread}  ({found.pipeline}; {found.convention})"
+    return {"model": options.model, **asdict(found), "stderr": error}, line
 
 
 def _scored(options: argparse.Namespace) -> shared.Answer:
