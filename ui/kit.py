@@ -33,7 +33,11 @@ def kit_files(item: Item, form: str, width: float, shape: float = 0.62, across: 
 def everything(item: Item, width: float, shape: float = 0.62, across: bool = False) -> bytes:
     """A zip of the figure in every format that this machine writes, with what goes with it."""
     forms = [form for form in paper.FORMATS.values() if paper.can_render() or not form.rendered]
-    files = {f"{item.name}.{form.name}": item.exported(form.name, width, shape) for form in forms}
+    figure, height = item.sized(width, shape)
+    drawn = paper.exports(
+        figure, item.table, [form.name for form in forms], item.provenance, width=width, height=height
+    )
+    files = {f"{item.name}.{name}": data for name, data in drawn.items()}
     return paper.kit.zipped(files | kit_files(item, "pdf", width, shape, across))
 
 

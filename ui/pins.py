@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import streamlit as st
 
@@ -73,28 +75,39 @@ def zip_of(found: Sequence[Pin], width: float, columns: int, progress: Callable[
 
     Without a browser that draws, HTML stands for the pictures, and there is no sheet. Reads no session.
     """
-    files: dict[str, bytes] = {}
     drawn = paper.can_render()
-    for done, own in enumerate(found):
-        progress(done / (len(found) + 1), f"{own.item.name}, {done + 1} of {len(found)}")
-        files |= _folder_of(own, f"{done + 1:02}-{own.item.name}", width, drawn)
-    made = paper.together([own.item.provenance for own in found])
+    work = [partial(_folder_of, own, f"{at:02}-{own.item.name}", width, drawn) for at, own in enumerate(found, 1)]
+    doing = [f"{own.item.name}, {at} of {len(found)}" for at, own in enumerate(found, 1)]
     if drawn and len(found) <= paper.MOST:
-        progress(len(found) / (len(found) + 1), "the sheet of all")
-        files["sheet.pdf"] = paper.compose(panels(found), "pdf", width=width, columns=columns)
-        files["sheet.tex"] = paper.kit.latex(made, "sheet.pdf", width).encode()
+        work.append(partial(_sheet_of, found, width, columns))
+        doing.append("the sheet of all")
+    made = paper.together([own.item.provenance for own in found])
+    files: dict[str, bytes] = {}
+    # One is prepared here while the browser, which is another process, draws what came before.
+    with ThreadPoolExecutor(2, thread_name_prefix="zip") as pool:
+        try:
+            coming = [pool.submit(each) for each in work]
+            for done, (each, what) in enumerate(zip(coming, doing, strict=True)):
+                progress(done / len(work), what)
+                files |= each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     files["references.bib"] = paper.kit.references(made).encode()
     return paper.kit.zipped(files)
+
+
+def _sheet_of(found: Sequence[Pin], width: float, columns: int) -> dict[str, bytes]:
+    made = paper.together([own.item.provenance for own in found])
+    sheet = paper.compose(panels(found), "pdf", width=width, columns=columns)
+    return {"sheet.pdf": sheet, "sheet.tex": paper.kit.latex(made, "sheet.pdf", width).encode()}
 
 
 def _folder_of(own: Pin, folder: str, width: float, drawn: bool) -> dict[str, bytes]:
     """A figure's files and texts, by their names in its folder."""
     item = own.item
     figure, height = item.sized(width)
-    files = {
-        f"{folder}/{item.name}.{form}": paper.export(
-            figure, item.table, form, item.provenance, width=width, height=height
-        )
-        for form in (*(("pdf", "svg", "png") if drawn else ("html",)), "csv", "json")
-    }
-    return files | {f"{folder}/{name}": data for name, data in own.texts.items()}
+    forms = (*(("pdf", "svg", "png") if drawn else ("html",)), "csv", "json")
+    files = paper.exports(figure, item.table, forms, item.provenance, width=width, height=height)
+    named = {f"{folder}/{item.name}.{form}": data for form, data in files.items()}
+    return named | {f"{folder}/{name}": data for name, data in own.texts.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -17,6 +18,7 @@ from viz.chosen import without_chosen
 from viz.found import FoundFigure, figures
 from viz.looks import distinct_looks
 from viz.paper import drawn, plain
+from viz.theme import SCREEN_ONLY
 
 WINDOW = 512  # tokens that an atlas or a strip shows at once; more cells than that are too small to click
 _GIVEN = {
@@ -129,7 +131,29 @@ def draw(
 
 def same(one: go.Figure, other: go.Figure) -> bool:
     """Whether a file of the two shows the same."""
-    return plain(drawn(without_chosen(one), 528, 320)) == plain(drawn(without_chosen(other), 528, 320))
+    own, others = without_chosen(one), without_chosen(other)
+    if _alike(_of_paper(own), _of_paper(others)):  # not brought into the paper look, which takes longer
+        return True
+    return plain(drawn(own, 528, 320)) == plain(drawn(others, 528, 320))
+
+
+def _of_paper(figure: go.Figure) -> dict[str, Any]:
+    """What the paper look is made from."""
+    spec: dict[str, Any] = figure.to_dict()
+    for name in SCREEN_ONLY:
+        spec["layout"].pop(name, None)
+    return spec
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two of Plotly's structures are equal; False too where arrays hold what cannot be told."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
+    return type(one) is type(other) and bool(one == other)
 
 
 def _drawn(found: FoundFigure, traces: Mapping[str, Trace], given: dict[str, Any], width: float) -> Picture:

@@ -156,7 +156,7 @@ _TEMPLATES = {"light": LIGHT, "dark": DARK, "paper": PAPER}
 
 _NAME, _TITLE = 42, 26  # characters of a legend's line and of an axis upwards, as a column of 3 inches holds them
 
-_SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
+SCREEN_ONLY = ("title", "width", "height", "autosize", "font", "paper_bgcolor", "plot_bgcolor", "margin")
 
 
 def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_place: bool = False) -> go.Figure:
@@ -170,7 +170,7 @@ def style(figure: go.Figure, theme: Literal["light", "dark", "paper"], *, in_pla
     styled = figure if in_place else go.Figure(figure)
     layout = styled.layout
     if theme == "paper":
-        for name in _SCREEN_ONLY:
+        for name in SCREEN_ONLY:
             layout[name] = None
         layout.updatemenus = layout.sliders = ()
         layout.legend.y = layout.legend.yanchor = None  # above a screen's marks

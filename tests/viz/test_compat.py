@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
+import threading
 
 import kaleido
 import pytest
 from choreographer.browsers.chromium import Chromium
+from choreographer.errors import ChannelClosedError
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject
 
@@ -27,6 +30,31 @@ def test_kaleido_takes_our_page_without_margins_and_without_mathematics() -> Non
 def test_the_browser_is_looked_for_without_starting_it() -> None:
     assert "skip_local" in inspect.signature(Chromium.find_browser).parameters
     assert all(issubclass(error, Exception) for error in compat.lost_browser_errors())
+
+
+def test_an_answer_is_read_whatever_a_process_of_the_browser_printed_before_it() -> None:
+    assert compat.answer(b'{"id":1,"result":{}}') == {"id": 1, "result": {}}
+    assert compat.answer(b'libva info: [0]\n{"id":2}') == {"id": 2}
+    assert compat.answer(b"no answer at all") is None and compat.answer(b'{"cut') is None
+
+
+def test_pieces_of_an_answer_are_put_together_and_a_closed_pipe_is_told() -> None:
+    pipe = compat._pipe()()
+    pipe.open()
+    said = b'warning\n{"id":1,"data":"' + b"x" * 200_000 + b'"}\0{"id":2}\0'
+    threading.Thread(target=_write, args=(pipe.from_external_to_choreo, said)).start()
+    found: list[dict[str, object]] = []
+    while len(found) < 2:
+        found += pipe.read_jsons()[0]
+    assert [each["id"] for each in found] == [1, 2] and len(str(found[0]["data"])) == 200_000
+    pipe.close()
+    with pytest.raises(ChannelClosedError):
+        pipe.read_jsons()
+
+
+def _write(end: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(end, data[:50_000]) :]
 
 
 def test_pypdf_clones_a_document_lists_its_objects_and_takes_raw_bytes() -> None:

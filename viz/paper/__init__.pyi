@@ -4,6 +4,7 @@ from .browser import can_render as can_render
 from .drawing import drawn as drawn
 from .export import FORMATS as FORMATS
 from .export import export as export
+from .export import exports as exports
 from .export import missing_glyphs as missing_glyphs
 from .fonts import say_missing as say_missing
 from .formats.json import plain as plain

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import NameObject, NumberObject, PdfObject, StreamObject
 
+PAGES = 2  # on which the browser draws at the same time
 _FIGURES_A_PAGE = 50  # after which the browser's page is loaded anew, so that nothing piles up in it
 
 
@@ -50,7 +54,50 @@ def kaleido_without_margins(path: str) -> Any:
             else:
                 await super()._return_kaleido_tab(tab)
 
-    return Browser(path=path, page_generator=Page(mathjax=False))
+    return Browser(n=PAGES, path=path, page_generator=Page(mathjax=False), channel_cls=_pipe())
+
+
+def _pipe() -> type:
+    """Choreographer's pipe from the browser, read so that no answer is lost.
+
+    The browser's standard output is that pipe. What any of its processes prints there stands before the next answer, which
+    then is no JSON: Choreographer drops it, and whoever waits for it waits for good. Also, it joins a picture of megabytes
+    anew for every 10 kB.
+    """
+    from choreographer.channels import Pipe
+    from choreographer.errors import ChannelClosedError
+
+    class Read(Pipe):
+        def read_jsons(self, *, blocking: bool = True) -> tuple[list[Any], float]:
+            if not self.is_ready():
+                raise ChannelClosedError
+            source = self._read_from_browser
+            pieces: list[bytes] = []
+            try:
+                os.set_blocking(source, blocking)
+                while not pieces or not pieces[-1].endswith(b"\0"):
+                    pieces.append(os.read(source, 1 << 20))
+                    os.set_blocking(source, True)
+                    if pieces in ([b""], [b"{bye}\n"]) or not pieces[-1]:
+                        raise OSError("the browser has closed its end")
+            except BlockingIOError:
+                return [], time.perf_counter()
+            except OSError as error:
+                self.close()
+                raise ChannelClosedError from error
+            told = [answer(message) for message in b"".join(pieces).split(b"\0") if message]
+            return [each for each in told if each is not None], time.perf_counter()
+
+    return Read
+
+
+def answer(message: bytes) -> Any:
+    """What the browser says in a message, whatever was printed before it; None where it says nothing."""
+    begins = message.find(b'{"')
+    try:
+        return json.loads(message[begins:]) if begins >= 0 else None
+    except ValueError:
+        return None
 
 
 def is_alive(browser: Any) -> bool:

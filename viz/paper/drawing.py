@@ -40,9 +40,9 @@ def printable_texts(value: Any) -> Any:
     return value
 
 
-def drawn_text(figure: go.Figure) -> str:
-    """All text that a picture of the figure shows, in any order: no hover text and no hidden tick labels."""
-    return html.unescape("\n".join(_texts(drawn(figure, 1000, 1000))))
+def text_of(drawing: dict[str, Any]) -> str:
+    """All text that a picture of what is `drawn` shows, in any order: no hover text and no hidden tick labels."""
+    return html.unescape("\n".join(_texts(drawing)))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pandas as pd
@@ -9,13 +10,13 @@ import plotly.graph_objects as go
 
 from sparsity_core.record import Provenance
 from viz.chosen import without_chosen
-from viz.paper.drawing import drawn_text
+from viz.paper.drawing import drawn, text_of
 from viz.paper.fonts import say_missing, without_glyph
 from viz.paper.formats import FORMATS
 from viz.paper.height import natural_height
 from viz.paper.sheet import Sheet
 
-__all__ = ["FORMATS", "export", "missing_glyphs"]
+__all__ = ["FORMATS", "export", "exports", "missing_glyphs"]
 
 
 def export(
@@ -37,17 +38,40 @@ def export(
     Traces that nobody can see (opacity 0, as selection layers have) are left out of PDF, SVG and PNG. Where no font of
     this machine has a character, the provenance of a PDF or PNG says so under "missing glyphs".
     """
-    if fmt not in FORMATS:
-        raise ValueError(f"format is {fmt!r}; allowed are {', '.join(FORMATS)}")
-    form = FORMATS[fmt]
+    made = exports(figure, table, [fmt], provenance, width=width, height=height, scale=scale, chosen=chosen)
+    return made[fmt]
+
+
+def exports(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    forms: Iterable[str],
+    provenance: Provenance,
+    *,
+    width: float = 5.5,
+    height: float | None = None,
+    scale: float = 4,
+    chosen: bool = False,
+) -> dict[str, bytes]:
+    """As `export`, the figure in several formats, by their names; it is brought into the paper look once."""
+    wanted = list(forms)
+    if unknown := [form for form in wanted if form not in FORMATS]:
+        raise ValueError(f"format is {unknown[0]!r}; allowed are {', '.join(FORMATS)}")
     figure = figure if chosen else without_chosen(figure)
-    if form.embeds and (missing := missing_glyphs(figure)):
-        facts = {**provenance.facts, "missing glyphs": say_missing(missing)}
-        provenance = replace(provenance, facts=facts)
     sheet = Sheet(figure, table, provenance, width, natural_height(figure, width) if height is None else height, scale)
-    return form.write(sheet)
+    embedding = _with_missing(sheet) if any(FORMATS[form].embeds for form in wanted) else sheet
+    return {form: FORMATS[form].write(embedding if FORMATS[form].embeds else sheet) for form in wanted}
 
 
 def missing_glyphs(figure: go.Figure) -> str:
     """The characters of a figure's text that no font of this machine has, each once; empty where that is not known."""
-    return without_glyph(drawn_text(figure))
+    return without_glyph(text_of(drawn(figure, 1000, 1000)))
+
+
+def _with_missing(sheet: Sheet) -> Sheet:
+    """The sheet whose provenance says which characters of its text no font of this machine has, if any."""
+    missing = without_glyph(text_of(sheet.drawing))
+    if not missing:
+        return sheet
+    facts = {**sheet.provenance.facts, "missing glyphs": say_missing(missing)}
+    return sheet.with_provenance(replace(sheet.provenance, facts=facts))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from sparsity_core.record import Provenance
+from viz.paper.drawing import drawn
 from viz.theme import PX_PER_INCH
 
 CREATOR = "SparseLens"
@@ -44,6 +47,17 @@ class Sheet:
         """Whole pixels that hold the sheet: Chromium stretches fractional ones, so the page is cut to size afterwards."""
         inches = {"width": self.width, "height": self.height}
         return {name: math.ceil(value * PX_PER_INCH - 1e-9) for name, value in inches.items()}
+
+    @cached_property
+    def drawing(self) -> dict[str, Any]:
+        """The figure in the paper look as Plotly's structure, made once for all formats; not to be changed."""
+        return drawn(self.figure, **self.pixels)
+
+    def with_provenance(self, provenance: Provenance) -> Sheet:
+        """The same drawing from elsewhere."""
+        other = replace(self, provenance=provenance)
+        other.__dict__["drawing"] = self.drawing
+        return other
 
 
 @dataclass(frozen=True)

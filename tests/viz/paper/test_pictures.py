@@ -262,8 +262,8 @@ def test_a_killed_browser_is_replaced_and_exit_is_silent(browser: None) -> None:
         "from sparsity_core.record import Provenance\nfrom viz import paper\nfrom viz.paper import browser\n"
         "def draw(): return paper.export(go.Figure(), pandas.DataFrame({'a': [1]}), 'svg', Provenance(caption='c'))\n"
         "thread = threading.Thread(target=draw); thread.start(); thread.join()\n"
-        "os.kill(browser._renderer._kaleido.subprocess.pid, 9)\n"
-        "print(draw()[:4].decode(), browser._renderer._kaleido.subprocess.pid)\n"
+        "os.kill(browser._renderer._running.kaleido.subprocess.pid, 9)\n"
+        "print(draw()[:4].decode(), browser._renderer._running.kaleido.subprocess.pid)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

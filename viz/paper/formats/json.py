@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from viz.paper.drawing import drawn
 from viz.paper.sheet import CREATOR, Format, Sheet
 
 VERSION = 1
@@ -24,7 +23,7 @@ def _write(sheet: Sheet) -> bytes:
         "inches": {"width": sheet.width, "height": sheet.height},
         "provenance": json.loads(sheet.provenance.to_json()),
         "table": columns,
-        "figure": drawn(sheet.figure, **sheet.pixels),
+        "figure": sheet.drawing,
     }
     return (json.dumps(plain(whole), allow_nan=False) + "\n").encode()
 

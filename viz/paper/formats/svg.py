@@ -16,6 +16,9 @@ from viz.paper.sheet import Format, Sheet
 from viz.text import printable
 from viz.theme import PX_PER_INCH
 
+_ATTRIBUTE = re.compile(r'\s+[\w:.-]+="[^"]*"')
+_TAG = re.compile(rf"<([\w:]+)((?:{_ATTRIBUTE.pattern})+)\s*(/?)>")
+
 
 def _write(sheet: Sheet) -> bytes:
     drawing = drawn_svg(sheet)
@@ -46,9 +49,17 @@ def about(provenance: Provenance) -> str:
 
 
 def _without_chance(text: str, name: str) -> str:
-    """Plotly draws six hexadecimal digits for the names within a drawing; equal figures are to be equal files."""
+    """Equal figures are to be equal files.
+
+    Plotly draws six hexadecimal digits for the names within a drawing, and the first legend that a page of the browser draws
+    has its attributes in another order than later ones.
+    """
     drawn = re.search(r'id="defs-([0-9a-f]{6})"', text)
-    return text.replace(drawn[1], name) if drawn else text
+    return _TAG.sub(_ordered, text.replace(drawn[1], name) if drawn else text)
+
+
+def _ordered(tag: re.Match[str]) -> str:
+    return f"<{tag[1]}{''.join(sorted(_ATTRIBUTE.findall(tag[2])))}{tag[3]}>"
 
 
 def _sharp_png(encoded: str) -> str:
