@@ -20,6 +20,11 @@ def trace_options(parser: argparse.ArgumentParser) -> None:
     shared.question_option(parser, "run reads half the text before a cut, generate the whole prompt")
     shared.setting(parser, "snapshots", 64, "most copies of the scores in the trace")
     shared.setting(parser, "against_dense", True, "a second, dense pass, for regret, the ideal mask and KL")
+    trace_files(parser)
+
+
+def trace_files(parser: argparse.ArgumentParser) -> None:
+    """Where a trace goes."""
     parser.add_argument("--out", type=shared.path, metavar="DIR", help="write the trace there, as trace.npz")
     parser.add_argument(
         "--html", type=shared.path, metavar="FILE", help="write a page that shows the trace, all in one file"

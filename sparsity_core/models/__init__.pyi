@@ -11,6 +11,7 @@ from .families import decoder_layers as decoder_layers
 from .families import family_of as family_of
 from .loading import EMBEDDED as EMBEDDED
 from .loading import load as load
+from .loading import load_unchanged as load_unchanged
 from .loading import wrap as wrap
 from .loss import Perplexity as Perplexity
 from .loss import blocks_perplexity as blocks_perplexity

@@ -63,6 +63,23 @@ def load(
         return _loaded[key]
 
 
+def load_unchanged(
+    name: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
+) -> tuple[Any, Any]:
+    """A transformers model and its tokenizer as they are, with the model's own attention: nothing of it is recorded or pruned.
+
+    Takes what `load` takes but int8, and raises ModelError as it does for what cannot be found or read.
+    """
+    name, place = os.fspath(name), resolve_device(device)
+    if dtype == INT8:
+        raise ModelError(
+            "a model that runs as it is has the weights of its file: use auto, float32, bfloat16 or float16"
+        )
+    source = source_of(name, progress)
+    with explained(name):
+        return _from_pretrained(source, name, place, DTYPES[resolve_dtype(dtype, place)])
+
+
 def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if cards() else "cpu")

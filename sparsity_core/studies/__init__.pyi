@@ -28,7 +28,6 @@ from .judge_study import FORESIGHT as FORESIGHT
 from .judge_study import JudgeStudy as JudgeStudy
 from .judges import all_judges as all_judges
 from .judging import study_judges as study_judges
-from .native_reads import native_reads as native_reads
 from .patterns import look_at_attention as look_at_attention
 from .policy_history import History as History
 from .policy_history import find_history as find_history

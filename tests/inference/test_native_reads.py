@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sparsity_core.studies import native_reads
+from sparsity_core.inference import native_reads
 from tests import families, tiny
 
 TOP, IDS = 5, tiny.ids(24)
