@@ -11,10 +11,15 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.measure import Row, peak_memory, ratio
 from sparsity_core import Pipeline, load, run
 from sparsity_core.models import EMBEDDED, Model, calibration_text
+from sparsity_core.models.loading import wrap
+from tests import tiny
+
+_LONG = (4096, 16_384)  # tokens
 
 
 def main(data: Path) -> list[Row]:
@@ -49,11 +54,47 @@ def main(data: Path) -> list[Row]:
         Row(f"dense recorded run, {trace.n_tokens} tokens", time.perf_counter() - began, "s", None, "", "works")
     )
     print(rows[-1], flush=True)
+    rows += _long_texts()
     rows.append(
         Row("second start: import, load and verify the model", median(_second_start() for _ in range(5)), "s", 10)
     )
     print(rows[-1], flush=True)
     return rows
+
+
+def _long_texts() -> list[Row]:
+    """Peak memory a token of texts that fill the positions of a model of random weights, whose layers are SmolLM2-135M's."""
+    rows = []
+    for pipeline in ("dense", "eviction=a2sf(budget=256)"):
+        short, long = (_fresh_long(pipeline, n) / n for n in _LONG)
+        name = f"{pipeline}, {_LONG[1]:,} tokens in 4 layers: peak memory a token"
+        note = f"{long / 2**10:.0f} kB against {short / 2**10:.0f} kB"
+        rows.append(Row(name, long / short, "", 1.0, f"that of {_LONG[0]:,} tokens", note))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _fresh_long(pipeline: str, n: int) -> int:
+    return _printed(f"from benchmarks.tracing import print_long; print_long({pipeline!r}, {n})")
+
+
+def print_long(pipeline: str, n: int) -> None:
+    config = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        num_hidden_layers=4,
+        max_position_embeddings=_LONG[1],
+        vocab_size=258,
+        bos_token_id=None,
+        eos_token_id=tiny.END,
+        pad_token_id=tiny.PAD,
+    )
+    torch.manual_seed(0)
+    model = wrap(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tiny.tokenizer(), "random-llama-4")
+    run(model, tiny.ids(256), pipeline)  # imports
+    print(peak_memory(lambda: run(model, tiny.ids(n), pipeline)))
 
 
 @torch.inference_mode()
@@ -63,7 +104,10 @@ def _plain(model: Model, ids: list[int]) -> torch.Tensor:
 
 def _fresh_peak(what: str) -> int:
     """Bytes above the loaded model at the peak of a 2,048-token pass, in a process of its own that has freed nothing yet."""
-    code = f"from benchmarks.tracing import print_peak; print_peak({what!r})"
+    return _printed(f"from benchmarks.tracing import print_peak; print_peak({what!r})")
+
+
+def _printed(code: str) -> int:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
