@@ -85,7 +85,7 @@ def _downloads(item: Item, width: float, shape: float, across: bool, chosen: boo
         row.download_button(
             form.label,
             data=partial(item.exported, form.name, width, shape, chosen),
-            file_name=f"{item.name}.{form.name}",
+            file_name=f"{item.file}.{form.name}",
             mime=form.mime,
             key=f"{form.name}_{item.name}",
             disabled=form.rendered and not paper.can_render(),
@@ -95,7 +95,7 @@ def _downloads(item: Item, width: float, shape: float, across: bool, chosen: boo
     st.download_button(
         "All of it, with caption, LaTeX, BibTeX and script (zip)",
         data=partial(everything, item, width, shape, across),
-        file_name=f"{item.name}.zip",
+        file_name=f"{item.file}.zip",
         mime="application/zip",
         key=f"zip_{item.name}",
         on_click="ignore",

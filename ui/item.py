@@ -24,6 +24,11 @@ class Item:
     provenance: Provenance
     runs: tuple[tuple[RunSpec, Trace], ...] = ()
 
+    @property
+    def file(self) -> str:
+        """What its files are called, without their ending."""
+        return paper.kit.file_name(self.name, self.provenance)
+
     def exported(self, form: str, width: float, shape: float = 0.62, chosen: bool = False) -> bytes:
         """The figure's file at a width, and as high as its lines take or `shape` times as high; inches."""
         figure, height = self.sized(width, shape)

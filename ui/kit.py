@@ -19,12 +19,12 @@ from viz import again, cost, paper
 
 def kit_files(item: Item, form: str, width: float, shape: float = 0.62, across: bool = False) -> dict[str, bytes]:
     """The texts that go with a figure's file, by their names."""
-    file = f"{item.name}.{form}"
+    file = f"{item.file}.{form}"
     texts = {
-        f"{item.name}.txt": paper.kit.caption(item.provenance) + "\n",
-        f"{item.name}.tex": paper.kit.latex(item.provenance, file, width, across=across),
+        f"{item.file}.txt": paper.kit.caption(item.provenance) + "\n",
+        f"{item.file}.tex": paper.kit.latex(item.provenance, file, width, across=across),
         "references.bib": paper.kit.references(item.provenance),
-        f"{item.name}.py": script_of(item, form, width, shape),
+        f"{item.file}.py": script_of(item, form, width, shape),
         paper.kit.PROMPT_FILE: item.provenance.prompt or "",
     }
     return {name: text.encode("utf-8", "surrogatepass") for name, text in texts.items() if text}
@@ -37,7 +37,7 @@ def everything(item: Item, width: float, shape: float = 0.62, across: bool = Fal
     drawn = paper.exports(
         figure, item.table, [form.name for form in forms], item.provenance, width=width, height=height
     )
-    files = {f"{item.name}.{name}": data for name, data in drawn.items()}
+    files = {f"{item.file}.{name}": data for name, data in drawn.items()}
     return paper.kit.zipped(files | kit_files(item, "pdf", width, shape, across))
 
 
@@ -53,7 +53,7 @@ def script_of(item: Item, form: str, width: float, shape: float = 0.62) -> str:
     choices = _choices()
     name = next((name for name in _names(item.name) if _makes(name, runs, choices, figure, width)), None)
     own = {title: spec for title, (spec, _) in runs.items()}
-    file = f"{item.name}.{form}"
+    file = f"{item.file}.{form}"
     return paper.kit.script(name, own, item.provenance, file, (width, round(height, 4)), choices)
 
 

@@ -39,7 +39,13 @@ def page_kit() -> None:
             found = [Pin(at, item, kit_files(item, "pdf", width, across=across)) for at, item in enumerate(items, 1)]
             return lambda tell: zip_of(found, width, _COLUMNS, tell)
 
-        offer_zip("page_kit", "Make the zip", f"{title.lower()}.zip", (state, width, across), prepare)
+        offer_zip(
+            "page_kit",
+            "Make the zip",
+            f"{paper.kit.file_name(title.lower(), items[0].provenance)}.zip",
+            (state, width, across),
+            prepare,
+        )
         if st.button("Pin all to Figures", icon=":material/keep:", key="pin_all", width="stretch"):
             st.toast(pin_all(items, width))
 

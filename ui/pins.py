@@ -109,5 +109,5 @@ def _folder_of(own: Pin, folder: str, width: float, drawn: bool) -> dict[str, by
     figure, height = item.sized(width)
     forms = (*(("pdf", "svg", "png") if drawn else ("html",)), "csv", "json")
     files = paper.exports(figure, item.table, forms, item.provenance, width=width, height=height)
-    named = {f"{folder}/{item.name}.{form}": data for form, data in files.items()}
+    named = {f"{folder}/{item.file}.{form}": data for form, data in files.items()}
     return named | {f"{folder}/{name}": data for name, data in own.texts.items()}

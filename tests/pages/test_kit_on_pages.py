@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_each_figure_brings_caption_latex_bibtex_and_a_script_that_draws_it(
     assert len(scripts) == len(names)
     for text, name in zip(scripts, names, strict=True):
         compile(text, name, "exec")
-        assert f'"{name}.pdf"' in text and "PROMPTS['needle'].text" in text
+        assert re.search(rf'"{name}-[a-z0-9_-]+\.pdf"', text) and "PROMPTS['needle'].text" in text
     assert sum("\\includegraphics[width=5.5in]" in text for text in code) == len(names)
     assert sum("@misc{" in text for text in code) == len(names)
 
@@ -57,5 +58,7 @@ def test_the_zip_holds_every_format_and_what_goes_with_it(monkeypatch: pytest.Mo
     item = kit.Item("atlas_A", lambda width: (drawn.figure, None), drawn.table, trace.provenance)
     with zipfile.ZipFile(io.BytesIO(kit.everything(item, 3.25))) as archive:
         names = set(archive.namelist())
-        assert names == {"atlas_A.html", "atlas_A.csv", "atlas_A.json", "atlas_A.txt", "atlas_A.tex", "references.bib"}
+        own = f"atlas_A-a2sf-budget-64-{trace.provenance.prompt_hash[:6]}"
+        assert names == {f"{own}.{ending}" for ending in ("html", "csv", "json", "txt", "tex")} | {"references.bib"}
+        assert f"{{{own}.pdf}}" in archive.read(f"{own}.tex").decode()
         assert archive.read("references.bib").decode() == made.references(trace.provenance)

@@ -16,6 +16,7 @@ from viz.paper.cite import bibtex, cite_keys
 from viz.paper.tables import latex_text
 
 PROMPT_FILE = "prompt.txt"
+_LONGEST = 60  # letters of the pipelines in a file's name
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal contents are equal bytes
 _STAGES = {
     "weights": "weights cut by",
@@ -30,6 +31,19 @@ def pipelines_of(provenance: Provenance) -> list[str]:
     """The pipelines of a figure as spelled, each once; none of a figure of a model's weights."""
     spelled = provenance.pipeline or (f"weights={method}" if (method := provenance.facts.get("method")) else "")
     return list(dict.fromkeys(text for text in spelled.split(" | ") if text))
+
+
+def file_name(name: str, provenance: Provenance) -> str:
+    """What a figure's files are called, without their ending: the figure, its pipelines, six digits of its prompt's hash."""
+    stages = [spelled_stages(text) or [("", "dense")] for text in pipelines_of(provenance)]
+    run = _plain("-".join(call for pipeline in stages for _, call in pipeline))
+    short = run if len(run) <= _LONGEST else run[:_LONGEST].rpartition("-")[0]
+    return "-".join(part for part in (name, short, _plain(provenance.prompt_hash[:6])) if part)
+
+
+def _plain(text: str) -> str:
+    """What LaTeX and every file system take: no dot, which LaTeX may read as the ending."""
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower().replace(".", "_")).strip("-_")
 
 
 def caption(provenance: Provenance) -> str:

@@ -104,3 +104,18 @@ def test_a_script_of_what_needs_choices_of_a_page_computes_the_runs_and_says_so(
     text = paper.kit.script(None, {"A": spec}, MADE, "a.pdf", (5.5, 3), {})
     compile(text, "again.py", "exec")
     assert "choices of a page" in text and "seed=2" in text and "from_app" not in text
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        ("eviction=a2sf(budget=64, forgetting_factor=0.3)", "loss-a2sf-budget-64-forgetting_factor-0_3-abcdef"),
+        ("dense | eviction=h2o(budget=64)", "loss-dense-h2o-budget-64-abcdef"),
+        ("", "loss-abcdef"),
+    ],
+)
+def test_a_files_name_carries_the_run(pipeline: str, expected: str) -> None:
+    made = Provenance(pipeline=pipeline, prompt_hash="abcdef012345")
+    assert paper.kit.file_name("loss", made) == expected
+    several = " | ".join(f"eviction=a2sf(budget={n})" for n in range(64, 80))
+    assert len(paper.kit.file_name("loss", Provenance(pipeline=several))) < 80
