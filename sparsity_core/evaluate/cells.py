@@ -154,8 +154,8 @@ def _read(spec: CellSpec, progress: Progress) -> list[dict[str, Any]]:
         seed=spec.seed,
         progress=progress,
     )
-    names = {"value": found.perplexity, "stderr": found.stderr, "n": found.tokens, "kv_share": found.kv_share}
-    return [{"metric": "perplexity", **names, "items": list(found.of_blocks)}]
+    told = {"value": found.perplexity, "stderr": found.stderr, "n": found.tokens, "kv_share": found.kv_share}
+    return [{"metric": "perplexity", **told, "items": list(found.of_blocks)}]
 
 
 def text_of(path: str, line: int) -> str:

@@ -54,6 +54,9 @@ class _Reader:
 
     def decode(self, start: int, end: int) -> str:
         asked = tuple(self.ids[start:end])
+        # `_aligned` reads every beginning of a text, once: kept, they would take the square of its length.
+        if len(asked) > _CONTEXT:
+            return _decoded(self._tokenizer, asked)
         if asked not in self._read:
             self._read[asked] = _decoded(self._tokenizer, asked)
         return self._read[asked]

@@ -47,7 +47,9 @@ def test_pieces_of_an_answer_are_put_together_and_a_closed_pipe_is_told() -> Non
     while len(found) < 2:
         found += pipe.read_jsons()[0]
     assert [each["id"] for each in found] == [1, 2] and len(str(found[0]["data"])) == 200_000
-    pipe.close()
+    os.write(pipe.from_external_to_choreo, b"printed as it ended{bye}\n")
+    with pytest.raises(ChannelClosedError):
+        pipe.read_jsons()
     with pytest.raises(ChannelClosedError):
         pipe.read_jsons()
 

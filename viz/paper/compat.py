@@ -78,7 +78,7 @@ def _pipe() -> type:
                 while not pieces or not pieces[-1].endswith(b"\0"):
                     pieces.append(os.read(source, 1 << 20))
                     os.set_blocking(source, True)
-                    if pieces in ([b""], [b"{bye}\n"]) or not pieces[-1]:
+                    if not pieces[-1] or pieces[-1].endswith(b"{bye}\n"):  # which `close` writes to whoever reads
                         raise OSError("the browser has closed its end")
             except BlockingIOError:
                 return [], time.perf_counter()
