@@ -135,9 +135,15 @@ def evict_scan(
         from sparselens_kernels.evict_scan import kernel
 
         return EvictScan(*kernel.evict_scan(q, k, v, **numbers), chosen)
+    own: dict[str, Any] = {"until": until, "protected": protected, "shared": shared}
+    if q.shape[2] == 1 and q.device.type == "cpu" and sink_q is None and mask is None and memory is None:
+        from sparselens_kernels.evict_scan import one_query
+
+        del numbers["sink_q"], numbers["mask"]
+        return EvictScan(*one_query.evict_scan(q, k, v, **numbers, **own), chosen)
     from sparselens_kernels.evict_scan import reference
 
-    own: dict[str, Any] = {"until": until, "protected": protected, "shared": shared, "memory": memory}
+    own["memory"] = memory
     out, evicted_at, final, threshold, snapshots, left = reference.evict_scan(q, k, v, **numbers, **own)
     return EvictScan(out, evicted_at, final, threshold, snapshots, chosen, left)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sparselens_kernels.dispatch import NEVER
-
-Array = Any  # a torch.Tensor or a numpy.ndarray
 
 
 class Memory(NamedTuple):
@@ -75,7 +74,7 @@ class BlockMemory:
     def attention(self, logits: torch.Tensor, dropped_in: torch.Tensor) -> torch.Tensor:
         """P [B, Hkv, G, R, C] over the columns of logits [B, Hkv, G, R, C] beside the memory, which has the rest."""
         before = self._before(dropped_in)
-        own = _logits(self._raw, self._past, before[:, :, None], self._counts(before), self._softcap, torch)
+        own = _logits(self._raw, self._past, before[:, :, None], self._counts(before), self._softcap)
         p = torch.softmax(torch.cat([logits, own[..., None]], dim=-1), dim=-1)
         self._share = p[..., -1]
         return p[..., :-1]
@@ -92,11 +91,11 @@ class BlockMemory:
         """The memory after the block of keys k [B, Hkv, C, D] and values v [B, Hkv, C, Dv]."""
         return self._memory.with_evicted(k, v, self.entered(dropped_in))
 
-    def rows(self) -> RowMemory:
-        raw, past, n_evicted, until = (
-            x.cpu().numpy() for x in (self._raw, self._past, self._memory.n_evicted, self._until)
-        )
-        return RowMemory(raw, past, n_evicted, until, self._softcap)
+    def numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """What `walk_cpu.walk` needs: the raw logits [B, Hkv, G, R, C], the queries' products with the sum of the keys evicted
+        before the block [B, Hkv, G, R], how many these are [B, Hkv], and the logits' soft cap, +inf where there is none."""
+        raw, past, count = (x.contiguous().cpu().numpy() for x in (self._raw, self._past, self._memory.n_evicted))
+        return raw, past, count, inf if self._softcap is None else self._softcap
 
     def _before(self, dropped_in: torch.Tensor) -> torch.Tensor:
         """1 and 0 [B, Hkv, R, C]: the columns that are in the memory when a row looks."""
@@ -109,37 +108,11 @@ class BlockMemory:
         return (self._memory.n_evicted[..., None] + before.sum(-1))[:, :, None]
 
 
-class RowMemory:
-    """A block's memory as its rows are walked, in NumPy."""
-
-    def __init__(
-        self, raw: np.ndarray, past: np.ndarray, count: np.ndarray, until: np.ndarray, softcap: float | None
-    ) -> None:
-        self._raw, self._past, self._softcap = raw, past, softcap
-        batch, n_kv, _, _, columns = raw.shape
-        self._until = np.broadcast_to(until, (batch, n_kv, columns))
-        self._count, self._inside = count.copy(), np.zeros((batch, n_kv, columns), raw.dtype)
-
-    def attention(self, i: int, logits: np.ndarray) -> np.ndarray:
-        """P [B, Hkv, G, C] of row i over the columns of its logits, the dropped ones −∞, beside the memory."""
-        raw, past = self._raw[:, :, :, i], self._past[:, :, :, i]
-        with np.errstate(divide="ignore"):
-            own = _logits(raw, past, self._inside[:, :, None], self._count[..., None], self._softcap, np)
-        most = np.maximum(logits.max(-1), own)
-        weights: np.ndarray = np.exp(logits - most[..., None])
-        weights /= (weights.sum(-1) + np.exp(own - most))[..., None]
-        return weights
-
-    def drop(self, i: int, columns: tuple[np.ndarray, ...]) -> None:
-        """Takes in what row i drops, at indices of [B, Hkv, C]."""
-        enters = self._until[columns] > i
-        self._inside[columns] = enters
-        np.add.at(self._count, columns[:2], enters)
-
-
-def _logits(raw: Array, past: Array, inside: Array, count: Array, softcap: float | None, numbers: Any) -> Array:
-    """The logits against the memory: −∞ where nothing is in it. `numbers` is the arrays' own module."""
+def _logits(
+    raw: torch.Tensor, past: torch.Tensor, inside: torch.Tensor, count: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
+    """The logits against the memory: −∞ where nothing is in it."""
     mean = (past + (raw * inside).sum(-1)) / (count + (count == 0))
     if softcap is not None:
-        mean = numbers.tanh(mean / softcap) * softcap
-    return mean + numbers.log(count)
+        mean = torch.tanh(mean / softcap) * softcap
+    return mean + torch.log(count)

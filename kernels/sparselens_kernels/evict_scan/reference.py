@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparselens_kernels.dispatch import LATE, NEVER
+from sparselens_kernels.dispatch import NEVER
 from sparselens_kernels.evict_scan.memory import BlockMemory, Memory
 from sparselens_kernels.masks import KeyMask
 from sparselens_kernels.rows import accumulator_dtype, attend, decayed_sums, logits
@@ -23,9 +23,10 @@ from sparselens_kernels.slots import staying
 _ROWS = 128  # of a block: 64 to 256 run within 5 % of each other at a budget of 256
 
 Values = float | torch.Tensor
-# By row of a block: int64 [B, Hkv, C] the row that drops each column, P [B, Hkv, G, R, C], what each row chose among
-# [R, B, Hkv, C], and each row's lowest [B, Hkv, R]; see `Block.by_score`.
+# Of a block: int64 [B, Hkv, C] the row that drops each column, P [B, Hkv, G, R, C], what each of the rows copied chose among
+# [rows copied, B, Hkv, C], and each row's lowest [B, Hkv, R]; see `walk_cpu.walk`.
 Walked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Walk = Callable[["Block", int, int, bool, Sequence[int]], Walked]
 
 
 def evict_scan(
@@ -54,9 +55,9 @@ def evict_scan(
     protected: torch.Tensor | None = None,
     shared: bool = False,
     memory: Memory | None = None,
-    walk: Callable[[Block, int, int, bool], Walked] | None = None,
+    walk: Walk | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Memory | None]:
-    """`walk` takes a block's rows one after the other; `Block.by_score`, on the CPU, where None."""
+    """`walk` takes a block's rows one after the other; on the CPU, where None."""
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
     n_past = n_keys - n_queries
@@ -123,14 +124,14 @@ def evict_scan(
             p = block.attention(dropped_in)
             block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
-            dropped_in, p, choices, lowest = (walk or Block.by_score)(block, n_sink, recent, scored)
+            dropped_in, p, choices, lowest = (walk or _rows())(block, n_sink, recent, scored, list(steps))
             if memory is not None:
                 p = block.attention(dropped_in)
             threshold[:, :, begin:end] = lowest
             if forced.any():
                 threshold[:, forced.nonzero()[1], begin:end] = float("nan")
-            for row, slot in steps.items():
-                current = choices[row].masked_fill(dropped_in <= row, float("nan"))
+            for choice, (row, slot) in zip(choices, steps.items(), strict=True):
+                current = choice.masked_fill(dropped_in <= row, float("nan"))
                 snapshots[:, :, slot].scatter_(2, columns[..., : n_kept + row + 1], current[..., : n_kept + row + 1])
         out[:, :, begin:end] = attend(p, v_block)
         if block.memory is not None:
@@ -156,6 +157,12 @@ def _blocks(n_queries: int, free: int) -> list[tuple[int, int]]:
         edges = {e for e in edges if e <= free} | {free} | set(range(free, n_queries, _ROWS)) | {n_queries}
     ordered = sorted(edges)
     return list(pairwise(ordered))
+
+
+def _rows() -> Walk:
+    from sparselens_kernels.evict_scan.walk_cpu import walk  # compiled, which imports what compiles it
+
+    return walk
 
 
 def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -244,90 +251,6 @@ class Block:
         dropped_in = row.clamp_max(self.rows).masked_fill(self.place < n_sink, self.rows)
         return dropped_in.masked_fill(self.place < 0, -1)
 
-    def by_score(self, n_sink: int, recent: int, scored: bool) -> Walked:
-        """As `in_turn`, where each row drops the lowest score outside the first `n_sink` and the last `recent`.
-
-        Returns also P [B, Hkv, G, R, C], what each row chose among, [R, B, Hkv, C]: the scores after it, +inf where
-        already dropped, and each row's lowest, [B, Hkv, R], nan where it drops nothing. The rows depend on each other, and
-        each is little work: it is done in NumPy, whose calls cost a tenth of torch's.
-        """
-        p, logits = self.attention().cpu().numpy(), self.logits.cpu().numpy()
-        decay, weight = (x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (self.decay, self.weight))
-        score = self.score.cpu().numpy()
-        heads = np.indices(score.shape[:2])
-        alive, gone = np.ones_like(score), np.zeros_like(score)  # 1 and 0; 0 and +inf once dropped
-        dropped_in = np.full(score.shape, self.rows)
-        if self.has_empty:
-            empty = self.place.cpu().numpy() < 0
-            gone[empty], dropped_in[empty] = np.inf, -1
-        choices = np.empty((self.rows, *score.shape), score.dtype)
-        victims = np.empty((self.rows, *score.shape[:2]), np.int64)
-        memory = None if self.memory is None else self.memory.rows()
-        order, full = self._order(n_sink), self.n_free <= np.arange(self.rows)[:, None, None]  # [R, B, Hkv]
-        all_full = bool(full.all())
-        for i, choice in enumerate(choices):
-            own = p[:, :, :, i]
-            if memory is not None:
-                own[:] = memory.attention(i, logits[:, :, :, i] - gone[:, :, None])
-            else:
-                _renormalise(own, alive[:, :, None], logits[:, :, :, i])
-            if scored:
-                added = own.max(2) if self.reduction == "max" else own.sum(2)
-                if self.reduction == "mean":
-                    added /= own.shape[2]
-                if weight is not None:
-                    added = added * weight
-                score *= decay
-                score += added.mean(1, keepdims=True) if self.shared else added
-            np.add(score, gone, out=choice)
-            seen = self.n_kept + i + 1
-            if order is None:
-                victim = choice[..., n_sink : seen - recent].argmin(-1)
-                victim += n_sink
-            else:
-                victim = order(choice[..., :seen], recent).argmin(-1)
-            victims[i] = victim
-            dropped = (*heads, victim) if all_full else tuple(x[full[i]] for x in (*heads, victim))
-            alive[dropped] = 0
-            gone[dropped] = np.inf
-            if memory is not None:
-                memory.drop(i, dropped)
-        row, *at = full.nonzero()
-        dropped_in[*at, victims[full]] = row
-        lowest = np.where(full, np.take_along_axis(choices, victims[..., None], axis=3)[..., 0], np.nan)
-        self.score = self._back(score)
-        return self._back(dropped_in), self._back(p), self._back(choices), self._back(lowest.transpose(1, 2, 0))
-
-    def _back(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.score.device)
-
-    def _order(self, n_sink: int) -> Callable[[np.ndarray, int], np.ndarray] | None:
-        """What a row drops first, from its scores and the number of recent keys; None where the columns' order says it.
-
-        Hidden keys go before the lowest score, and recent keys last where keys are protected.
-        """
-        if self.until is None and self.protected is None:
-            if not self.has_empty:
-                return None
-            stays = self.place.cpu().numpy() < n_sink
-            return lambda choice, recent: np.where(stays[..., : choice.shape[-1]], np.inf, choice)[
-                ..., : choice.shape[-1] - recent
-            ]
-        positions = self.positions.cpu().numpy()
-        until = np.full_like(positions, NEVER) if self.until is None else self.until.cpu().numpy()
-        stays = positions < n_sink if self.protected is None else (positions < n_sink) | self.protected.cpu().numpy()
-
-        def order(choice: np.ndarray, recent: int) -> np.ndarray:
-            n = choice.shape[-1]
-            own, query = positions[..., :n], positions[..., n - 1 : n]
-            ranked = np.where(own > query - recent, LATE * (1.0 + own / NEVER), choice)
-            ranked[stays[..., :n]] = np.inf
-            ranked[until[..., :n] <= query] = -np.inf
-            ranked[choice == np.inf] = np.inf  # gone before
-            return ranked
-
-        return order
-
     def attention(self, dropped_in: torch.Tensor | None = None) -> torch.Tensor:
         """P [B, Hkv, G, R, C]: a row sees what no earlier row has dropped; all that is not hidden, where None.
 
@@ -363,15 +286,3 @@ class Block:
                 n = self.n_kept + stop
                 current = score[..., :n].masked_fill(dropped_in[..., :n] < stop, float("nan"))
                 snapshots[:, :, steps[stop - 1]].scatter_(2, columns[..., :n], current)
-
-
-def _renormalise(p: np.ndarray, alive: np.ndarray, logits: np.ndarray) -> None:
-    """Makes of a row's probabilities p [B, Hkv, G, C] those over the columns that are `alive`, 1 or 0."""
-    p *= alive
-    total = p.sum(-1, keepdims=True)
-    if total.min() < 1e-20:  # what was dropped held nearly all: softmax again, over what is left
-        with np.errstate(divide="ignore"):
-            left = logits + np.log(alive)
-        np.exp(left - left.max(-1, keepdims=True), out=p)
-        total = p.sum(-1, keepdims=True)
-    p /= total

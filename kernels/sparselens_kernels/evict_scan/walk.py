@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,8 +85,8 @@ def _walk(
     tl.store(dropped_in + i_row * n_columns + o_c, b_dropped, mask=m_c)
 
 
-def walk(block: Block, n_sink: int, recent: int, scored: bool) -> Walked:
-    """As `Block.by_score`, where no key is hidden or protected."""
+def walk(block: Block, n_sink: int, recent: int, scored: bool, copied: Sequence[int]) -> Walked:
+    """As `walk_cpu.walk`, where no key is hidden or protected."""
     batch, n_kv, group, rows, columns = block.logits.shape
     device = block.logits.device
 
@@ -112,4 +113,4 @@ def walk(block: Block, n_sink: int, recent: int, scored: bool) -> Walked:
             num_warps=max(4, min(16, block_g * block_c // 512)),
         )  # fmt: skip
     block.score = score
-    return dropped_in.long(), p, choices.permute(2, 0, 1, 3), lowest
+    return dropped_in.long(), p, choices[:, :, list(copied)].permute(2, 0, 1, 3), lowest
