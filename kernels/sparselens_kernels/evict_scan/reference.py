@@ -113,7 +113,7 @@ def evict_scan(
         if sink_q is not None:
             first = min(n_kept + rows, int(block.n_empty.max()) + n_sink)
             block.see_sinks(logits(sink_q[:, :, begin:end], k_block[:, :, :first], scale, softcap), n_sink)
-        block.hide_future(window)
+        block.hide(window)
         if mask is not None:
             block.hide_masked(mask)
         steps = {s - begin: slot for slot, s in enumerate(snapshot_steps) if begin <= s < end}
@@ -219,12 +219,9 @@ class Block:
         place, own = self.place[:, :, None, None, : found.shape[-1]], self.logits[..., : found.shape[-1]]
         own.copy_(torch.where((place >= 0) & (place < n_sink), found, own))
 
-    def hide_future(self, window: int | None) -> None:
+    def hide(self, window: int | None) -> None:
+        """Hides empty columns, those out of the window, and those that a gate or a rule hid."""
         query = self.positions[:, :, self.n_kept :]  # [B, Hkv, R]: the block's queries are its own keys
-        if self.rows > 1:
-            own = self.logits[..., self.n_kept :]
-            future = torch.ones(self.rows, self.rows, dtype=torch.bool, device=own.device).triu(1)
-            own.masked_fill_(future, float("-inf"))
         if self.has_empty:
             self.logits.masked_fill_((self.place < 0)[:, :, None, None], float("-inf"))
         if window is not None:
@@ -256,6 +253,10 @@ class Block:
 
         Of a row that sees a memory too, P leaves the memory its share.
         """
+        if self.rows > 1:  # the own keys that are still to come
+            own = self.logits[..., self.n_kept :]
+            future = torch.ones(self.rows, self.rows, dtype=torch.bool, device=own.device).triu(1)
+            own.masked_fill_(future, float("-inf"))
         if dropped_in is None:
             return torch.softmax(self.logits, dim=-1)
         row = torch.arange(self.rows, device=dropped_in.device)[:, None]

@@ -6,7 +6,7 @@ numba compiles them. What it compiled is kept beside this file or in the user's 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import exp, inf, isnan, log, tanh
+from math import exp, inf, log, tanh
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -32,7 +32,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def _renormalise(p: Array, logits: Array, alive: Array) -> None:
+def _normalise(p: Array, logits: Array, alive: Array) -> None:
     """Makes of one row's p [C] = exp(logits) its probabilities over the columns that are `alive`, 1 or 0."""
     total = p.dtype.type(0)
     for c in range(len(p)):
@@ -103,30 +103,34 @@ def _add(score: Array, received: Array, weight: Array, share: float) -> None:
 
 
 @_compiled
-def _victim(
-    score: Array, alive: Array, stays: Array, until: Array, positions: Array, recent: int, by_place: bool
-) -> int:
-    """The column that goes, of those that are `alive`; the query's own is the last.
+def _rank(
+    rank: Array, score: Array, alive: Array, stays: Array, until: Array, positions: Array, recent: int, by_place: bool
+) -> None:
+    """rank [C]: the key of the lowest goes, the oldest where ranks tie; the query's own is the last.
 
-    Hidden keys go first, then the lowest score, the oldest where scores tie; the last `recent`, by column where `by_place` and
-    else by position, only where no other may. A nan goes before any score: some key has to go.
+    Hidden keys go first, then a nan, since some key has to go, then the lowest score; the last `recent`, by column where
+    `by_place` and else by position, only where no other may. Without branches, which here are guessed wrong half the time.
     """
-    columns, victim, least = len(score), -1, inf
-    query = positions[columns - 1]
+    columns, query, inf_, late_ = len(rank), positions[len(rank) - 1], rank.dtype.type(inf), rank.dtype.type(LATE)
     for c in range(columns):
-        if not alive[c]:
-            continue
         late = c >= columns - recent if by_place else positions[c] > query - recent
-        value = score[c] * 1.0
-        if until[c] <= query:
-            value = -inf
-        elif stays[c]:
-            continue
-        elif late:
-            value = LATE * (1.0 + positions[c] / NEVER)
-        if victim < 0 or value < least or (isnan(value) and not isnan(least)):
-            victim, least = c, value
-    return victim
+        value = score[c] if score[c] == score[c] else -late_
+        value = late_ if late or value > late_ else value
+        value = inf_ if stays[c] else value
+        value = -inf_ if until[c] <= query else value
+        rank[c] = value if alive[c] > 0 else inf_
+
+
+@_compiled
+def _lowest(rank: Array) -> int:
+    """The first column of the lowest rank."""
+    least = rank[0]
+    for c in range(len(rank)):
+        least = min(least, rank[c])
+    for c in range(len(rank)):
+        if rank[c] == least:
+            return c
+    return -1
 
 
 @_compiled
@@ -144,7 +148,7 @@ def walk_rows(
     """
     batch, n_kv, group, rows, columns = p.shape
     share = (1.0 / group if reduction == _MEAN else 1.0) / (n_kv if shared else 1)
-    received = np.zeros((n_kv, columns), p.dtype)
+    received, rank = np.empty((n_kv, columns), p.dtype), np.empty(columns, p.dtype)
     inside = np.zeros((batch, n_kv, raw.shape[4]), p.dtype)  # 1: dropped into the memory by an earlier row
     for b in range(batch):
         for i in range(rows):
@@ -156,7 +160,8 @@ def walk_rows(
                         mean = _of_memory(raw[b, h, g, i][:n], past[b, h, g, i], n_past[b, h], inside[b, h], softcap)
                         _softmax(row, own, left, mean)
                     else:
-                        _renormalise(row, own, left)
+                        _normalise(row, own, left)
+                    p[b, h, g, i, n:] = 0.0
                     _receive(received[h], row, g == 0, reduction)
             for h in range(n_kv if scored else 0):
                 own = score[b, h][:n]
@@ -169,7 +174,8 @@ def walk_rows(
                         choices[slot[i], b, h, c] = score[b, h, c] if alive[b, h, c] else inf
                 if i < n_free[b, h]:
                     continue
-                c = _victim(score[b, h][:n], alive[b, h], stays[b, h], until[b, h], positions[b, h], recent, by_place)
+                _rank(rank[:n], score[b, h], alive[b, h], stays[b, h], until[b, h], positions[b, h], recent, by_place)
+                c = _lowest(rank[:n])
                 lowest[b, h, i], dropped_in[b, h, c], alive[b, h, c] = score[b, h, c], i, 0.0
                 if raw.shape[4] and until[b, h, c] > positions[b, h, n - 1]:
                     inside[b, h, c] = 1.0
