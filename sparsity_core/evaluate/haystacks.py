@@ -10,6 +10,7 @@ import numpy as np
 from sparsity_core.evaluate.needles import DEPTHS, LENGTHS, NEW_TOKENS, Needle, NeedleFound, needle_of
 from sparsity_core.evaluate.ruler import string_match
 from sparsity_core.inference import generate, pipeline_of, whole
+from sparsity_core.inference.question import asked_of_prompt
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model
 from sparsity_core.record import Trace
@@ -28,18 +29,20 @@ def haystack(
     depths: Sequence[float] = DEPTHS,
     seed: int = 0,
     add_bos: str = "auto",
+    question: str = "auto",
     write: Write | None = None,
     progress: Progress = silent,
 ) -> list[NeedleFound]:
     """Whether a number hidden at each depth of a haystack of each length is found, and how unlikely it was.
 
-    The pipeline reads the whole prompt, its question included, and then writes at most `NEW_TOKENS` tokens greedily from the
-    cache that it left. `loss` is over the answer's own tokens: where others were written, the answer is fed from that same cache
-    instead. RULER (Hsieh et al., arXiv:2404.06654) scores `found` alone, and draws the depth.
+    The pipeline reads the prompt, and then writes at most `NEW_TOKENS` tokens greedily from the cache that it left. `loss` is
+    over the answer's own tokens: where others were written, the answer is fed from that same cache instead. RULER (Hsieh et al.,
+    arXiv:2404.06654) scores `found` alone, and draws the depth.
 
     Args:
         lengths, depths: of the grid, which is measured length by length.
         seed: of the number and its key, the same in all cells, and of random eviction.
+        question: as in `generate`: "unknown" reads at once what stands before the prompt's question.
         write: makes a needle's `Trace` in place of `generate`, such as one that looks into a `Store`; it is to be of the same
             pipeline and seed.
 
@@ -57,10 +60,12 @@ def haystack(
         else:
             written = generate(
                 model, needle.prompt, chosen, max_new_tokens=NEW_TOKENS, seed=seed, add_bos=add_bos, snapshots=0,
-                against_dense=False, progress=told,
+                question=question, against_dense=False, progress=told,
             ).trace  # fmt: skip
         match = string_match({"answers": [needle.answer]}, [written.continuation])
-        loss = answer_loss(model, chosen, needle, written, seed=seed, add_bos=add_bos, progress=feeding)
+        loss = answer_loss(
+            model, chosen, needle, written, seed=seed, add_bos=add_bos, question=question, progress=feeding
+        )
         found.append(NeedleFound(needle, loss, bool(match["string_match"]), written.continuation))
         done += needle.n_tokens
     return found
@@ -99,6 +104,7 @@ def answer_loss(
     *,
     seed: int = 0,
     add_bos: str = "auto",
+    question: str = "auto",
     progress: Progress = silent,
 ) -> float:
     """The mean −log p of the answer's tokens after the prompt, in nats; `written` is what was generated after it."""
@@ -106,8 +112,9 @@ def answer_loss(
     answer = model.encode(f"{needle.prompt} {needle.answer}", add_bos)[len(prompt) :]
     n, end = len(prompt), len(prompt) + len(answer)
     if written.token_ids[n:end].tolist() != answer:
+        cut = asked_of_prompt(model, prompt, question, None) or n
         written = generate(
-            model, [*prompt, *answer], pipeline, n_prefill=n, max_new_tokens=1, seed=seed, snapshots=0, against_dense=False,
+            model, [*prompt, *answer], pipeline, n_prefill=cut, max_new_tokens=1, seed=seed, snapshots=0, against_dense=False,
             progress=progress,
         ).trace  # fmt: skip
     return float(written.nll[n - 1 : end - 1].astype(np.float64).mean())

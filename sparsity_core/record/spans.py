@@ -27,6 +27,9 @@ _ASKED = re.compile(r"Question:.*?(?=\s*Answer:|$)", re.DOTALL)
 _ANSWERS = re.compile(  # what a chat's template or a prompt puts after the question, for the answer to begin
     r"(?:\s|(?:<\|[a-z_]+\|>|<(?:start|end)_of_turn>)(?:assistant|model)?|\[/INST\]|</?s>|</?think>)*$"
 )
+_BEGUN = re.compile(
+    r"(?<=[?？])\s+[^\n.!?。！？]{1,200}(?:\b(?:is|are)|:)\s*$"
+)  # an answer for the model to go on with
 _SENTENCE = re.compile(
     r"(?:(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)[.!?](?=\s)|[。！？]|\n|\|>|\[INST\]|</?s>)\s*"
 )  # its end, and what stands before the next
@@ -43,7 +46,7 @@ def question_of(text: str) -> tuple[int, int] | None:
     """The question of a prompt, as its first character and the one after its last; None where none is found.
 
     It is the last `Question: …`, up to `Answer:`, else the sentence with a question mark that ends the text, or that only
-    the end of a chat's turn or `Answer: …` follows.
+    the end of a chat's turn, `Answer: …` or the beginning of an answer follows: `The number is`.
     """
     asked = list(_ASKED.finditer(text))
     if asked:
@@ -51,6 +54,7 @@ def question_of(text: str) -> tuple[int, int] | None:
     before = text.rpartition("Answer:")[0] or text
     tail = _ANSWERS.search(before[-_TAIL:])
     before = before[: len(before) - len(tail[0])] if tail else before
+    before = _BEGUN.sub("", before)
     if not before.endswith(("?", "？")):
         return None
     return max((end.end() for end in _SENTENCE.finditer(before[:-1])), default=0), len(before)

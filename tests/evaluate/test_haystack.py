@@ -127,3 +127,19 @@ def test_a_run_that_is_given_is_not_made_again_and_finds_what_it_wrote() -> None
 def test_a_grid_that_cannot_be_is_a_sentence(asked: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         needles_of(long_model(), **({"lengths": [500], "depths": [0.5]} | asked))
+
+
+def test_an_unknown_question_is_fed_after_the_cut_for_what_is_written_and_for_the_loss() -> None:
+    """One token a byte, so that the place of the question is its place in the prompt."""
+    model, pipeline = long_model(), "eviction=snapkv(budget=64)"
+    how = {"lengths": [500], "depths": [0.5]}
+    (known,), (unknown,) = (haystack(model, pipeline, question=each, **how) for each in ("known", "unknown"))
+    prompt, answer = unknown.needle.prompt, unknown.needle.answer
+    ids, n = model.encode(prompt), prompt.index("\nWhat is the special magic number")
+    assert len(ids) == len(prompt.encode())
+    own = generate(model, ids, pipeline, n_prefill=n + 1, max_new_tokens=NEW_TOKENS)
+    assert unknown.written == own.text
+    whole = model.encode(f"{prompt} {answer}")
+    fed = generate(model, whole, pipeline, n_prefill=n + 1, max_new_tokens=1, against_dense=False).trace
+    mean = fed.nll[len(ids) - 1 : len(whole) - 1].astype(np.float64).mean()
+    assert unknown.loss == pytest.approx(mean, rel=1e-6) and unknown.loss != pytest.approx(known.loss, rel=1e-6)

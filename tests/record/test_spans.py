@@ -82,7 +82,10 @@ def test_rules_look_at_the_prompt_alone():
         ("<s>[INST] Where? [/INST]", "Where?"),
         ("<|user|>\nWhere?<|end|>\n<|assistant|>\n", "Where?"),
         ("<start_of_turn>user\nWhere?<end_of_turn>\n<start_of_turn>model\n", "Where?"),
+        ("It is 7. What is it in the text? What it is in the text is", "What is it in the text?"),
+        ("Who? They are: ", "Who?"),
         ("Why? Because. The end.", None),
+        ("Who was it? He opened the door", None),
         ("", None),
     ],
 )

@@ -92,8 +92,8 @@ def _show(shown: list[Shown], found: dict[str, list[NeedleFound]], at: View) -> 
         name="haystack",
         caption="Loss of the answer, in nats a token, and whether it was written, by the length of the prompt and the depth at "
         f"which a number is hidden in it (RULER's niah_single_1, one number; {'; '.join(found)}).",
-        read=f"Dark: the number is likely; bright: it is not. {told}. The question is part of the prompt that a compression "
-        "reads. Click a cell to open its runs.",
+        read=f"Dark: the number is likely; bright: it is not. {told}. {_told_question(shown)} Click a cell to open "
+        "its runs.",
         sources=[(item.spec, item.trace) for item in shown if item.title in found],
         on_click=lambda point: st.session_state.update(haystack_wanted=_place(point)),
     )
@@ -103,6 +103,14 @@ def _show(shown: list[Shown], found: dict[str, list[NeedleFound]], at: View) -> 
         _open(shown, wanted)
     if opened is not None:
         _opened(shown, needles[opened], at)
+
+
+def _told_question(shown: list[Shown]) -> str:
+    unknown = [item.letter for item in shown if item.spec.question == "unknown"]
+    if not unknown:
+        return "The question is part of the prompt that a compression reads."
+    who = "" if len(unknown) == len(shown) else f" to {', '.join(unknown)}"
+    return f"The question is not known{who}: the prompt is compressed before it, and it comes a token at a time."
 
 
 def _place(point: dict[str, Any]) -> tuple[int, float]:

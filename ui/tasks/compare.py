@@ -69,11 +69,11 @@ def haystack(
     progress(0.0, f"loading {spec.model}")
     model = load(spec.model, device=spec.device, dtype=spec.dtype)
     return haystack(
-        model, spec.pipeline, lengths=lengths, depths=depths, seed=spec.seed, add_bos=spec.add_bos, write=write,
-        progress=progress,
+        model, spec.pipeline, lengths=lengths, depths=depths, seed=spec.seed, add_bos=spec.add_bos,
+        question=spec.question, write=write, progress=progress,
     )  # fmt: skip
 
 
 def needle_run(spec: RunSpec, needle: Needle) -> RunSpec:
-    """The run of a needle's prompt, of which the store keeps the trace; its question is known."""
-    return replace(spec, prompt=needle.prompt, generate=NEW_TOKENS, question="auto")
+    """The run of a needle's prompt, of which the store keeps the trace."""
+    return replace(spec, prompt=needle.prompt, generate=NEW_TOKENS)
