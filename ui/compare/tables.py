@@ -28,7 +28,7 @@ def take_away(table: pd.DataFrame, sources: list[tuple[RunSpec, Trace]], caption
         popover.download_button(
             label,
             data=partial(write, table, made),
-            file_name=f"{name}.{form}",
+            file_name=f"{paper.kit.file_name(name, made)}.{form}",
             mime=mime,
             key=f"{name}_{form}",
             icon=":material/download:",
