@@ -9,8 +9,7 @@ import numpy as np
 
 from sparsity_core.evaluate.needles import DEPTHS, LENGTHS, NEW_TOKENS, Needle, NeedleFound, needle_of
 from sparsity_core.evaluate.ruler import string_match
-from sparsity_core.inference import generate, pipeline_of, whole
-from sparsity_core.inference.question import asked_of_prompt
+from sparsity_core.inference import asked_of_prompt, generate, pipeline_of, whole
 from sparsity_core.kinds import Pipeline
 from sparsity_core.models import Model
 from sparsity_core.record import Trace

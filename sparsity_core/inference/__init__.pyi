@@ -5,6 +5,7 @@ from .generation import Generation as Generation
 from .generation import generate as generate
 from .generation import generate_batch as generate_batch
 from .native_reads import native_reads as native_reads
+from .question import asked_of_prompt as asked_of_prompt
 from .replay import refill as refill
 from .replay import replaying as replaying
 from .running import read_logits as read_logits

@@ -141,9 +141,9 @@ def evict_scan(
 
         del numbers["sink_q"], numbers["mask"]
         return EvictScan(*one_query.evict_scan(q, k, v, **numbers, **own), chosen)
-    from sparselens_kernels.evict_scan import reference
+    from sparselens_kernels.evict_scan import reference, walk_cpu
 
-    own["memory"] = memory
+    own |= {"memory": memory, "walk": walk_cpu.walk}
     out, evicted_at, final, threshold, snapshots, left = reference.evict_scan(q, k, v, **numbers, **own)
     return EvictScan(out, evicted_at, final, threshold, snapshots, chosen, left)
 

@@ -51,13 +51,13 @@ def evict_scan(
     score: torch.Tensor,
     start: int,
     snapshot_steps: Sequence[int],
+    walk: Walk,
     until: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
     shared: bool = False,
     memory: Memory | None = None,
-    walk: Walk | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Memory | None]:
-    """`walk` takes a block's rows one after the other; on the CPU, where None."""
+    """`walk` takes a block's rows one after the other."""
     batch, n_heads, n_queries, _ = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
     n_past = n_keys - n_queries
@@ -124,7 +124,7 @@ def evict_scan(
             p = block.attention(dropped_in)
             block.accumulate(p if scored else None, dropped_in, steps, columns, snapshots)
         else:
-            dropped_in, p, choices, lowest = (walk or _rows())(block, n_sink, recent, scored, list(steps))
+            dropped_in, p, choices, lowest = walk(block, n_sink, recent, scored, list(steps))
             if memory is not None:
                 p = block.attention(dropped_in)
             threshold[:, :, begin:end] = lowest
@@ -157,12 +157,6 @@ def _blocks(n_queries: int, free: int) -> list[tuple[int, int]]:
         edges = {e for e in edges if e <= free} | {free} | set(range(free, n_queries, _ROWS)) | {n_queries}
     ordered = sorted(edges)
     return list(pairwise(ordered))
-
-
-def _rows() -> Walk:
-    from sparselens_kernels.evict_scan.walk_cpu import walk  # compiled, which imports what compiles it
-
-    return walk
 
 
 def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
