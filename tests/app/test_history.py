@@ -153,6 +153,7 @@ def test_a_replay_is_one_choice(browser: Any, address: str) -> None:
     page.context.close()
 
 
+@pytest.mark.slow
 def test_a_reload_while_it_runs_finds_the_settings_and_the_run(browser: Any, address: str) -> None:
     from playwright.sync_api import expect
 

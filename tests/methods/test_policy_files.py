@@ -92,6 +92,7 @@ def test_auto_trains_once_and_keeps_what_it_trained(tmp_path, monkeypatch):
     assert equal(find_policy(tiny.model(), "corrected"), again)
 
 
+@pytest.mark.slow
 def test_the_shipped_policy_moves_the_spectra_less_than_row_norm_and_leverage(smollm):
     policy = find_policy(smollm, "corrected", progress=cancelling(1))  # it ships, so nothing is trained
     blocks = feed_forwards(smollm)
