@@ -27,13 +27,11 @@ _ASKED = re.compile(r"Question:.*?(?=\s*Answer:|$)", re.DOTALL)
 _ANSWERS = re.compile(  # what a chat's template or a prompt puts after the question, for the answer to begin
     r"(?:\s|(?:<\|[a-z_]+\|>|<(?:start|end)_of_turn>)(?:assistant|model)?|\[/INST\]|</?s>|</?think>)*$"
 )
-_BEGUN = re.compile(
-    r"(?<=[?？])\s+[^\n.!?。！？]{1,200}(?:\b(?:is|are)|:)\s*$"
-)  # an answer for the model to go on with
+_BEGUN = re.compile(r"(?<=[?？])\s+[^\n.!?。！？]+(?:\b(?:is|are)|:)$")  # an answer for the model to go on with
 _SENTENCE = re.compile(
     r"(?:(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)[.!?](?=\s)|[。！？]|\n|\|>|\[INST\]|</?s>)\s*"
 )  # its end, and what stands before the next
-_TAIL = 200  # characters of a prompt in which its template ends
+_TAIL = 200  # characters of a prompt in which its template ends, or its answer begins
 _RULES = {
     "code": re.compile(r"```.*?```", re.DOTALL),
     "numbers": re.compile(r"\d[\d.,]*\d|\d"),
@@ -54,7 +52,8 @@ def question_of(text: str) -> tuple[int, int] | None:
     before = text.rpartition("Answer:")[0] or text
     tail = _ANSWERS.search(before[-_TAIL:])
     before = before[: len(before) - len(tail[0])] if tail else before
-    before = _BEGUN.sub("", before)
+    begun = _BEGUN.search(before[-_TAIL:])
+    before = before[: len(before) - len(begun[0])] if begun else before
     if not before.endswith(("?", "？")):
         return None
     return max((end.end() for end in _SENTENCE.finditer(before[:-1])), default=0), len(before)
